@@ -1,0 +1,29 @@
+# make .venv | make demo | make test : all a newcomer needs. Python 3.11+, git and make must be there, nothing else.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+UV     := uv==0.13.9
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+.venv: pyproject.toml packages/featurize/pyproject.toml packages/nestgen/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+	$(BIN)/uv sync --inexact --quiet
+	touch .venv
+
+demo: .venv
+	$(BIN)/snakemake --snakefile pipelines/Snakefile --directory demo --cores all --config recipe=$(CURDIR)/pipelines/recipes/demo.yaml
+	@echo "Open demo/report.html"
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n auto
+
+clean:
+	rm -rf demo .snakemake
