@@ -1,0 +1,1 @@
+"""Nested generative models: one denoiser per level of a hierarchy of stored latents."""

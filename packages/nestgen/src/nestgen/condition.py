@@ -1,0 +1,73 @@
+"""The condition path: how the latent of the level above joins the image tokens of a denoiser."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+MIDDLE = 64  # channels between the two layers of a stack
+
+
+def _up(small: int, large: int, narrowest: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of a deconvolution from `small` to exactly `large` >= `small` places.
+
+    (small - 1) stride + kernel - 2 padding = large, with the largest stride that leaves no gap and the
+    smallest kernel that is at least `narrowest`.
+    """
+    stride = large // small
+    kernel = large - (small - 1) * stride
+    padding = max(0, -(-(narrowest - kernel) // 2))
+    return kernel + 2 * padding, stride, padding
+
+
+def _down(large: int, small: int) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of a convolution from `large`, a multiple of `small`, to `small` places.
+
+    The kernel is the least odd one that covers the stride.
+    """
+    stride = large // small
+    return 2 * (stride // 2) + 1, stride, stride // 2
+
+
+def stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int) -> nn.Sequential:
+    """The (de)convolutions from a condition (h, w, c) to one vector of `dim` per token of `grid`.
+
+    The rule: a condition smaller than the grid goes straight to it, by one deconvolution. Any other first
+    goes up, to the least multiple of the grid (at least twice it) that is not below the condition, through
+    a kernel of 3 or more so that neighbours mix, and then down by a strided convolution.
+    """
+    *sides, channels = condition_shape
+    if all(side < tokens for side, tokens in zip(sides, grid)):
+        kernel, stride, padding = zip(*(_up(side, tokens, 1) for side, tokens in zip(sides, grid)))
+        return nn.Sequential(nn.ConvTranspose2d(channels, dim, kernel, stride, padding))
+    middle = [tokens * max(2, -(-side // tokens)) for side, tokens in zip(sides, grid)]
+    kernel, stride, padding = zip(*(_up(side, large, 3) for side, large in zip(sides, middle)))
+    up = nn.ConvTranspose2d(channels, MIDDLE, kernel, stride, padding)
+    kernel, stride, padding = zip(*(_down(large, tokens) for large, tokens in zip(middle, grid)))
+    return nn.Sequential(up, nn.Conv2d(MIDDLE, dim, kernel, stride, padding))
+
+
+class Site(nn.Module):
+    """One place where the condition joins: x = fc2(GELU(fc1([x, c]))), or x + that (`residual`)."""
+
+    def __init__(
+        self,
+        condition_shape: tuple[int, int, int],
+        grid: tuple[int, int],
+        dim: int,
+        mode: Literal["replace", "residual"],
+    ) -> None:
+        super().__init__()
+        self.stack = stack(condition_shape, grid, dim)
+        self.fc1 = nn.Linear(2 * dim, 2 * dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(2 * dim, dim)
+        self.residual = mode == "residual"
+
+    def forward(self, x_BLD: Tensor, condition_BCHW: Tensor) -> Tensor:
+        """Image tokens (B, L, D) and the noised latent of the level above to image tokens (B, L, D)."""
+        c_BLD = self.stack(condition_BCHW).flatten(2).transpose(1, 2)
+        y_BLD = self.fc2(self.act(self.fc1(torch.cat([x_BLD, c_BLD], -1))))
+        return x_BLD + y_BLD if self.residual else y_BLD

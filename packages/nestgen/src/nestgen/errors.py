@@ -1,0 +1,7 @@
+"""The one exception a user sees."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence: what is wrong, where, and how to mend it."""

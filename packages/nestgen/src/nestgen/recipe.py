@@ -1,0 +1,270 @@
+"""The recipe: one YAML file that describes an experiment, validated strictly (docs/recipe.md)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from nestgen.errors import UserError
+from nestgen.yaml12 import read_yaml
+
+DEFAULT = Path("nested.yaml")
+
+
+def parse_shape(text: object) -> object:
+    """(h, w, c) of 'HxWxC'; anything else raises ValueError."""
+    if isinstance(text, tuple):
+        return text
+    if not isinstance(text, str) or not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
+        raise ValueError("should be height x width x channels, such as 4x4x16")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def shape_name(shape: tuple[int, int, int]) -> str:
+    """'HxWxC' of (h, w, c)."""
+    return "x".join(map(str, shape))
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Shape = Annotated[tuple[int, int, int], BeforeValidator(parse_shape)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, nothing unknown, nothing converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Features(Section):
+    """Where the stores are. The section's other keys are featurize's, which validates them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    out: Annotated[str, Field(min_length=1)]
+    encoder: str = "tiny"
+    z0: Annotated[str, Field(pattern=r"^(pixels|vae):[1-9]\d*$")] = "pixels:32"
+
+
+class Level(Section):
+    """One latent of the hierarchy."""
+
+    shape: Shape
+    sigma: NonNegativeFloat = 0.0
+    patch: PositiveInt = Field(default_factory=lambda data: 1 if min(data["shape"][:2]) < 4 else 2)
+
+    @model_validator(mode="after")
+    def _patch_divides(self) -> Level:
+        h, w, _ = self.shape
+        if h % self.patch or w % self.patch:
+            raise ValueError(f"has patch {self.patch}, which does not divide its {h}x{w} grid")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens down and across."""
+        return self.shape[0] // self.patch, self.shape[1] // self.patch
+
+
+class DenoiserOptions(Section):
+    """What the denoisers of all levels have in common."""
+
+    size: Literal["nano", "micro", "small", "medium", "large"] = "small"
+    labels: NonNegativeInt = 0
+    condition: Literal["replace", "residual"] = "replace"
+    null_condition: Literal["zeros", "learned"] = "zeros"
+
+
+class ProcessOptions(Section):
+    """The diffusion process."""
+
+    kind: Literal["discrete", "vp"] = "discrete"
+
+
+class TrainingOptions(Section):
+    """How a denoiser is trained."""
+
+    steps: PositiveInt = 300_000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 2e-4
+    betas: Annotated[tuple[Decay, Decay], BeforeValidator(_as_tuple)] = (0.9, 0.9)
+    weight_decay: NonNegativeFloat = 0.03
+    warmup: NonNegativeInt = 5000
+    ema: Decay = 0.9999
+    condition_drop: Probability = 0.5
+    label_drop: Probability = 0.1
+    clip: PositiveFloat | None = None
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_every: PositiveInt = 5000
+    keep: PositiveInt = 2
+
+
+class SamplingOptions(Section):
+    """How pictures are drawn. `guidance` is one number, or one per level with z_0 first."""
+
+    sampler: Literal["dpm++-single", "dpm++-multi", "ddim"] = "dpm++-single"
+    steps: PositiveInt = 50
+    guidance: float | Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = 1.0
+    batch: PositiveInt = 64
+
+
+class EvaluationOptions(Section):
+    """What samples are scored against."""
+
+    count: PositiveInt = 1000
+    reference: str | None = None
+
+
+class Recipe(Section):
+    """A whole experiment. `levels` is the hierarchy, z_0 first; its length is L."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    seed: NonNegativeInt = 0
+    features: Features
+    levels: Annotated[tuple[Level, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    denoiser: DenoiserOptions = DenoiserOptions()
+    process: ProcessOptions = ProcessOptions()
+    training: TrainingOptions = TrainingOptions()
+    sampling: SamplingOptions = SamplingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    _file: Path = PrivateAttr(default=DEFAULT)
+
+    @property
+    def file(self) -> Path:
+        """The file it was read from."""
+        return self._file
+
+    @property
+    def root(self) -> Path:
+        """Folder of the file: paths in the recipe are relative to it."""
+        return self._file.parent
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Recipe:
+        z_0 = self.levels[0]
+        if z_0.sigma:
+            raise ValueError("levels[0].sigma: z_0 conditions nothing, so it has no sigma; remove the key")
+        codec, side = self.features.z0.split(":")
+        if codec == "pixels" and z_0.shape != (int(side), int(side), 3):
+            raise ValueError(
+                f"levels[0].shape is {shape_name(z_0.shape)}, but z_0 of features.z0 '{self.features.z0}' "
+                f"is {side}x{side}x3"
+            )
+        guidance = self.sampling.guidance
+        if isinstance(guidance, tuple) and len(guidance) != len(self.levels):
+            raise ValueError(
+                f"sampling.guidance lists {len(guidance)} numbers for {len(self.levels)} levels; "
+                "give one number, or one per level"
+            )
+        return self
+
+    def depth(self, depth: int) -> Recipe:
+        """The recipe of the hierarchy's first `depth` levels."""
+        if not 1 <= depth <= len(self.levels):
+            raise UserError(f"depth {depth} is not within 1..{len(self.levels)}, the levels of {self.file}")
+        sampling = self.sampling
+        if isinstance(sampling.guidance, tuple):
+            sampling = sampling.model_copy(update={"guidance": sampling.guidance[:depth]})
+        return self.model_copy(update={"levels": self.levels[:depth], "sampling": sampling})
+
+    def guidance(self, level: int) -> float:
+        """Guidance scale s of a level."""
+        scale = self.sampling.guidance
+        return scale[level] if isinstance(scale, tuple) else scale
+
+
+def run_dir(recipe: Recipe, level: int) -> Path:
+    """Folder of a level's denoiser: runs/<name>/z<l>-given-z<l+1>, or z<l>-top for the top of it all."""
+    given = "top" if level == len(recipe.levels) - 1 else f"given-z{level + 1}"
+    return recipe.root / "runs" / recipe.name / f"z{level}-{given}"
+
+
+def store_path(recipe: Recipe, level: int, root: Path | None = None) -> Path:
+    """NAME.zarr of a level, below the recipe's store root or another one."""
+    folder = recipe.features.z0.split(":")[0] if level == 0 else re.sub("[:/]", "-", recipe.features.encoder)
+    root = recipe.root / recipe.features.out if root is None else root
+    return root / folder / f"{shape_name(recipe.levels[level].shape)}.zarr"
+
+
+def load_recipe(path: Path | None = None) -> Recipe:
+    """Reads and validates a recipe; None is ./nested.yaml. Raises UserError with one sentence."""
+    file = path or DEFAULT
+    if not file.is_file():
+        hint = "name one with --recipe FILE" if path is None else "check the path given to --recipe"
+        raise UserError(f"there is no recipe {file}; {hint} (docs/recipe.md shows one)")
+    data = read_yaml(file)
+    if not isinstance(data, dict):
+        raise UserError(f"{file} holds no recipe: expected keys such as name, features and levels at the top")
+    try:
+        recipe = Recipe.model_validate({"name": file.stem, **data})
+    except ValidationError as error:
+        # An unknown key first: it is why another one is missing.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise UserError(f"{file}: {_sentence(first)}") from None
+    recipe._file = file
+    return recipe
+
+
+def _sentence(error: Any) -> str:
+    """One validation error in words: the key by its path, what was expected, what was found."""
+    path = [part for part in error["loc"] if part not in ("float", "tuple[float, ...]")]
+    name = _dotted(path)
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a key; {_nearest(path)}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "model_type":
+        return f"{name} should be a section of keys, found {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # a rule over several keys
+        return f"{name} {message}".strip()
+    return f"{name} {message}, found {error['input']!r}"
+
+
+def _dotted(path: list[Any]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+# The keys of each section, for suggestions; the top of the file is "".
+_KEYS: dict[str, list[str]] = {
+    "": list(Recipe.model_fields),
+    "levels": list(Level.model_fields),
+    **{
+        name: list(field.annotation.model_fields)
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    },
+}
+
+
+def _nearest(path: list[Any]) -> str:
+    """The right key that an unknown one most likely stands for."""
+    key = str(path[-1])
+    keys = _KEYS[str(path[0]) if len(path) > 1 else ""]
+    if near := difflib.get_close_matches(key, keys, 1):
+        return f"did you mean {_dotted([*path[:-1], near[0]])}?"
+    for section, others in _KEYS.items():
+        if key in others:
+            return f"did you mean {_dotted([section, key] if section else [key])}?"
+    return f"the keys here are {', '.join(keys)}"
