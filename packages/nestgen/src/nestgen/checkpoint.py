@@ -11,5 +11,5 @@ from nestgen.denoiser import Denoiser
 
 
 def load_denoiser(run_dir: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, dict[str, Any]]:
-    """The newest whole checkpoint of a run: the denoiser with its EMA weights in eval mode, and its `meta`."""
+    """The newest whole checkpoint of a run: the denoiser with EMA weights in eval mode, and its `meta`."""
     raise NotImplementedError  # N1: being written

@@ -1,0 +1,162 @@
+"""Sealed stores, read by memory map (docs/store-format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from nestgen.errors import UserError
+from nestgen.recipe import Recipe, shape_name, store_path
+
+FORMAT = "nested-store/1"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An array of a store root: (rows, views, h, w, c) float16, or labels (rows,) int64.
+
+    `blocks` are memory maps of its chunk files, each (block_rows, *rest).
+    """
+
+    path: Path
+    attributes: dict[str, Any]
+    shape: tuple[int, ...]
+    blocks: tuple[np.ndarray, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many pictures."""
+        return int(self.attributes["rows"])
+
+    @property
+    def views(self) -> int:
+        """1, or 2 where the horizontal flip is stored as well."""
+        return int(self.attributes["views"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the latent a denoiser sees; moments are stored with 2c channels."""
+        h, w, c = self.attributes["latent_shape"]
+        return h, w, c
+
+    def read(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """The values of (row, view) pairs as stored, (n, *rest); in the order given. Labels have no view."""
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
+            raise IndexError(f"row out of 0..{self.rows - 1}")
+        block, within = np.divmod(rows, self.attributes["block_rows"])
+        index = within[:, None] if views is None else np.stack([within, views], 1)
+        out = np.empty((len(rows), *self.shape[index.shape[1] :]), self.blocks[0].dtype)
+        order = np.argsort(block, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+            if len(members):
+                out[members] = self.blocks[block[members[0]]][tuple(index[members].T)]
+        return out
+
+    def load(self) -> np.ndarray:
+        """The whole array in memory."""
+        return np.concatenate(self.blocks)[: self.rows]
+
+
+def open_store(path: Path) -> Store:
+    """Opens NAME.zarr if it is sealed and whole; otherwise raises UserError and says what mends it."""
+    seal_path = path.with_suffix(".seal.json")
+    if not path.is_dir():
+        raise UserError(f"there is no store {path}; make it with `{_command(path)}`")
+    if not seal_path.is_file():
+        raise UserError(
+            f"{path} is unfinished: it has no {seal_path.name}; finish it with `{_command(path)}`"
+        )
+    try:
+        seal = json.loads(seal_path.read_text())
+        array = zarr.open_array(path, mode="r")
+        attributes = dict(array.attrs)
+        formats = {seal["format"], attributes["format"]}
+        if formats != {FORMAT}:
+            found = ", ".join(sorted(formats - {FORMAT}))
+            raise UserError(f"{path} has format {found}, and this nestgen reads {FORMAT}; extract it again")
+        if any(seal[key] != attributes[key] for key in ("rows", "block_rows", "keys_sha256", "fingerprint")):
+            raise UserError(f"{path} and its seal disagree; {_remake(path)}")
+        if array.compressors or array.dtype.str not in ("<f2", "<i8"):
+            raise UserError(f"{path} is not uncompressed little-endian float16 or int64; {_remake(path)}")
+        whole = array.shape[0] == seal["rows"] and array.chunks == (seal["block_rows"], *array.shape[1:])
+        if not whole or len(seal["blocks"]) != -(-seal["rows"] // seal["block_rows"]):
+            raise UserError(f"{path} has other rows or blocks than its seal; {_remake(path)}")
+        blocks = tuple(
+            _map_block(path, number, array.chunks, array.dtype) for number in range(len(seal["blocks"]))
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {_remake(path)}") from None
+    return Store(path, attributes, array.shape, blocks)
+
+
+def _map_block(path: Path, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    chunk = path.joinpath("c", str(number), *["0"] * (len(shape) - 1))
+    size = chunk.stat().st_size if chunk.is_file() else None
+    expected = int(np.prod(shape)) * dtype.itemsize
+    if size != expected:
+        state = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+        raise UserError(f"{path} is damaged: block {number} {state}; {_remake(path)}")
+    # asarray: indexing a np.memmap costs several times what indexing its buffer does.
+    return np.asarray(np.memmap(chunk, dtype, "r", shape=shape))
+
+
+def _command(path: Path) -> str:
+    """The command that makes a store: a level comes from its base store where that is sealed."""
+    from_base = path.stem.count("x") == 2 and (path.parent / "base.seal.json").is_file()
+    return f"featurize levels {path.stem}" if from_base else "featurize extract"
+
+
+def _remake(path: Path) -> str:
+    return f"remove it and run `{_command(path)}`"
+
+
+def open_hierarchy(recipe: Recipe, levels: Sequence[int] | None = None) -> tuple[Store, ...]:
+    """The stores of all levels of a recipe, or of some: of its shapes, and of the same rows and views."""
+    stores = []
+    for level in range(len(recipe.levels)) if levels is None else levels:
+        store, shape = open_store(store_path(recipe, level)), recipe.levels[level].shape
+        if store.latent_shape != shape:
+            raise UserError(
+                f"{store.path} holds latents of {shape_name(store.latent_shape)}, "
+                f"but levels[{level}].shape of {recipe.file} is {shape_name(shape)}; {_remake(store.path)}"
+            )
+        stores.append(store)
+    for store in stores[1:]:
+        check_same_rows(stores[0], store)
+        if store.views != stores[0].views:
+            raise UserError(
+                f"{store.path} has {store.views} view(s) and {stores[0].path} has {stores[0].views}; "
+                "extract both with the same --views"
+            )
+    return tuple(stores)
+
+
+def check_same_rows(one: Store, other: Store) -> None:
+    """Raises UserError unless row r is the same picture in both."""
+    if one.attributes["keys_sha256"] != other.attributes["keys_sha256"]:
+        raise UserError(
+            f"{one.path} ({one.rows} rows) and {other.path} ({other.rows} rows) are not of the same "
+            "pictures; extract both from one source with `featurize extract`"
+        )
+
+
+def read_labels(recipe: Recipe, like: Store) -> np.ndarray:
+    """Classes (rows,) int64 of the rows of `like`; a picture without one gets the null class, `labels`."""
+    store = open_store(recipe.root / recipe.features.out / "labels.zarr")
+    check_same_rows(like, store)
+    labels, classes = store.load(), recipe.denoiser.labels
+    if labels.max() >= classes:
+        raise UserError(
+            f"{store.path} has a class {labels.max()}, but denoiser.labels of {recipe.file} is {classes}; "
+            f"set it to {labels.max() + 1} or more"
+        )
+    if (labels < 0).all():
+        raise UserError(f"{store.path} has no labels; set denoiser.labels of {recipe.file} to 0")
+    return np.where(labels < 0, classes, labels)
