@@ -1,0 +1,91 @@
+"""Sheets: rows of pictures in one picture, with a title in the margin of each row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from nestgen.errors import UserError
+
+GAP = 4  # pixels between pictures
+CELL = 96  # smaller pictures are enlarged by a whole factor to at most this side, so that 32 px can be seen
+
+
+def draw_sheet(rows: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
+    """One picture of the rows, each uint8 (columns, height, width, 3); only the columns may differ between rows.
+
+    `titles`, one per row or none at all, may hold line breaks and stand in a margin at the left.
+    """
+    height, width = rows[0].shape[1:3]
+    factor = max(1, CELL // max(height, width))
+    height, width = height * factor, width * factor
+    font = ImageFont.load_default(15)
+    margin = _margin(titles, font) if titles else 0
+    columns = max(len(row) for row in rows)
+    size = (margin + GAP + columns * (width + GAP), GAP + len(rows) * (height + GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        top = GAP + index * (height + GAP)
+        if titles:
+            draw.text((2 * GAP, top + height // 2), titles[index], fill="black", font=font, anchor="lm")
+        for column, picture in enumerate(row):
+            enlarged = np.repeat(np.repeat(picture, factor, axis=0), factor, axis=1)
+            sheet.paste(Image.fromarray(enlarged), (margin + GAP + column * (width + GAP), top))
+    return sheet
+
+
+def _margin(titles: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    """Width in pixels that the widest title needs."""
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    return 3 * GAP + max(round(draw.multiline_textbbox((0, 0), title, font=font)[2]) for title in titles)
+
+
+def folders_sheet(folders: Sequence[Path], titles: Sequence[str], count: int) -> Image.Image:
+    """A row for each sample folder: its first `count` pictures. The same seeds stand under each other.
+
+    Raises UserError for a folder with fewer pictures, and for pictures of different sizes.
+    """
+    rows = [read_pictures(folder, count) for folder in folders]
+    for folder, row in zip(folders, rows):
+        if row.shape != rows[0].shape:
+            raise UserError(
+                f"{folder} holds pictures of {row.shape[2]}x{row.shape[1]} pixels and {folders[0]} of "
+                f"{rows[0].shape[2]}x{rows[0].shape[1]}; a sheet takes one size"
+            )
+    return draw_sheet(rows, titles)
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Path of the picture of image `index`: 000000.png, 000001.png, ..."""
+    return folder / f"{index:06d}.png"
+
+
+def read_pictures(folder: Path, count: int) -> np.ndarray:
+    """Pictures 0 to count - 1 of a sample folder as uint8 (count, height, width, 3)."""
+    pictures = []
+    for index in range(count):
+        path = picture_path(folder, index)
+        if not path.is_file():
+            raise UserError(f"{folder} has no {path.name}; draw {count} samples or more with `nestgen sample`")
+        try:
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        except OSError:
+            raise UserError(f"{path} is damaged; remove it and run `nestgen sample` again") from None
+        if pictures[-1].shape != pictures[0].shape:
+            raise UserError(f"{path} has another size than the pictures before it; sample into an empty folder")
+    return np.stack(pictures)
+
+
+def write_picture(picture: Image.Image | np.ndarray, path: Path) -> None:
+    """Write a PNG under a temporary name, then move it into place: a picture at `path` is always whole."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    image.save(part, format="PNG")
+    os.replace(part, path)
