@@ -1,0 +1,1 @@
+"""featurize: pictures through a frozen encoder into standardised per-level zarr stores."""

@@ -1,0 +1,229 @@
+"""The command `featurize`: it parses, calls, and turns errors into one sentence."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from featurize.errors import UserError, explain_os_error
+from featurize.recipe import Features, choices, read_request
+
+DEFAULTS = {name: field.default for name, field in Features.model_fields.items()}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def commands() -> None:
+    """Pictures through a frozen encoder into standardised per-level zarr stores."""
+
+
+def _option(name: str, text: str, **settings: Any) -> Any:
+    """An option of `extract` that goes over the recipe's key of the same name."""
+    key = name.lstrip("-").replace("-", "_")
+    default = DEFAULTS.get(key)
+    shown = f" [default: the recipe's, else {default}]" if default not in (None, {}) else ""
+    return click.option(name, key, help=text + shown, **settings)
+
+
+_recipe = click.option(
+    "--recipe", type=click.Path(path_type=Path), help="Recipe file. [default: ./nested.yaml, if it is there]"
+)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Dask worker processes; 0 works in this one. [default: one a core, or one a GPU]",
+)
+_scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")
+
+
+@commands.command()
+@click.argument("source", required=False)
+@_recipe
+@_option("--out", "Store root of this data set and split.", metavar="DIR")
+@_option("--encoder", "tiny, or timm:MODEL.", metavar="NAME")
+@_option("--weights", "Weights of the encoder: safetensors or a torch state dict.", metavar="FILE")
+@_option("--model-args", "Arguments of timm's model: 'img_size=64,patch_size=8' or a YAML mapping.", metavar="ARGS")
+@_option("--precision", "Precision of the encoder.", type=click.Choice(choices("precision")))
+@click.option("--levels", metavar="SHAPES", help="Levels above z_0, like 4x4x16,2x2x8. [default: the recipe's]")
+@_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256.", metavar="CODEC:SIDE")
+@_option("--z0-weights", "AutoencoderKL in diffusers' layout, a folder.", metavar="PATH")
+@_option("--z0-scale", "Latent scale. The VAE's own without this; U-ViT takes 0.23010 on COCO.", type=float)
+@_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
+@_option("--limit", "Take the first so many pictures.", type=click.IntRange(min=1))
+@_option("--split", "Split of scenes, COCO and ImageNet.", type=click.Choice(choices("split")))
+@_option("--base-channels", "Channels kept in the base store.", type=click.IntRange(min=1))
+@_option("--basis", "Take basis and standardisation of this store root: for a validation split.", metavar="DIR")
+@_option("--basis-rows", "Pictures on which the basis is fitted.", type=click.IntRange(min=1))
+@_option("--max-bad", "Stop when more pictures than this can't be read.", type=click.IntRange(min=0))
+@_workers
+@_scheduler
+def extract(
+    recipe: Path | None,
+    levels: str | None,
+    workers: int | None,
+    scheduler: str | None,
+    model_args: str | None,
+    **options: Any,
+) -> None:
+    """Encode the pictures of SOURCE and write base store, levels and z_0.
+
+    SOURCE is scenes, wds:SHARDS, folder:DIR, imagenet:DIR or coco:DIR; without it, what the recipe names.
+    Run again, it goes on where it stopped, and does nothing when all is there.
+    """
+    from featurize.extract import extract as run_extract
+    from featurize.info import describe
+
+    overrides = {key: value for key, value in options.items() if value is not None}
+    if model_args is not None:
+        overrides["model_args"] = _parse_model_args(model_args)
+    request = read_request(recipe, overrides, levels)
+    run_extract(request, workers, scheduler)
+    click.echo(describe(Path(request.features.out)))
+
+
+@commands.command()
+@click.argument("shapes", required=False)
+@_recipe
+@click.option("--out", metavar="DIR", help="Store root. [default: the recipe's]")
+@click.option("--encoder", metavar="NAME", help="Encoder whose base store is used. [default: the recipe's, else tiny]")
+@click.option("--basis", metavar="DIR", help="Store root whose standardisation is taken: for a validation split.")
+@_workers
+@_scheduler
+def levels(
+    shapes: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, **options: str | None
+) -> None:
+    """Derive the levels SHAPES (like 4x4x16,2x2x8) from the base store; the encoder is not needed."""
+    from featurize.engine import engine
+    from featurize.levels import derive_level
+    from featurize.store import folder_name
+
+    request = read_request(recipe, {key: value for key, value in options.items() if value is not None}, shapes)
+    if not request.levels:
+        raise UserError("Which levels? Give SHAPES like 4x4x16,2x2x8, or a recipe (nested.yaml) with levels.")
+    folder = folder_name(request.features.encoder)
+    basis = Path(request.features.basis) / folder if request.features.basis else None
+    with engine(0 if workers is None else workers, scheduler) as run:
+        for shape in request.levels:
+            click.echo(
+                f"{derive_level(Path(request.features.out) / folder / 'base.zarr', shape, basis, run)} is sealed"
+            )
+
+
+@commands.command("knn-viz")
+@_recipe
+@click.option("--stores", metavar="DIR", help="Store root. [default: the recipe's]")
+@click.option("--encoder", metavar="NAME", help="Encoder whose levels are shown. [default: the recipe's, else tiny]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="knn.png",
+    show_default=True,
+    help="The sheet; numbers go beside it.",
+)
+@click.option(
+    "--queries", type=click.IntRange(1, 50), default=4, show_default=True, help="Query pictures on the sheet."
+)
+@click.option("--neighbours", type=click.IntRange(1, 30), default=8, show_default=True, help="Neighbours of each.")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=3),
+    default=10_000,
+    show_default=True,
+    help="Rows compared, by keyed hash.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses queries and rows.")
+def knn_viz(
+    recipe: Path | None,
+    stores: str | None,
+    encoder: str | None,
+    out: Path,
+    queries: int,
+    neighbours: int,
+    rows: int,
+    seed: int,
+) -> None:
+    """Draw nearest neighbours at every level and print how often their labels agree."""
+    from featurize.knn_viz import AGREEMENT_AT
+    from featurize.knn_viz import knn_viz as run_knn_viz
+
+    overrides = {key: value for key, value in (("out", stores), ("encoder", encoder)) if value is not None}
+    features = read_request(recipe, overrides, None).features
+    agreement = run_knn_viz(Path(features.out), features.encoder, out, queries, neighbours, rows, seed)
+    if agreement["chance"] is None:
+        click.echo("These pictures have no labels, so there is no label agreement.")
+    else:
+        click.echo(f"Share of the {AGREEMENT_AT} nearest neighbours with the query's label:")
+        for name, share in agreement.items():
+            click.echo(f"  {name:<16} {share:.1%}")
+    click.echo(f"{out} shows the neighbours.")
+
+
+@commands.command()
+@click.argument("root", required=False, type=click.Path(path_type=Path))
+@_recipe
+def info(root: Path | None, recipe: Path | None) -> None:
+    """Say what the store ROOT holds; without it, the recipe's."""
+    from featurize.info import describe
+
+    click.echo(describe(root or Path(read_request(recipe, {}, None).features.out)))
+
+
+@commands.command()
+@click.option("--count", type=click.IntRange(min=1), default=6000, show_default=True, help="How many.")
+@click.option("--size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side in pixels.")
+@click.option("--split", type=click.Choice(choices("split")), default="train", show_default=True, help="Which scenes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other scenes.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the shards.")
+def scenes(count: int, size: int, split: str, seed: int, out: Path) -> None:
+    """Draw scenes and write them as webdataset shards."""
+    from featurize.scenes import write_shards
+
+    shards = write_shards(count, size, split, out, seed)
+    click.echo(f"{count:,} scenes are in {len(shards)} shards: {shards[0]} ... {shards[-1].name}")
+
+
+def _parse_model_args(text: str) -> dict[str, Any]:
+    """`a=1,b=x` or a YAML (JSON) mapping."""
+    try:
+        parsed = yaml.safe_load(text)
+        if isinstance(parsed, str) and "=" in parsed:
+            pairs = [part.split("=", 1) for part in text.split(",")]
+            parsed = {key.strip(): yaml.safe_load(value) for key, value in pairs}
+    except (yaml.YAMLError, ValueError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise UserError(f"--model-args '{text}' is no list of arguments; write img_size=64,patch_size=8.")
+    return parsed
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 for an error of the input or the machine, 2 for a wrong command line, 130 interrupted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        commands(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        sentence = explain_os_error(error)
+        if sentence is None:
+            raise
+        _fail(str(sentence))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\ninterrupted: what is written is kept; run the same command again to go on.", err=True)
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    click.echo(f"error: {sentence}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

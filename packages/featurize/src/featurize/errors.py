@@ -1,0 +1,24 @@
+"""The one exception a user sees."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input or a bad state of the world, in one sentence: what, where and how to mend it."""
+
+
+def explain_os_error(error: OSError) -> UserError | None:
+    """The sentence for a failed write or read that the user can mend, or None when it is not of that kind."""
+    import errno
+
+    where = f" at {error.filename}" if error.filename else ""
+    sentences = {
+        errno.ENOSPC: f"No space is left on the disk{where}; free some and run the same command again, it goes on.",
+        errno.EDQUOT: f"The disk quota is used up{where}; free some space and run the same command again.",
+        errno.EFBIG: f"The file system refuses a file so large{where}; use another one and run the same command again.",
+        errno.EROFS: f"The file system is read-only{where}; make it writable or choose another --out.",
+        errno.EACCES: f"Permission is denied{where}; mend the permissions or choose another --out.",
+        errno.EPERM: f"Permission is denied{where}; mend the permissions or choose another --out.",
+    }
+    sentence = sentences.get(error.errno) if error.errno is not None else None
+    return UserError(sentence) if sentence else None

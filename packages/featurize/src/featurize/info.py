@@ -1,0 +1,81 @@
+"""What a store root holds, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from featurize.files import read_json
+from featurize.ledger import read_ledger
+from featurize.store import is_sealed, open_sealed, seal_path
+
+
+def describe(root: Path) -> str:
+    """Lines about the ledger, then about each array below `root`. Raises UserError when it is no store root."""
+    ledger = read_ledger(root)
+    labels = ledger.labels
+    classes = len(np.unique(labels[labels >= 0]))
+    captions = sum(len(picture.captions) for picture in ledger.pictures)
+    lines = [
+        f"{root}: {ledger.rows:,} rows from {ledger.source}; {ledger.refused:,} pictures refused; "
+        f"{f'{classes} classes' if classes else 'no labels'}; {f'{captions:,} captions' if captions else 'no captions'}."
+    ]
+    for path in sorted(root.glob("**/*.zarr"), key=lambda path: (path.parent != root, str(path))):
+        lines.append(_describe_array(path, root))
+    return "\n".join(lines)
+
+
+def _describe_array(path: Path, root: Path) -> str:
+    name = path.relative_to(root)
+    if not is_sealed(path):
+        done = len(list(path.with_suffix(".blocks").glob("*.json")))
+        return f"  {name}: unfinished, {done} blocks are written; run the command that was making it again."
+    array = open_sealed(path)
+    kind = str(array.attrs["kind"])
+    size = array.nbytes / 1e6
+    head = f"  {name}: {_WORDS[kind]}, {'x'.join(map(str, array.shape))} {array.dtype}, {size:,.1f} MB, sealed"
+    return "\n".join([f"{head} {str(read_json(seal_path(path))['sha256'])[:12]}", *_details(array, path, kind)])
+
+
+_WORDS = {"base": "base store", "level": "level", "z0": "z_0", "labels": "labels"}
+
+
+def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
+    attributes: dict = dict(array.attrs)
+    indent = "      "
+    if kind == "labels":
+        return []
+    lines = []
+    if array.shape[1] == 2:
+        lines.append(f"{indent}two views: the picture and its horizontal flip")
+    if kind == "z0":
+        codec = attributes["codec"]
+        what = "moments (means, log-variances)" if codec["moments"] else "values"
+        lines.append(
+            f"{indent}codec {codec['name']} of pictures {codec['size']} px a side, {what}, latent scale {codec['scale']}"
+        )
+        return lines
+    shares = np.array(attributes["explained_variance"])
+    lines.append(
+        f"{indent}encoder {attributes['encoder']}; its {len(shares)} channels explain {shares.sum():.1%} of the variance "
+        f"before pooling (the first {shares[0]:.1%}); effective rank {_effective_rank(shares):.1f}"
+    )
+    if kind == "base":
+        drift = read_json(seal_path(path))["basis_drift"]
+        basis = attributes["provenance"]["basis"]
+        if "taken" in basis:
+            lines.append(f"{indent}basis taken from another store ({basis['taken'][:12]})")
+        else:
+            lines.append(
+                f"{indent}basis fitted on {basis['rows']:,} pictures; against all of them the largest principal angle is "
+                f"{drift['largest_angle_degrees']:.3f} degrees and {drift['lost_variance']:.2e} of the variance is lost"
+            )
+    return lines
+
+
+def _effective_rank(shares: np.ndarray) -> float:
+    """exp of the entropy of the kept channels' shares (Roy and Vetterli, 2007)."""
+    p = shares[shares > 0] / shares.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))

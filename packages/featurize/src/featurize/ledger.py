@@ -1,0 +1,232 @@
+"""The ledger `rows.parquet`: every picture of the source has one row, or the reason why it has none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from featurize.engine import Run, in_order
+from featurize.errors import UserError
+from featurize.files import replacing
+from featurize.pictures import BadPicture, Box, decode, original_mode, square_box
+from featurize.sources import Listing, Picture, read
+from featurize.store import FORMAT
+
+PER_TASK = 256
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("label", pa.int64()),
+        ("captions", pa.list_(pa.string())),
+        ("sha256", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("mode", pa.string()),
+        ("box", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The stored rows of a root, in order, and what the root was made from."""
+
+    source: str
+    pictures: tuple[Picture, ...]
+    boxes: tuple[Box, ...]
+    sha256s: tuple[str, ...]
+    refused: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def keys_sha256(self) -> str:
+        return hashlib.sha256("".join(f"{picture.key}\n" for picture in self.pictures).encode()).hexdigest()
+
+    @property
+    def pictures_sha256(self) -> str:
+        return hashlib.sha256("".join(self.sha256s).encode()).hexdigest()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(rows,) int64, -1 where a picture has none."""
+        return np.array([-1 if picture.label is None else picture.label for picture in self.pictures], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    reason: str = ""
+    sha256: str = ""
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+
+
+def ledger_path(root: Path) -> Path:
+    return root / "rows.parquet"
+
+
+def make_ledger(root: Path, source: str, listing: Listing, max_bad: int, run: Run) -> Ledger:
+    """Decode every picture once and write the ledger, or take the one that is there.
+
+    A picture that can't be decoded is refused with its reason; more than `max_bad` of them is an error, as is a ledger of
+    other pictures.
+    """
+    path = ledger_path(root)
+    listed = _listing_sha256(listing.pictures)
+    if path.exists():
+        metadata = _metadata(path)
+        if metadata.get("listing_sha256") != listed:
+            raise UserError(
+                f"{root} already holds other pictures ({metadata.get('source', 'an unknown source')}); choose another --out."
+            )
+        return read_ledger(root)
+    parts = [listing.pictures[start : start + PER_TASK] for start in range(0, len(listing.pictures), PER_TASK)]
+    seen: list[_Seen] = []
+    with tqdm(total=len(listing.pictures), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
+        for part in in_order(run(_look_at, parts)):
+            seen += part
+            progress.update(len(part))
+    table = _table(listing.pictures, seen)
+    _check_bad(table, max_bad)
+    metadata = {
+        "format": FORMAT,
+        "source": source,
+        "listing_sha256": listed,
+        "keys_sha256": _from_table(table, source).keys_sha256,
+    }
+    with replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+    return read_ledger(root)
+
+
+def read_ledger(root: Path) -> Ledger:
+    """The ledger of a store root. Raises UserError when there is none."""
+    path = ledger_path(root)
+    if not path.is_file():
+        raise UserError(
+            f"{root} is no store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
+        )
+    try:
+        return _from_table(pq.read_table(path), _metadata(path).get("source", ""))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"The ledger {path} is damaged ({str(error).splitlines()[0]}); remove it and extract again."
+        ) from None
+
+
+def _look_at(pictures: Sequence[Picture]) -> list[_Seen]:
+    return [_look_at_one(picture) for picture in pictures]
+
+
+def _look_at_one(picture: Picture) -> _Seen:
+    try:
+        data = read(picture)
+        image = decode(data)
+    except BadPicture as error:
+        return _Seen(reason=str(error))
+    except FileNotFoundError:
+        return _Seen(reason="the file is not there")
+    return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, original_mode(data))
+
+
+def _table(pictures: Sequence[Picture], seen: Sequence[_Seen]) -> pa.Table:
+    lines: list[dict[str, Any]] = []
+    keys: set[str] = set()
+    row = 0
+    for picture, look in zip(pictures, seen, strict=True):
+        reason = look.reason or ("an earlier picture has the same key" if picture.key in keys else "")
+        keys.add(picture.key)
+        box = list(square_box(look.width, look.height)) if look.width and look.height else None
+        lines.append(
+            {
+                "row": None if reason else row,
+                "key": picture.key,
+                "source": picture.source,
+                "offset": picture.offset,
+                "size": picture.size,
+                "status": "refused" if reason else "ok",
+                "reason": reason,
+                "label": picture.label,
+                "captions": list(picture.captions),
+                "sha256": look.sha256,
+                "width": look.width,
+                "height": look.height,
+                "mode": look.mode,
+                "box": box,
+            }
+        )
+        row += not reason
+    return pa.Table.from_pylist(lines, schema=SCHEMA)
+
+
+def _check_bad(table: pa.Table, max_bad: int) -> None:
+    refused = [line for line in table.select(["key", "status", "reason"]).to_pylist() if line["status"] == "refused"]
+    if len(refused) == len(table):
+        raise UserError(
+            f"None of the {len(table)} pictures can be read; the first, {refused[0]['key']}: {refused[0]['reason']}."
+        )
+    if len(refused) > max_bad:
+        first = "; ".join(f"{line['key']}: {line['reason']}" for line in refused[:3])
+        raise UserError(
+            f"{len(refused)} of {len(table)} pictures can't be read, more than --max-bad {max_bad} allows ({first}); "
+            "mend them or raise --max-bad."
+        )
+
+
+def _from_table(table: pa.Table, source: str) -> Ledger:
+    lines = table.to_pylist()
+    kept = [line for line in lines if line["row"] is not None]
+    return Ledger(
+        source=source,
+        pictures=tuple(
+            Picture(
+                line["key"],
+                line["source"],
+                line["offset"],
+                line["size"],
+                line["label"],
+                tuple(line["captions"]),
+            )
+            for line in kept
+        ),
+        boxes=tuple(tuple(line["box"]) for line in kept),
+        sha256s=tuple(line["sha256"] for line in kept),
+        refused=len(lines) - len(kept),
+    )
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        stored = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        raise UserError(f"The ledger {path} is damaged; remove it and extract again.") from None
+    return {key.decode(): value.decode() for key, value in stored.items()}
+
+
+def _listing_sha256(pictures: Sequence[Picture]) -> str:
+    """Digest of what was listed and of the files' times: the same files need no second look."""
+    times: dict[str, int] = {}
+    for picture in pictures:
+        if picture.source not in times:
+            path = Path(picture.source)
+            times[picture.source] = path.stat().st_mtime_ns if path.is_file() else 0
+    lines = [[p.key, p.source, p.offset, p.size, p.label, p.captions, times[p.source]] for p in pictures]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""What an extraction is asked to do: the `features` section of a recipe and the shapes of its levels."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from featurize.errors import UserError
+
+DEFAULT_RECIPE = Path("nested.yaml")
+SECTIONS = (
+    "name", "seed", "features", "levels", "denoiser", "process", "training", "sampling", "evaluation",
+)  # fmt: skip
+
+Shape = tuple[int, int, int]
+
+
+class Features(BaseModel):
+    """One extraction; field names are the recipe's keys, and the options of `featurize extract`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    source: str | None = None
+    out: str
+    encoder: str = "tiny"
+    weights: str | None = None
+    model_args: dict[str, Any] = {}
+    precision: Literal["float32", "bfloat16"] = "float32"
+    z0: str = "pixels:32"
+    z0_weights: str | None = None
+    z0_scale: float | None = None
+    views: int = Field(default=1, ge=1, le=2)
+    limit: int | None = Field(default=None, ge=1)
+    split: Literal["train", "val"] = "train"
+    base_channels: int = Field(default=64, ge=1)
+    basis: str | None = None
+    basis_rows: int = Field(default=65536, ge=1)
+    max_bad: int = Field(default=100, ge=0)
+
+
+class Request(BaseModel):
+    """A whole, valid request: the features and the upper levels to derive from them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    features: Features
+    levels: tuple[Shape, ...]
+
+
+def parse_shape(text: str) -> Shape:
+    """`HxWxC` as three positive integers."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text.strip())
+    if match is None:
+        raise UserError(f"'{text}' is no level shape; write height x width x channels, like 8x8x64.")
+    height, width, channels = (int(group) for group in match.groups())
+    return height, width, channels
+
+
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """A comma-separated list of level shapes, without repeats."""
+    return tuple(dict.fromkeys(parse_shape(part) for part in text.split(",") if part.strip()))
+
+
+def read_request(recipe: Path | None, overrides: dict[str, Any], levels: str | None) -> Request:
+    """The recipe's features with the command line's options laid over them.
+
+    Paths in the recipe are relative to its file, those on the command line to the working directory.
+    Raises UserError for a missing or invalid recipe and for options that no extraction can have.
+    """
+    document, root = _load(recipe)
+    section = _anchored(document.get("features") or {}, root) | overrides
+    where = "features" if document else "the options"
+    if "out" not in section:
+        raise UserError("Where should the stores go? Give --out DIR, or a recipe (nested.yaml) with features.out.")
+    features = _validated(section, where)
+    if levels is not None:
+        return Request(features=features, levels=parse_shapes(levels))
+    # The first level of a recipe is z_0, which the codec makes; the others come from the encoder.
+    return Request(features=features, levels=tuple(_level_shapes(document)[1:]))
+
+
+def _load(path: Path | None) -> tuple[dict[str, Any], Path]:
+    if path is None and not DEFAULT_RECIPE.exists():
+        return {}, Path.cwd()
+    path = path or DEFAULT_RECIPE
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"The recipe {path} can't be read ({error.strerror}); give another with --recipe FILE."
+        ) from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"The recipe {path} is not valid YAML: {problem}.") from None
+    if not isinstance(document, dict):
+        raise UserError(f"The recipe {path} holds no keys; docs/recipe.md shows what one looks like.")
+    for key in document:
+        if key not in SECTIONS:
+            raise UserError(f"The recipe {path} has an unknown key '{key}'{_nearest(str(key), SECTIONS)}.")
+    return document, path.resolve().parent
+
+
+def _anchored(section: Any, root: Path) -> dict[str, Any]:
+    """The section with its relative paths made absolute."""
+    if not isinstance(section, dict):
+        raise UserError(f"The recipe's key features must hold a mapping, not {section!r}.")
+    anchored = dict(section)
+    for key in ("out", "weights", "z0_weights", "basis"):
+        if isinstance(anchored.get(key), str):
+            anchored[key] = str(root / anchored[key])
+    source = anchored.get("source")
+    if isinstance(source, str) and ":" in source and not source.startswith("scenes"):
+        kind, _, place = source.partition(":")
+        if "://" not in place:
+            anchored["source"] = f"{kind}:{root / place}"
+    return anchored
+
+
+def _validated(section: dict[str, Any], where: str) -> Features:
+    try:
+        return Features(**section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"Unknown key '{where}.{key}'{_nearest(key, tuple(Features.model_fields))}.") from None
+        raise UserError(f"'{where}.{key}' is {first['input']!r}, but: {first['msg'].lower()}.") from None
+
+
+def _level_shapes(document: dict[str, Any]) -> list[Shape]:
+    levels = document.get("levels") or []
+    if not isinstance(levels, list) or not all(isinstance(level, dict) and "shape" in level for level in levels):
+        raise UserError("The recipe's key levels must hold a list of levels, each with a shape like 8x8x64.")
+    return [parse_shape(str(level["shape"])) for level in levels]
+
+
+def _nearest(key: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+
+
+def choices(field: str) -> list[str]:
+    """The values a Literal field allows, for the command line."""
+    return list(get_args(Features.model_fields[field].annotation))

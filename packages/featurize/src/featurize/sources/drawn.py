@@ -1,0 +1,38 @@
+"""The embedded source `scenes`: pictures drawn when they are asked for."""
+
+from __future__ import annotations
+
+import io
+
+from featurize.errors import UserError
+from featurize.sources import Listing, Picture
+
+DEFAULT_COUNT = 6000
+DEFAULT_SIZE  = 32  # fmt: skip
+SEED          = 0  # fmt: skip
+
+
+def list_scenes(address: str, split: str, limit: int | None) -> Listing:
+    """`scenes` or `scenes:SIZE`: `limit` scenes (6000 without one) of SIZE pixels (32)."""
+    from featurize.scenes import draw_scene
+
+    if address and not (address.isdecimal() and 8 <= int(address) <= 1024):
+        raise UserError(f"SOURCE 'scenes:{address}' needs a size in pixels from 8 to 1024, like scenes:64.")
+    size = int(address or DEFAULT_SIZE)
+    place = f"scenes:{split}:{size}"
+
+    def picture(index: int) -> Picture:
+        scene = draw_scene(SEED, split, index, size)
+        return Picture(f"{split}-{index:08d}", place, index, 0, scene.label, scene.captions)
+
+    return Listing(tuple(picture(index) for index in range(limit or DEFAULT_COUNT)))
+
+
+def read(picture: Picture) -> bytes:
+    """The scene as a PNG file's bytes."""
+    from featurize.scenes import draw_scene
+
+    _, split, size = picture.source.split(":")
+    buffer = io.BytesIO()
+    draw_scene(SEED, split, picture.offset, int(size)).image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,252 @@
+"""Plain zarr arrays with a record a block and a seal at the end (docs/store-format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from featurize.errors import UserError
+from featurize.files import read_json, write_json
+
+FORMAT = "nested-store/1"
+LIBRARIES = ("featurize", "numpy", "torch", "timm", "pillow", "zarr")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What an array is to be before it is written: shape (rows, ...), dtype, and the attributes that describe it."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    block_rows: int
+    keys_sha256: str
+    provenance: dict[str, Any]
+    attributes: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.provenance)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.shape[0] // self.block_rows)
+
+
+def folder_name(encoder: str) -> str:
+    """The folder of an encoder's arrays below the store root."""
+    return encoder.replace(":", "-").replace("/", "-")
+
+
+def fingerprint(provenance: dict[str, Any]) -> str:
+    """SHA-256 of everything that decides the values, spelled out as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+
+
+def rows_of(block: int, block_rows: int, rows: int) -> range:
+    """The rows of one block."""
+    return range(block * block_rows, min(rows, (block + 1) * block_rows))
+
+
+def seal_path(array: Path) -> Path:
+    return array.with_suffix(".seal.json")
+
+
+def is_sealed(array: Path) -> bool:
+    return seal_path(array).is_file()
+
+
+def prepare(spec: ArraySpec) -> list[int]:
+    """Create the array, or take up one that is there; the blocks still to write, none when it is sealed.
+
+    Raises UserError when the path holds something with another fingerprint.
+    """
+    refuse_other(spec)
+    if is_sealed(spec.path):
+        return []
+    if not spec.path.exists():
+        zarr.create_array(
+            store=str(spec.path),
+            shape=spec.shape,
+            chunks=(spec.block_rows, *spec.shape[1:]),
+            dtype=spec.dtype,
+            compressors=None,
+            filters=None,
+            fill_value=_fill(spec.dtype),
+            attributes=_attributes(spec),
+            config={"write_empty_chunks": True},
+        )
+    return [block for block in range(spec.blocks) if not _record_path(spec.path, block).is_file()]
+
+
+def refuse_other(spec: ArraySpec) -> None:
+    """Raise UserError when the path holds something that is not what `spec` describes."""
+    if not spec.path.exists():
+        return
+    try:
+        found = dict(zarr.open_array(str(spec.path), mode="r").attrs)
+    except Exception:  # zarr raises many kinds for a folder that is no array
+        raise UserError(
+            f"{spec.path} is there but is no whole zarr array; remove it and run the command again."
+        ) from None
+    if found.get("fingerprint") != spec.fingerprint:
+        provenance = found.get("provenance")
+        changed = _differences(provenance if isinstance(provenance, dict) else {}, spec.provenance)
+        raise UserError(
+            f"{spec.path} holds something made in another way (differs in: {', '.join(changed)}); "
+            "choose another --out, or remove it first."
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        first, second = old.get(key), new.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            names += _differences(first, second, f"{prefix}{key}.")
+        elif first != second:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def _attributes(spec: ArraySpec) -> dict[str, Any]:
+    common = {
+        "format": FORMAT,
+        "kind": spec.kind,
+        "rows": spec.shape[0],
+        "views": spec.shape[1] if len(spec.shape) > 1 else 1,
+        "block_rows": spec.block_rows,
+        "keys_sha256": spec.keys_sha256,
+        "fingerprint": spec.fingerprint,
+        "provenance": spec.provenance,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    return common | spec.attributes
+
+
+def _fill(dtype: str) -> float | int:
+    return float("nan") if np.dtype(dtype).kind == "f" else -1
+
+
+def _record_path(array: Path, block: int) -> Path:
+    return array.with_suffix(".blocks") / f"{block:06d}.json"
+
+
+def moments_path(array: Path, block: int) -> Path:
+    """Where a block's moments wait for the sealing."""
+    return array.with_suffix(".blocks") / f"{block:06d}.moments.safetensors"
+
+
+def write_block(path: Path, block: int, values: np.ndarray) -> None:
+    """Write one whole chunk in one assignment, then its record: a block without a record does not exist.
+
+    Raises UserError for NaN or infinite values and for values that the dtype can't hold.
+    """
+    array = zarr.open_array(str(path), mode="r+")
+    block_rows = array.chunks[0]
+    rows = rows_of(block, block_rows, array.shape[0])
+    if values.shape != (len(rows), *array.shape[1:]):
+        raise ValueError(f"block {block} of {path} has shape {values.shape}, expected {(len(rows), *array.shape[1:])}")
+    with np.errstate(over="ignore"):
+        stored = values.astype(array.dtype)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise UserError(
+            f"Rows {rows.start} to {rows.stop - 1} of {path} would hold NaN, infinite or too large values; "
+            "check the encoder's weights and precision."
+        )
+    array[rows.start : rows.stop] = stored
+    chunk = np.full((block_rows, *array.shape[1:]), _fill(str(array.dtype)), dtype=array.dtype)
+    chunk[: len(rows)] = stored
+    data = chunk.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    record = {"rows": [rows.start, rows.stop], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_json(_record_path(path, block), record)
+
+
+def seal(spec: ArraySpec, extra: dict[str, Any] | None = None) -> None:
+    """Check that every block is there and whole, then write the seal. Raises UserError when one is not."""
+    records = []
+    for block in range(spec.blocks):
+        record = read_json(_record_path(spec.path, block))
+        chunk = chunk_path(spec.path, block, len(spec.shape))
+        size = chunk.stat().st_size if chunk.is_file() else 0
+        if size != record["bytes"]:
+            _record_path(spec.path, block).unlink()
+            raise UserError(
+                f"{chunk} has {size} bytes instead of {record['bytes']}; run the same command again, it is redone."
+            )
+        records.append(record)
+    document = {
+        "format": FORMAT,
+        "kind": spec.kind,
+        "rows": spec.shape[0],
+        "block_rows": spec.block_rows,
+        "keys_sha256": spec.keys_sha256,
+        "fingerprint": spec.fingerprint,
+        "sha256": _digest(record["sha256"] for record in records),
+        **(extra or {}),
+        "blocks": records,
+    }
+    write_json(seal_path(spec.path), document)
+    shutil.rmtree(spec.path.with_suffix(".blocks"))
+
+
+def chunk_path(array: Path, block: int, dimensions: int) -> Path:
+    """The file of a block's chunk on a local disk."""
+    return array.joinpath("c", str(block), *["0"] * (dimensions - 1))
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def open_sealed(path: Path) -> zarr.Array:
+    """A finished array for reading. Raises UserError when it is missing, unfinished or damaged."""
+    if not path.is_dir():
+        raise UserError(f"There is no store at {path}; `featurize extract` or `featurize levels` makes it.")
+    if not is_sealed(path):
+        raise UserError(f"The store {path} is unfinished; run the command that was making it again, it goes on.")
+    try:
+        array = zarr.open_array(str(path), mode="r")
+    except Exception:  # zarr raises many kinds for a damaged array
+        raise UserError(
+            f"The store {path} is damaged (its zarr.json can't be read); remove it and make it again."
+        ) from None
+    if array.attrs.get("format") != FORMAT:
+        raise UserError(f"{path} is not in the format {FORMAT}; make it again with this version of featurize.")
+    for block, record in enumerate(read_json(seal_path(path))["blocks"]):
+        chunk = chunk_path(path, block, array.ndim)
+        size = chunk.stat().st_size if chunk.is_file() else 0
+        if size != record["bytes"]:
+            raise UserError(
+                f"The store {path} is damaged: {chunk.relative_to(path)} has {size} bytes instead of {record['bytes']}; "
+                "remove the store and its seal, and make it again."
+            )
+    return array
+
+
+def read_slice(array: zarr.Array, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop), whole."""
+    return np.asarray(array[start:stop])
+
+
+def read_rows(array: zarr.Array, rows: np.ndarray, view: int | None = None) -> np.ndarray:
+    """The given rows (one view, or all), in the order asked for, each block read once."""
+    block_rows = array.chunks[0]
+    shape = array.shape[1:] if view is None else array.shape[2:]
+    values = np.empty((len(rows), *shape), dtype=array.dtype)
+    for block in np.unique(rows // block_rows):
+        chosen = np.flatnonzero(rows // block_rows == block)
+        start = int(block) * block_rows
+        found = read_slice(array, start, min(start + block_rows, array.shape[0]))[rows[chosen] - start]
+        values[chosen] = found if view is None else found[:, view]
+    return values
