@@ -92,9 +92,7 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         b, n, d = x_BLD.shape
-        q_BHLK, k_BHLK, v_BHLK = (
-            self.qkv(x_BLD).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        )
+        q_BHLK, k_BHLK, v_BHLK = self.qkv(x_BLD).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         y_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
         return self.proj(y_BHLK.transpose(1, 2).reshape(b, n, d))
 
@@ -225,16 +223,12 @@ class Denoiser(nn.Module):
             tokens.insert(0, self.label_emb(label_B)[:, None])
         return torch.cat(tokens, 1) + self.pos_embed
 
-    def _condition(
-        self, condition_BCHW: Tensor | None, keep_B: Tensor | None, z_BCHW: Tensor
-    ) -> Tensor | None:
+    def _condition(self, condition_BCHW: Tensor | None, keep_B: Tensor | None, z_BCHW: Tensor) -> Tensor | None:
         """The condition with the null in place of what is dropped; None for the top of a hierarchy."""
         if not self.config.condition_shape:
             return None
         h, w, c = self.config.condition_shape
-        null_CHW = (
-            self.null_condition if self.config.null_condition == "learned" else z_BCHW.new_zeros(c, h, w)
-        )
+        null_CHW = self.null_condition if self.config.null_condition == "learned" else z_BCHW.new_zeros(c, h, w)
         if condition_BCHW is None:
             return null_CHW.expand(len(z_BCHW), c, h, w)
         if keep_B is None:

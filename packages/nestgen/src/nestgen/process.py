@@ -88,8 +88,7 @@ class Process:
     def add_noise(self, z_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """alpha(t) z + sigma(t) eps, with one time per sample."""
         alpha_B111, sigma_B111 = (
-            weight(t_B).to(z_BCHW.dtype)[:, None, None, None].to(z_BCHW.device)
-            for weight in (self.alpha, self.sigma)
+            weight(t_B).to(z_BCHW.dtype)[:, None, None, None].to(z_BCHW.device) for weight in (self.alpha, self.sigma)
         )
         return alpha_B111 * z_BCHW + sigma_B111 * eps_BCHW
 

@@ -70,9 +70,7 @@ def open_store(path: Path) -> Store:
     if not path.is_dir():
         raise UserError(f"there is no store {path}; make it with `{_command(path)}`")
     if not seal_path.is_file():
-        raise UserError(
-            f"{path} is unfinished: it has no {seal_path.name}; finish it with `{_command(path)}`"
-        )
+        raise UserError(f"{path} is unfinished: it has no {seal_path.name}; finish it with `{_command(path)}`")
     try:
         seal = json.loads(seal_path.read_text())
         array = zarr.open_array(path, mode="r")
@@ -88,9 +86,7 @@ def open_store(path: Path) -> Store:
         whole = array.shape[0] == seal["rows"] and array.chunks == (seal["block_rows"], *array.shape[1:])
         if not whole or len(seal["blocks"]) != -(-seal["rows"] // seal["block_rows"]):
             raise UserError(f"{path} has other rows or blocks than its seal; {_remake(path)}")
-        blocks = tuple(
-            _map_block(path, number, array.chunks, array.dtype) for number in range(len(seal["blocks"]))
-        )
+        blocks = tuple(_map_block(path, number, array.chunks, array.dtype) for number in range(len(seal["blocks"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {_remake(path)}") from None
     return Store(path, attributes, array.shape, blocks)

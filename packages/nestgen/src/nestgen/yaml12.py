@@ -17,11 +17,7 @@ class _Loader(yaml.SafeLoader):
 
 # PyYAML follows YAML 1.1, where `precision: no` is False, `lr: 2e-4` a string and `1:30` the number 90.
 _loader_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in rules
-        if tag.split(":")[-1] not in ("bool", "float", "int", "timestamp")
-    ]
+    first: [(tag, pattern) for tag, pattern in rules if tag.split(":")[-1] not in ("bool", "float", "int", "timestamp")]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_implicit_resolvers = _loader_resolvers
@@ -56,9 +52,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def read_yaml(file: Path) -> object:
     """The content of a YAML file. Raises UserError naming the line of the first fault."""
     try:
-        return yaml.load(
-            file.read_text(encoding="utf-8"), Loader=_Loader
-        )  # a SafeLoader: builds plain values only
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: builds plain values only
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text") from None
     except yaml.MarkedYAMLError as error:

@@ -1,0 +1,145 @@
+"""Training batches, each a function of (seed, step, global sample index) whatever the process count."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nestgen import noise
+from nestgen.process import Process
+from nestgen.recipe import Recipe
+from nestgen.store import Store, open_hierarchy, read_labels
+
+AHEAD = 4  # batches prepared before they are asked for
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where a level's batches come from."""
+
+    recipe: Recipe
+    level: int
+    z: Store
+    above: Store | None  # the level that conditions this one
+    labels: np.ndarray | None  # (rows,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step needs, on the CPU; `condition_BCHW` is noised already."""
+
+    z_BCHW: Tensor
+    eps_BCHW: Tensor
+    t_B: Tensor
+    condition_BCHW: Tensor | None
+    keep_B: Tensor | None
+    label_B: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device, but for the times: the process is evaluated in float64 on the CPU."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name != "t_B" and (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **moved)
+
+
+def open_feed(recipe: Recipe, level: int) -> Feed:
+    """Opens a level's store, the one above it and, where the recipe has labels, those."""
+    stores = open_hierarchy(recipe, range(level, min(level + 2, len(recipe.levels))))
+    labels = read_labels(recipe, stores[0]) if recipe.denoiser.labels else None
+    return Feed(recipe, level, stores[0], stores[1] if len(stores) > 1 else None, labels)
+
+
+@lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def _order(seed: int, rows: int, epoch: int) -> np.ndarray:
+    return noise.generator(seed, "train/order", epoch).permutation(rows)
+
+
+def rows_of(seed: int, rows: int, samples: np.ndarray) -> np.ndarray:
+    """The row of each global sample number: every epoch is another permutation of all rows."""
+    epochs, places = np.divmod(samples, rows)
+    out = np.empty_like(samples)
+    for epoch in np.unique(epochs):
+        out[epochs == epoch] = _order(seed, rows, int(epoch))[places[epochs == epoch]]
+    return out
+
+
+def to_latent(values: np.ndarray, codec: dict[str, object] | None, noise_BCHW: Tensor | None) -> Tensor:
+    """What a denoiser sees, float32 (B, C, H, W), of stored values (B, h, w, c).
+
+    A level is taken as it is, z_0 times its codec's scale; of moments a sample of the posterior is drawn with
+    `noise_BCHW`: mean + exp(log-variance / 2) noise, the log-variance within -30..20 as in AutoencoderKL.
+    """
+    x_BCHW = torch.from_numpy(values).permute(0, 3, 1, 2).float().contiguous()
+    if codec is None:
+        return x_BCHW
+    if codec["moments"]:
+        mean_BCHW, logvar_BCHW = x_BCHW.chunk(2, 1)
+        assert noise_BCHW is not None
+        x_BCHW = mean_BCHW + torch.exp(0.5 * logvar_BCHW.clamp(-30, 20)) * noise_BCHW
+    return float(codec["scale"]) * x_BCHW  # type: ignore[arg-type]
+
+
+def make_batch(feed: Feed, step: int, process: int = 0, processes: int = 1) -> Batch:
+    """One process's share of the global batch of a step."""
+    options, seed = feed.recipe.training, feed.recipe.seed
+    share = options.batch // processes
+    first = step * options.batch + process * share
+    samples = np.arange(first, first + share)
+
+    def normal(name: str, shape: tuple[int, int, int]) -> Tensor:
+        h, w, c = shape
+        return noise.normal(seed, f"train/z{feed.level}/{name}", samples.tolist(), (c, h, w))
+
+    u_B4 = noise.uniform(seed, f"train/z{feed.level}/draws", samples.tolist(), (4,))
+    rows = rows_of(seed, feed.z.rows, samples)
+    views = (u_B4[:, 0] * feed.z.views).long().numpy()
+
+    codec = feed.z.attributes.get("codec")
+    shape = feed.z.latent_shape
+    moments = codec is not None and codec["moments"]
+    z_BCHW = to_latent(feed.z.read(rows, views), codec, normal("posterior", shape) if moments else None)
+
+    condition_BCHW = keep_B = label_B = None
+    if feed.above is not None:
+        sigma = feed.recipe.levels[feed.level + 1].sigma
+        condition_BCHW = to_latent(feed.above.read(rows, views), None, None)
+        if sigma:
+            condition_BCHW += sigma * normal("condition", feed.above.latent_shape)
+        keep_B = u_B4[:, 1] >= options.condition_drop
+    if feed.labels is not None:
+        null = feed.recipe.denoiser.labels
+        label_B = torch.from_numpy(feed.labels[rows]).masked_fill(u_B4[:, 2] < options.label_drop, null)
+    return Batch(
+        z_BCHW=z_BCHW,
+        eps_BCHW=normal("eps", shape),
+        t_B=Process(feed.recipe.process.kind).time(u_B4[:, 3]),
+        condition_BCHW=condition_BCHW,
+        keep_B=keep_B,
+        label_B=label_B,
+    )
+
+
+def prefetch(make: Callable[[int], Batch], first: int, last: int) -> Generator[Batch]:
+    """make(first), ..., make(last - 1), prepared ahead by a background thread; its errors are raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = deque(pool.submit(make, step) for step in range(first, min(first + AHEAD, last)))
+            for step in range(first + AHEAD, last + AHEAD):
+                if not waiting:
+                    return
+                batch = waiting.popleft().result()
+                if step < last:
+                    waiting.append(pool.submit(make, step))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,52 @@
+"""The record of a training: log.jsonl, one line an interval, and its curve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nestgen.files import replacing
+
+
+def append(log: Path, record: dict[str, Any]) -> None:
+    """Adds a line."""
+    with log.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    """All whole lines, in order; a line cut short by a killed process ends them."""
+    records = []
+    for line in log.read_text().splitlines() if log.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def truncate(log: Path, step: int) -> None:
+    """Forgets what was recorded after `step`: a resumed training records it again."""
+    if log.is_file():
+        kept = [json.dumps(record) + "\n" for record in read(log) if record["step"] <= step]
+        with replacing(log) as draft:
+            draft.write_text("".join(kept))
+
+
+def draw(log: Path, picture: Path, title: str) -> None:
+    """Draws the loss over the steps, with a running mean over a twentieth of them, as a PNG."""
+    from matplotlib.figure import Figure  # slow to import, and needed at the end only
+
+    records = read(log)
+    steps, values = [r["step"] for r in records], [r["loss"] for r in records]
+    width = max(1, len(values) // 20)
+    means = [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=0.8)
+    axes.plot(steps, means, color="tab:blue", label=f"mean of {width}")
+    axes.set(xlabel="step", ylabel="mean squared error on ε", title=title, yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    with replacing(picture) as draft:
+        figure.savefig(draft, dpi=120, format="png")
