@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from nestgen.errors import UserError
+from nestgen.files import replacing
 
 GAP = 4  # pixels between pictures
 CELL = 96  # smaller pictures are enlarged by a whole factor to at most this side, so that 32 px can be seen
@@ -83,9 +83,7 @@ def read_pictures(folder: Path, count: int) -> np.ndarray:
 
 
 def write_picture(picture: Image.Image | np.ndarray, path: Path) -> None:
-    """Write a PNG under a temporary name, then move it into place: a picture at `path` is always whole."""
+    """Write a PNG of a picture, or of uint8 (height, width, 3)."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,0 +1,109 @@
+"""The latents of a sample folder: one zarr array per level, written block by block, so a run can go on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+
+from nestgen.errors import UserError
+from nestgen.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents of one level, (count, h, w, c) float32, at FOLDER/latents/z<l>.zarr.
+
+    A block is one chunk of rows. It exists once its record, z<l>.blocks/<first row>.json, does: the record is
+    written last and holds the digest of the values.
+    """
+
+    path: Path
+    array: zarr.Array
+
+    def blocks(self) -> Iterator[range]:
+        """The rows of each block, in order."""
+        count, block = self.array.shape[0], self.array.chunks[0]
+        for first in range(0, count, block):
+            yield range(first, min(first + block, count))
+
+    def has(self, rows: range) -> bool:
+        """Whether a block is there."""
+        return _record(self.path, rows).is_file()
+
+    def write(self, rows: range, z_BCHW: Tensor) -> None:
+        """Write a block. Raises UserError for values that are not finite."""
+        if not z_BCHW.isfinite().all():
+            raise UserError(
+                f"{self.path.stem} of images {rows.start} to {rows.stop - 1} came out not finite; "
+                "its denoiser has diverged: train it again with a lower training.lr"
+            )
+        values = np.ascontiguousarray(z_BCHW.permute(0, 2, 3, 1).cpu().numpy(), dtype="<f4")
+        self.array[rows.start : rows.stop] = values
+        write_json(_record(self.path, rows), {"rows": [rows.start, rows.stop], "sha256": _digest(values)})
+
+    def read(self, rows: range) -> Tensor:
+        """A block as (B, C, H, W). Raises UserError where it is not there or not what was written."""
+        if not self.has(rows):
+            raise UserError(
+                f"{self.path} is unfinished: images {rows.start} to {rows.stop - 1} are not there; "
+                "run the same `nestgen sample` again"
+            )
+        values = np.asarray(self.array[rows.start : rows.stop])
+        if read_json(_record(self.path, rows))["sha256"] != _digest(values):
+            raise UserError(
+                f"{self.path} is damaged at images {rows.start} to {rows.stop - 1}; remove "
+                f"{_record(self.path, rows)} and run the same `nestgen sample` again"
+            )
+        return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+    def read_all(self) -> np.ndarray:
+        """All latents as (count, h, w, c), with the checks of `read`."""
+        return torch.cat([self.read(rows) for rows in self.blocks()]).permute(0, 2, 3, 1).numpy()
+
+
+def create_latents(folder: Path, level: int, shape: tuple[int, int, int, int], block: int) -> Latents:
+    """The latents of a level in a sample folder: those there if any block is, else new ones of `block` rows each.
+
+    A run that goes on keeps the block size it began with.
+    """
+    path = _path(folder, level)
+    if any(path.with_suffix(".blocks").glob("*.json")):
+        return open_latents(folder, level)
+    array = zarr.create_array(
+        path,
+        shape=shape,
+        chunks=(min(block, shape[0]), *shape[1:]),
+        dtype="<f4",
+        compressors=None,
+        fill_value=np.nan,
+        overwrite=True,
+    )
+    return Latents(path, array)
+
+
+def open_latents(folder: Path, level: int) -> Latents:
+    """The latents of a level in a sample folder, or UserError where there are none."""
+    path = _path(folder, level)
+    try:
+        return Latents(path, zarr.open_array(path, mode="r+"))
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder} has no latents of z_{level}; draw samples there with `nestgen sample`") from None
+
+
+def _path(folder: Path, level: int) -> Path:
+    return folder / "latents" / f"z{level}.zarr"
+
+
+def _record(path: Path, rows: range) -> Path:
+    return path.with_suffix(".blocks") / f"{rows.start:06d}.json"
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
