@@ -1,0 +1,14 @@
+"""`scenes`, the embedded data set: small pictures in the look of a tiny COCO, drawn by a seeded generator.
+
+A scene has one main object, the largest, that gives its label, and up to three guests whose relation to it the
+captions tell. `composition` decides what is where, `grounds` and `things` draw it with a `pen`, `captions` says it,
+`drawing` puts the four together and `shards` writes them down.
+"""
+
+from __future__ import annotations
+
+from featurize.scenes.composition import CLASSES
+from featurize.scenes.drawing import Scene, draw_scene
+from featurize.scenes.shards import write_shards
+
+__all__ = ["CLASSES", "Scene", "draw_scene", "write_shards"]
