@@ -74,3 +74,122 @@ def train(level: int, recipe_file: Path | None, depth: int | None, steps: int | 
     if steps is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
     train(recipe, level)
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), help="Image i depends on it and i; the recipe's by default."
+)
+vae_option = click.option(
+    "--vae", type=click.Path(path_type=Path), help="The VAE's weights, if they are not where z_0's store says."
+)
+
+
+@main.command()
+@click.option("--count", type=click.IntRange(1), help="How many; the recipe's evaluation.count by default.")
+@seed_option
+@click.option("--batch-size", type=click.IntRange(1), help="Pictures at a time; the recipe's by default.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
+@recipe_option
+@depth_option
+@click.option("--label", type=int, help="The class of all samples; by default each draws its own.")
+@vae_option
+def sample(
+    count: int | None,
+    seed: int | None,
+    batch_size: int | None,
+    out: Path,
+    recipe_file: Path | None,
+    depth: int | None,
+    label: int | None,
+    vae: Path | None,
+) -> None:
+    """Draws samples from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
+
+    Interrupted, the same command goes on.
+    """
+    from nestgen.recipe import load_recipe
+    from nestgen.sample import sample
+
+    recipe = load_recipe(recipe_file)
+    if depth is not None:
+        recipe = recipe.depth(depth)
+    sample(
+        recipe,
+        out,
+        count=count or recipe.evaluation.count,
+        seed=recipe.seed if seed is None else seed,
+        batch=batch_size or recipe.sampling.batch,
+        label=label,
+        vae=vae,
+    )
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("hierarchy.png"), show_default=True)
+@click.option("--columns", type=click.IntRange(2), default=8, show_default=True, help="Pictures in a row.")
+@seed_option
+@recipe_option
+@depth_option
+@vae_option
+def hierarchy(
+    out: Path, columns: int, seed: int | None, recipe_file: Path | None, depth: int | None, vae: Path | None
+) -> None:
+    """Draws the hierarchy sheet: a row for each k, with a sample's levels frozen from k up and the rest drawn anew.
+
+    How much each row's pictures vary goes to OUT with the ending .json.
+    """
+    from nestgen.hierarchy import hierarchy
+    from nestgen.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file)
+    if depth is not None:
+        recipe = recipe.depth(depth)
+    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, vae)
+
+
+@main.command()
+@click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Store root to score against; by default the recipe's evaluation.reference, else the training rows.",
+)
+@click.option(
+    "--samples-store",
+    type=click.Path(path_type=Path),
+    help="Store root of the encoded samples: `featurize extract folder:SAMPLES --basis ...`.",
+)
+@click.option(
+    "--level-shape", default="1x1x64", show_default=True, help="The level of --samples-store that is compared."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The card; SAMPLES/evaluation.json by default.")
+@recipe_option
+def evaluate(
+    samples: Path,
+    reference: Path | None,
+    samples_store: Path | None,
+    level_shape: str,
+    out: Path | None,
+    recipe_file: Path | None,
+) -> None:
+    """Scores samples by Fréchet distances, per level and in the frozen encoder's space (docs/evaluation.md)."""
+    from nestgen.evaluate import evaluate
+    from nestgen.recipe import load_recipe
+
+    out = out or samples / "evaluation.json"
+    evaluate(load_recipe(recipe_file), samples, reference, samples_store, level_shape, out)
+
+
+@main.command()
+@click.argument("folders", metavar="DIR...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--titles", required=True, help="One per folder, separated by commas.")
+@click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="Pictures of each folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The sheet, a PNG.")
+def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None:
+    """Draws a sheet with a row for each sample folder: the same seeds stand under each other."""
+    from nestgen.sheet import folders_sheet, write_picture
+
+    names = titles.split(",")
+    if len(names) != len(folders):
+        raise click.BadParameter(f"{len(names)} titles for {len(folders)} folders", param_hint="--titles")
+    write_picture(folders_sheet(folders, names, count), out)
