@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +73,9 @@ def merge(first: Moments, second: Moments) -> Moments:
     return Moments(count, mean, scatter)
 
 
-def merge_all(parts: list[Moments]) -> Moments:
+def merge_all(parts: Iterable[Moments]) -> Moments:
     """Merged from the first to the last: float addition is not associative, so the order is part of the result."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = merge(total, part)
-    return total
+    return reduce(merge, parts)
 
 
 def fit(moments: Moments) -> Basis:

@@ -84,6 +84,9 @@ def extract(request: Request, workers: int | None, scheduler: str | None) -> lis
     channels = _base_channels(request, encoder)
     if features.source is None:
         raise UserError("Which pictures? Name a SOURCE, or a recipe (nested.yaml) with features.source.")
+    basis_folder = _basis_folder(features.basis, features.encoder)
+    if basis_folder is not None:
+        basis_.load_basis(basis_folder / "basis.safetensors")
     listing = list_pictures(features.source, features.split, features.limit)
     for remark in listing.remarks:
         log.warning(remark)
@@ -138,10 +141,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None) -> lis
             seal(base, {"basis_drift": _drift(base, basis_path, channels)})
         if not is_sealed(z0.path):
             seal(z0)
-        levels = [
-            derive_level(base.path, shape, _basis_folder(features.basis, features.encoder), run)
-            for shape in request.levels
-        ]
+        levels = [derive_level(base.path, shape, basis_folder, run) for shape in request.levels]
     return [base.path, *levels, z0.path]
 
 
@@ -270,12 +270,14 @@ def _provide_basis(
         sorted(range(ledger.rows), key=lambda row: sha256(ledger.pictures[row].key.encode()).digest())[:basis_rows]
     )
     batches = [_batch_of(ledger, rows[start : start + 256], spec, views) for start in range(0, len(rows), 256)]
-    total: Moments | None = None
     with tqdm(total=len(rows), desc="fitting the basis", unit=" pictures", smoothing=0.1) as progress:
-        for batch, moments in zip(batches, in_order(run(_moments_of, batches))):
-            total = moments if total is None else basis_.merge(total, moments)
-            progress.update(len(batch.pictures))
-    assert total is not None
+
+        def counted() -> Iterator[Moments]:
+            for batch, moments in zip(batches, in_order(run(_moments_of, batches))):
+                progress.update(len(batch.pictures))
+                yield moments
+
+        total = basis_.merge_all(counted())
     basis_.save_basis(path, basis_.fit(total), owner)
 
 
@@ -371,5 +373,5 @@ def _with_views(values: np.ndarray, views: int) -> np.ndarray:
 
 def _drift(base: ArraySpec, basis_path: Path, channels: int) -> dict[str, float]:
     """How far the basis is from the one that all pictures would give (0 where it was fitted on all of them)."""
-    moments = basis_.merge_all([basis_.load_moments(moments_path(base.path, block)) for block in range(base.blocks)])
+    moments = basis_.merge_all(basis_.load_moments(moments_path(base.path, block)) for block in range(base.blocks))
     return basis_.drift(basis_.load_basis(basis_path), moments, channels)

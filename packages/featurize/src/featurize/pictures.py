@@ -39,7 +39,7 @@ def decode(data: bytes) -> Image.Image:
                 image.verify()
                 image = Image.open(io.BytesIO(data))
             image.load()
-            return ImageOps.exif_transpose(_to_rgb(image))
+            return _upright(_to_rgb(image))
     except (
         Exception
     ) as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, DecompressionBombError...
@@ -50,6 +50,13 @@ def original_mode(data: bytes) -> str:
     """Pillow's mode of the picture before conversion, like `L` or `CMYK`."""
     with Image.open(io.BytesIO(data)) as image:
         return image.mode
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data says nothing about the pixels: Pillow raises SyntaxError, struct.error...
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -84,7 +84,6 @@ def prepare(spec: ArraySpec) -> list[int]:
             filters=None,
             fill_value=_fill(spec.dtype),
             attributes=_attributes(spec),
-            config={"write_empty_chunks": True},
         )
     return [block for block in range(spec.blocks) if not _record_path(spec.path, block).is_file()]
 
@@ -152,7 +151,9 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
 
     Raises UserError for NaN or infinite values and for values that the dtype can't hold.
     """
-    array = zarr.open_array(str(path), mode="r+")
+    # Without this zarr would leave out a chunk that holds nothing but fill values.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.open_array(str(path), mode="r+")
     block_rows = array.chunks[0]
     rows = rows_of(block, block_rows, array.shape[0])
     if values.shape != (len(rows), *array.shape[1:]):

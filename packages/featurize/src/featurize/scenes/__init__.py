@@ -8,7 +8,7 @@ captions tell. `composition` decides what is where, `grounds` and `things` draw 
 from __future__ import annotations
 
 from featurize.scenes.composition import CLASSES
-from featurize.scenes.drawing import Scene, draw_scene
+from featurize.scenes.drawing import Scene, Story, draw_scene, tell_scene
 from featurize.scenes.shards import write_shards
 
-__all__ = ["CLASSES", "Scene", "draw_scene", "write_shards"]
+__all__ = ["CLASSES", "Scene", "Story", "draw_scene", "tell_scene", "write_shards"]

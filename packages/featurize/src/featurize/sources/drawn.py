@@ -14,16 +14,15 @@ SEED          = 0  # fmt: skip
 
 def list_scenes(address: str, split: str, limit: int | None) -> Listing:
     """`scenes` or `scenes:SIZE`: `limit` scenes (6000 without one) of SIZE pixels (32)."""
-    from featurize.scenes import draw_scene
+    from featurize.scenes import tell_scene
 
     if address and not (address.isdecimal() and 8 <= int(address) <= 1024):
         raise UserError(f"SOURCE 'scenes:{address}' needs a size in pixels from 8 to 1024, like scenes:64.")
-    size = int(address or DEFAULT_SIZE)
-    place = f"scenes:{split}:{size}"
+    place = f"scenes:{split}:{int(address or DEFAULT_SIZE)}"
 
     def picture(index: int) -> Picture:
-        scene = draw_scene(SEED, split, index, size)
-        return Picture(f"{split}-{index:08d}", place, index, 0, scene.label, scene.captions)
+        story = tell_scene(SEED, split, index)
+        return Picture(f"{split}-{index:08d}", place, index, 0, story.label, story.captions)
 
     return Listing(tuple(picture(index) for index in range(limit or DEFAULT_COUNT)))
 

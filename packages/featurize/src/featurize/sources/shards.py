@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
@@ -36,9 +37,15 @@ def list_shards(address: str, split: str, limit: int | None) -> Listing:
             label, captions = _annotations(shard, key, members)
             pictures.append(Picture(key, str(shard), offset, size, label, captions))
             if len(pictures) == limit:
-                return Listing(tuple(pictures))
-    remarks = (f"{bare} samples in the shards have no picture and were passed over.",) if bare else ()
-    return Listing(tuple(pictures), remarks)
+                break
+        if len(pictures) == limit:
+            break
+    remarks = [f"{bare} samples in the shards have no picture and were passed over."] if bare else []
+    if len({picture.key for picture in pictures}) < len(pictures):
+        # Some data sets number the samples anew in each shard.
+        pictures = [replace(picture, key=f"{Path(picture.source).stem}/{picture.key}") for picture in pictures]
+        remarks.append("Keys repeat, so the shard's name was put before each.")
+    return Listing(tuple(pictures), tuple(remarks))
 
 
 def _expand(address: str) -> list[Path]:

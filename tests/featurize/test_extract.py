@@ -1,0 +1,269 @@
+"""Whole extractions: the same bytes from any number of workers, after a kill, and by the encoder's own words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+import zarr
+from featurize.basis import load_basis
+from featurize.extract import extract
+from featurize.recipe import read_request
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from .conftest import MODEL, MODEL_ARGS, options, random_picture
+
+ENCODER = f"timm-{MODEL}"
+
+
+def chunks(root: Path) -> dict[str, bytes]:
+    """Every chunk and seal of a store root."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and ("/c/" in str(path) or path.name.endswith(".seal.json"))
+    }
+
+
+def test_the_base_is_the_models_own_tokens_on_the_basis(
+    extraction: Path, picture_folder: Path, vit_weights: Path
+) -> None:
+    model = timm.create_model(MODEL, num_classes=7, **MODEL_ARGS).eval().double()
+    model.load_state_dict(load_file(vit_weights))
+    path = picture_folder / "class-0" / "006.jpg"
+    row = next(
+        line for line in pq.read_table(extraction / "rows.parquet").to_pylist() if line["key"] == "class-0/006.jpg"
+    )
+    with Image.open(path) as image:
+        picture = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC, box=tuple(row["box"])))
+    basis = load_basis(extraction / ENCODER / "basis.safetensors")
+    base = zarr.open(str(extraction / ENCODER / "base.zarr"), mode="r")
+    for view, pixels in enumerate((picture, picture[:, ::-1])):
+        x = torch.from_numpy(pixels.copy()).double().permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            tokens = model.forward_features(x)[0, 1:].reshape(4, 4, 48).numpy()
+        expected = (tokens - basis.mean) @ basis.components
+        np.testing.assert_allclose(np.asarray(base[row["row"], view]), expected, atol=6e-3)
+
+
+def test_z_0_holds_the_pixels_and_its_second_view_the_flip(extraction: Path) -> None:
+    z_0 = np.asarray(zarr.open(str(extraction / "pixels" / "16x16x3.zarr"), mode="r")[:])
+    np.testing.assert_array_equal(z_0[:, 1], z_0[:, 0, :, ::-1])
+    levels = (z_0.astype(np.float64) + 1) * 127.5
+    assert np.abs(levels - np.rint(levels)).max() < 0.07  # each of the 256 values survives float16
+
+
+def test_every_picture_is_stored_or_refused(
+    picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable
+) -> None:
+    folder = shutil.copytree(picture_folder, tmp_path / "pictures")
+    (folder / "class-0" / "empty.jpg").touch()
+    (folder / "class-1" / "cut.png").write_bytes((folder / "class-1" / "001.png").read_bytes()[:-40])
+    arguments = ["extract", f"folder:{folder}", "--encoder", f"timm:{MODEL}", "--weights", vit_weights, "--workers", 0]
+    outcome = featurize(*arguments, "--levels", "1x1x4", "--out", tmp_path / "out", "--max-bad", 1)
+    assert outcome.code == 1
+    assert "2 of 62 pictures can't be read" in outcome.err
+    outcome = featurize(*arguments, "--levels", "1x1x4", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    lines = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
+    refused = [line for line in lines if line["status"] == "refused"]
+    assert len(lines) == 62
+    assert {line["key"] for line in refused} == {"class-0/empty.jpg", "class-1/cut.png"}
+    assert all(line["row"] is None and line["reason"] for line in refused)
+    assert [line["row"] for line in lines if line["status"] == "ok"] == list(range(60))
+    labels = zarr.open(str(tmp_path / "out" / "labels.zarr"), mode="r")[:]
+    np.testing.assert_array_equal(labels, [line["label"] for line in lines if line["status"] == "ok"])
+
+
+def test_asked_again_nothing_is_done_and_another_question_is_refused(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(extraction, tmp_path / "root")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    extract(read_request(None, options(picture_folder, vit_weights, root), "2x2x8"), workers=0, scheduler=None)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+    other = tmp_path / "other.safetensors"
+    state = load_file(vit_weights)
+    save_file({key: value * 1.5 for key, value in state.items()}, other)
+    shutil.copy(vit_weights.with_suffix(".json"), other.with_suffix(".json"))
+    for changed, difference in (
+        ({"weights": str(other)}, "encoder.weights_sha256"),
+        ({"precision": "bfloat16"}, "encoder.precision"),
+        ({"views": 1}, "views"),
+        ({"source": f"folder:{picture_folder}/class-1"}, "already holds other pictures"),
+    ):
+        with pytest.raises(Exception, match=difference):
+            request = options(picture_folder, vit_weights, root) | changed
+            extract(read_request(None, request, "2x2x8"), workers=0, scheduler=None)
+    assert chunks(root) == chunks(extraction)
+
+
+def test_dask_workers_give_the_same_bytes(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    request = read_request(None, options(picture_folder, vit_weights, tmp_path / "two"), "2x2x8,1x1x16")
+    extract(request, workers=2, scheduler=None)
+    assert chunks(tmp_path / "two") == chunks(extraction)
+
+
+def test_killed_and_run_again_gives_the_same_bytes(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "killed"
+    request = options(picture_folder, vit_weights, root)
+    arguments = [request["source"], "--encoder", request["encoder"], "--weights", request["weights"], "--out", root]
+    command = [sys.executable, "-m", "featurize.cli", "extract", *arguments]
+    command += ["--views", 2, "--z0", "pixels:16", "--levels", "2x2x8,1x1x16", "--workers", 0]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(root.glob("*/*.blocks/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    extract(read_request(None, request, "2x2x8,1x1x16"), workers=0, scheduler=None)
+    assert chunks(root) == chunks(extraction)
+    assert not list(root.rglob("*.blocks"))
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of a file is the full disk that a test can have without being root."""
+    root = tmp_path / "full"
+    request = options(picture_folder, vit_weights, root)
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
+        "from featurize.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "extract", request["source"], "--encoder", request["encoder"]]
+    command += [
+        "--weights",
+        request["weights"],
+        "--out",
+        root,
+        "--views",
+        2,
+        "--z0",
+        "pixels:16",
+        "--levels",
+        "2x2x8,1x1x16",
+    ]
+    done = subprocess.run(
+        [str(part) for part in [*command, "--workers", 0]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "refuses a file so large" in done.stderr
+    assert "Traceback" not in done.stderr
+    extract(read_request(None, request, "2x2x8,1x1x16"), workers=0, scheduler=None)
+    assert chunks(root) == chunks(extraction)
+
+
+def test_ctrl_c_ends_with_one_line(picture_folder: Path, vit_weights: Path, tmp_path: Path) -> None:
+    request = options(picture_folder, vit_weights, tmp_path / "out")
+    command = [sys.executable, "-m", "featurize.cli", "extract", request["source"], "--encoder", request["encoder"]]
+    command += ["--weights", request["weights"], "--out", tmp_path / "out", "--workers", 0]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, env={**os.environ})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "rows.parquet").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (0, 130)  # 0 when it was done before the signal came
+    assert "Traceback" not in err
+
+
+def test_a_vae_gives_moments_that_decode(tmp_path: Path, picture_folder: Path, vit_weights: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+                        up_block_types=("UpDecoderBlock2D",) * 2, sample_size=32).eval()  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    request = options(
+        picture_folder, vit_weights, tmp_path / "out", z0="vae:32", z0_weights=str(tmp_path / "vae"), z0_scale=0.2301
+    )
+    extract(read_request(None, request | {"limit": 5}, "1x1x4"), workers=0, scheduler=None)
+    store = zarr.open(str(tmp_path / "out" / "vae" / "16x16x4.zarr"), mode="r")
+    assert store.shape == (5, 2, 16, 16, 8)
+    assert (store.attrs["latent_shape"], store.attrs["codec"]["scale"]) == ([16, 16, 4], 0.2301)
+    ledger = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
+    with Image.open(ledger[2]["source"]) as image:
+        picture = image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC, box=tuple(ledger[2]["box"]))
+    x = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        moments = vae.encode(x).latent_dist.parameters[0].permute(1, 2, 0)
+    np.testing.assert_allclose(np.asarray(store[2, 0]), moments.numpy(), atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weights": "/nowhere.safetensors"}, "are not there"),
+        ({"weights": None}, "needs its weights"),
+        ({"encoder": "mocov9"}, "no encoder 'mocov9'"),
+        ({"model_args": {"depth": 3}}, "keys are missing"),
+        ({"model_args": {"img_size": 64}}, "'pos_embed' is"),
+        ({"z0": "pixel:3"}, "is no codec"),
+        ({"z0": "vae:32"}, "needs its weights"),
+        ({"source": "folder:/nowhere"}, "not there"),
+        ({"source": None}, "Which pictures"),
+        ({"basis": "/nowhere"}, "no basis"),
+        ({"levels": "9x9x4"}, "larger than the 4x4 grid"),
+        ({"levels": "2x2x99"}, "has 48"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_and_leaves_nothing(
+    change: dict, sentence: str, picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable
+) -> None:
+    wanted = options(picture_folder, vit_weights, tmp_path / "out") | {"levels": "1x1x4", "model_args": {}} | change
+    source = wanted.pop("source")
+    wanted["model_args"] = str(wanted["model_args"]) if wanted["model_args"] else None
+    flags = [
+        part for key, value in wanted.items() if value is not None for part in (f"--{key.replace('_', '-')}", value)
+    ]
+    outcome = featurize("extract", *([source] if source else []), *flags, "--workers", 0)
+    assert outcome.code == 1
+    assert sentence in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not list(tmp_path.rglob("*.zarr"))
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path: Path, picture_folder: Path, featurize: Callable) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
+    outcome = featurize("extract", f"folder:{picture_folder}", "--encoder", f"timm:{MODEL}", "--weights", tmp_path / "trap.pth",
+                        "--out", tmp_path / "out", "--levels", "1x1x4")  # fmt: skip
+    assert outcome.code == 1
+    assert "refused" in outcome.err
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_bigger_picture_changes_the_crop_only(tmp_path: Path, vit_weights: Path) -> None:
+    """A wide picture is cropped to its centre, so its borders change nothing."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    square = random_picture(5, 32, 32)
+    wide = Image.new("RGB", (64, 32), "red")
+    wide.paste(square, (16, 0))
+    square.save(folder / "a.png")
+    wide.save(folder / "b.png")
+    extract(read_request(None, options(folder, vit_weights, tmp_path / "out"), "2x2x2"), workers=0, scheduler=None)
+    base = np.asarray(zarr.open(str(tmp_path / "out" / ENCODER / "base.zarr"), mode="r")[:])
+    np.testing.assert_array_equal(base[0], base[1])
