@@ -114,7 +114,6 @@ def load_denoiser(run_dir: Path, device: torch.device | str = "cpu") -> tuple[De
     if checkpoint is None:
         level = run_dir.name.split("-")[0].removeprefix("z")
         raise UserError(f"there is no trained denoiser in {run_dir}; run `nestgen train --level {level}`")
-    with torch.device("meta"):
-        denoiser = Denoiser(denoiser_of(checkpoint.meta))
-    denoiser.load_state_dict(checkpoint.load("ema", device), assign=True)
-    return denoiser.requires_grad_(False).eval(), checkpoint.meta
+    denoiser = Denoiser(denoiser_of(checkpoint.meta))
+    denoiser.load_state_dict(checkpoint.load("ema"))
+    return denoiser.to(device).requires_grad_(False).eval(), checkpoint.meta

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,20 +74,21 @@ def rows_of(seed: int, rows: int, samples: np.ndarray) -> np.ndarray:
     return out
 
 
-def to_latent(values: np.ndarray, codec: dict[str, object] | None, noise_BCHW: Tensor | None) -> Tensor:
+def to_latent(values: np.ndarray, codec: dict[str, Any] | None, noise_BCHW: Tensor | None) -> Tensor:
     """What a denoiser sees, float32 (B, C, H, W), of stored values (B, h, w, c).
 
     A level is taken as it is, z_0 times its codec's scale; of moments a sample of the posterior is drawn with
     `noise_BCHW`: mean + exp(log-variance / 2) noise, the log-variance within -30..20 as in AutoencoderKL.
     """
-    x_BCHW = torch.from_numpy(values).permute(0, 3, 1, 2).float().contiguous()
+    # In numpy: torch's threads would take turns with those of the training step.
+    x_BCHW = np.ascontiguousarray(values.transpose(0, 3, 1, 2), np.float32)
     if codec is None:
-        return x_BCHW
+        return torch.from_numpy(x_BCHW)
     if codec["moments"]:
-        mean_BCHW, logvar_BCHW = x_BCHW.chunk(2, 1)
+        mean_BCHW, logvar_BCHW = np.split(x_BCHW, 2, 1)
         assert noise_BCHW is not None
-        x_BCHW = mean_BCHW + torch.exp(0.5 * logvar_BCHW.clamp(-30, 20)) * noise_BCHW
-    return float(codec["scale"]) * x_BCHW  # type: ignore[arg-type]
+        x_BCHW = mean_BCHW + np.exp(0.5 * logvar_BCHW.clip(-30, 20)) * noise_BCHW.numpy()
+    return torch.from_numpy(np.float32(codec["scale"]) * x_BCHW)
 
 
 def make_batch(feed: Feed, step: int, process: int = 0, processes: int = 1) -> Batch:
