@@ -7,13 +7,13 @@ import io
 from featurize.errors import UserError
 from featurize.sources import Listing, Picture
 
-DEFAULT_COUNT = 6000
+DEFAULT_COUNT = {"train": 6000, "val": 2000}
 DEFAULT_SIZE  = 32  # fmt: skip
 SEED          = 0  # fmt: skip
 
 
 def list_scenes(address: str, split: str, limit: int | None) -> Listing:
-    """`scenes` or `scenes:SIZE`: `limit` scenes (6000 without one) of SIZE pixels (32)."""
+    """`scenes` or `scenes:SIZE`: `limit` scenes (without one 6000 to train on, 2000 to test) of SIZE pixels (32)."""
     from featurize.scenes import tell_scene
 
     if address and not (address.isdecimal() and 8 <= int(address) <= 1024):
@@ -24,7 +24,7 @@ def list_scenes(address: str, split: str, limit: int | None) -> Listing:
         story = tell_scene(SEED, split, index)
         return Picture(f"{split}-{index:08d}", place, index, 0, story.label, story.captions)
 
-    return Listing(tuple(picture(index) for index in range(limit or DEFAULT_COUNT)))
+    return Listing(tuple(picture(index) for index in range(limit or DEFAULT_COUNT[split])))
 
 
 def read(picture: Picture) -> bytes:

@@ -1,0 +1,111 @@
+"""Puts an experiment's pictures, loss curves and scores into one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+import matplotlib
+import yaml
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@click.command()
+@click.option("--depth", type=int, required=True, help="L, the number of levels.")
+@click.option("--runs", type=click.Path(path_type=Path), required=True, help="Folder of the trained denoisers.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The page.")
+def main(depth: int, runs: Path, out: Path) -> None:
+    """Write the report of the experiment in the working directory."""
+    cards = [json.loads(Path(f"samples/L{L}/evaluation.json").read_text()) for L in range(1, depth + 1)]
+    page = (
+        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            recipe=yaml.safe_load(Path("nested.yaml").read_text()),
+            recipe_text=Path("nested.yaml").read_text(),
+            knn=json.loads(Path("knn.json").read_text()),
+            hierarchy=json.loads(Path("hierarchy.json").read_text()),
+            spaces=score_table(cards),
+            card=cards[-1]["samples"],
+            picture=embedded,
+            losses=drawn(loss_curves(runs)),
+            scores=drawn(score_bars(cards)),
+        )
+    )
+    draft = out.with_name(f".{out.name}.tmp")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(out)
+
+
+def score_table(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line per space: its name, dimensions, the floor (real against real), and the distance for each L or None."""
+    lines: dict[str, dict[str, Any]] = {}
+    for card in cards:
+        for score in card["scores"]:
+            line = lines.setdefault(
+                score["space"],
+                {"space": score["space"], "dimensions": score["dimensions"], "floor": None, "distances": {}},
+            )
+            line["distances"][card["samples"]["depth"]] = score["frechet_distance"]
+            line["floor"] = score.get("floor", {}).get("frechet_distance")
+    depths = [card["samples"]["depth"] for card in cards]
+    return [line | {"distances": [line["distances"].get(depth) for depth in depths]} for line in lines.values()]
+
+
+def score_bars(cards: list[dict[str, Any]]) -> Figure:
+    """Fréchet distance over L in the encoder's space and in z_0's, each relative to L = 1."""
+    figure, axes = pyplot.subplots(figsize=(5, 2.6), layout="constrained")
+    depths = [card["samples"]["depth"] for card in cards]
+    shown = [line for line in score_table(cards) if None not in line["distances"]]
+    for number, line in enumerate(shown):
+        heights = [distance / line["distances"][0] for distance in line["distances"]]
+        places = [depth + (number - (len(shown) - 1) / 2) * 0.35 for depth in depths]
+        axes.bar(places, heights, width=0.33, label=line["space"])
+    axes.set_xticks(depths, [f"L = {depth}" for depth in depths])
+    axes.set_ylabel("Fréchet distance / that of L = 1")
+    axes.legend(frameon=False)
+    return figure
+
+
+def loss_curves(runs: Path) -> Figure:
+    """Training loss over steps of every denoiser of a run."""
+    figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    for log in sorted(runs.glob("*/log.jsonl")):
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        steps, losses = zip(*[(record["step"], record["loss"]) for record in records])
+        axes.plot(steps, losses, label=log.parent.name.replace("z", "z_", 1).replace("-z", " z_").replace("-", " "))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (mean squared error on ε)")
+    axes.set_ylim(bottom=0, top=1.1)
+    axes.legend(frameon=False)
+    return figure
+
+
+def drawn(figure: Figure) -> str:
+    """The figure as a data address."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    pyplot.close(figure)
+    return _address(buffer.getvalue())
+
+
+def embedded(path: str) -> str:
+    """A picture file as a data address."""
+    return _address(Path(path).read_bytes())
+
+
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+if __name__ == "__main__":
+    main()
