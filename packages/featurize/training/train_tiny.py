@@ -52,7 +52,7 @@ class Recipe:
     """What decides the weights, and is stored beside them."""
 
     scenes: int = 30000
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 128
     lr: float = 2e-3
     warmup: int = 100
@@ -219,16 +219,18 @@ def measure(encoder: nn.Module, recipe: Recipe, rows: int, queries: int, workers
 @click.command()
 @click.option("--steps", default=Recipe.steps, show_default=True, help="Optimiser steps.")
 @click.option("--scenes", default=Recipe.scenes, show_default=True, help="Scenes to draw and train on.")
+@click.option("--rows", default=6000, show_default=True, help="Training scenes to find neighbours among.")
+@click.option("--queries", default=2000, show_default=True, help="Held-out scenes to find neighbours of.")
 @click.option("--threads", default=2, show_default=True, help="Threads of torch, processes that draw.")
 @click.option("--out", default=WEIGHTS, type=click.Path(path_type=Path), help="Folder; the package's own if not given.")
-def main(steps: int, scenes: int, threads: int, out: Path) -> None:
+def main(steps: int, scenes: int, rows: int, queries: int, threads: int, out: Path) -> None:
     """Train the embedded encoder and write tiny.safetensors and tiny.json."""
     torch.set_num_threads(threads)
     recipe = Recipe(steps=steps, scenes=scenes)
     encoder = train(recipe, threads)
     state = {name: value.half().contiguous() for name, value in encoder.state_dict().items()}
     encoder.load_state_dict(state)  # measure what is stored
-    scores = measure(encoder, recipe, 6000, 2000, threads)
+    scores = measure(encoder, recipe, rows, queries, threads)
     click.echo(json.dumps(scores, indent=2))
 
     data = safetensors.torch.save(state)
