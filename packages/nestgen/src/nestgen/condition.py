@@ -25,10 +25,10 @@ def _up(small: int, large: int, narrowest: int) -> tuple[int, int, int]:
 def _down(large: int, small: int) -> tuple[int, int, int]:
     """(kernel, stride, padding) of a convolution from `large`, a multiple of `small`, to `small` places.
 
-    The kernel is the least odd one that covers the stride.
+    Windows overlap by one place, so that none of `large` is left out.
     """
     stride = large // small
-    return 2 * (stride // 2) + 1, stride, stride // 2
+    return stride + 1, stride, 1
 
 
 def stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int) -> nn.Sequential:

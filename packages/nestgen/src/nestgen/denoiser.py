@@ -63,8 +63,8 @@ def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
 def time_embedding(time_B: Tensor, dim: int) -> Tensor:
     """Sinusoids (B, dim) of what the network is told: cosines, then sines, of 10000^(-i / (dim / 2)) time."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=time_B.device))
-    angles_BD = time_B.float()[:, None] * frequencies
+    exponents = torch.arange(half, device=time_B.device, dtype=time_B.dtype) / half
+    angles_BD = time_B[:, None] * torch.exp(-math.log(10000) * exponents)
     return torch.cat([angles_BD.cos(), angles_BD.sin()], -1)
 
 
@@ -81,8 +81,9 @@ class PatchEmbed(nn.Module):
 
 
 def _attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v. On CPUs in float32: torch's bfloat16 kernel takes 3 times as long there."""
-    if q_BHLK.device.type == "cpu":
+    """softmax(q k^T / sqrt(K)) v."""
+    if q_BHLK.device.type == "cpu" and q_BHLK.dtype == torch.bfloat16:
+        # torch's bfloat16 kernel for CPUs takes three times as long as its float32 one, most of it backward.
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q_BHLK.float(), k_BHLK.float(), v_BHLK.float())
     return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)

@@ -1,0 +1,77 @@
+"""A recipe is validated before any work: what is wrong is named, with the nearest right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from featurize.errors import UserError
+from featurize.recipe import parse_shape, parse_shapes, read_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+GOOD = """
+name: x
+features: {source: "folder:pictures", out: stores/x, views: 2}
+levels:
+  - {shape: 32x32x3}
+  - {shape: 4x4x16, sigma: 0.5}
+training: {steps: 3}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "nested.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_recipe_and_options_go_over_it(tmp_path: Path) -> None:
+    request = read_request(write(tmp_path, GOOD), {"views": 1, "out": "elsewhere"}, None)
+    assert request.features.source == f"folder:{tmp_path}/pictures"
+    assert (request.features.out, request.features.views) == ("elsewhere", 1)
+    assert request.levels == ((4, 4, 16),)
+    assert read_request(tmp_path / "nested.yaml", {}, "2x2x8,1x1x4,2x2x8").levels == ((2, 2, 8), (1, 1, 4))
+
+
+def test_the_working_directorys_recipe_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert read_request(None, {}, None).features.out == str(tmp_path / "stores/x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("features:", "featurs:", "unknown key 'featurs'; did you mean 'features'"),
+        ("views", "veiws", "'features.veiws'; did you mean 'views'"),
+        ("views: 2", "views: 3", "'features.views' is 3"),
+        ("views: 2", "views: two", "'features.views' is 'two'"),
+        ("out: stores/x", "limit: 5", "Where should the stores go"),
+        ("shape: 4x4x16", "shape: 4x4", "'4x4' is no level shape"),
+        ("shape: 4x4x16", "form: 4x4x16", "each with a shape"),
+        ("{source", "[source", "not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    with pytest.raises(UserError, match="^[^\n]+$") as raised:
+        read_request(write(tmp_path, GOOD.replace(old, new)), {}, None)
+    assert sentence in str(raised.value)
+
+
+def test_a_missing_recipe_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be read"):
+        read_request(tmp_path / "none.yaml", {}, None)
+
+
+@given(st.tuples(*[st.integers(1, 2000)] * 3))
+def test_shapes_are_read_back(shape: tuple[int, int, int]) -> None:
+    assert parse_shape("x".join(map(str, shape))) == shape
+
+
+@given(st.text(alphabet="0123456789x,. -", max_size=12))
+def test_any_text_is_shapes_or_one_sentence(text: str) -> None:
+    try:
+        assert all(len(shape) == 3 and min(shape) > 0 for shape in parse_shapes(text))
+    except UserError as error:
+        assert "\n" not in str(error)
