@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -35,15 +36,15 @@ def _generators(seed: int, stream: str, index: Sequence[int]) -> Iterator[np.ran
 
 def normal(seed: int, stream: str, index: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal float32 (len(index), *shape); row i depends on (seed, stream, index[i]) only."""
-    out = np.empty((len(index), *shape), np.float32)
+    out = np.empty((len(index), math.prod(shape)), np.float32)
     for row, rng in zip(out, _generators(seed, stream, index)):
         rng.standard_normal(dtype=np.float32, out=row)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).view(len(index), *shape)
 
 
 def uniform(seed: int, stream: str, index: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Uniform float64 in [0, 1) (len(index), *shape); row i depends on (seed, stream, index[i]) only."""
-    out = np.empty((len(index), *shape), np.float64)
+    out = np.empty((len(index), math.prod(shape)), np.float64)
     for row, rng in zip(out, _generators(seed, stream, index)):
         rng.random(out=row)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).view(len(index), *shape)

@@ -1,0 +1,186 @@
+"""Batches are functions of (seed, step, sample), and a row's levels, flips and labels stay together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestgen.errors import UserError
+from nestgen.feed import Batch, make_batch, open_feed, prefetch, rows_of, to_latent
+from nestgen.recipe import load_recipe
+
+Experiment = Callable[..., Path]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    """Bitwise."""
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
+    return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """The batch whose shares these are."""
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
+    return Batch(**{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()})
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_share_the_batch_of_one(experiment: Experiment, processes: int) -> None:
+    recipe = experiment(
+        views=2, classes=3, moments=True, denoiser={"size": "nano", "labels": 3}, training={"batch": 12}
+    )
+    feed = open_feed(load_recipe(recipe), 0)
+    for step in (0, 7):
+        whole = make_batch(feed, step)
+        assert same(whole, joined([make_batch(feed, step, p, processes) for p in range(processes)]))
+        assert same(whole, make_batch(open_feed(load_recipe(recipe), 0), step))
+        assert not same(whole, make_batch(feed, step + 1))
+
+
+def test_another_seed_or_level_is_another_batch(experiment: Experiment) -> None:
+    recipe = load_recipe(experiment(training={"batch": 8}))
+    feed = open_feed(recipe, 0)
+    other = replace(feed, recipe=recipe.model_copy(update={"seed": 1}))
+    assert not torch.equal(make_batch(feed, 0).eps_BCHW, make_batch(other, 0).eps_BCHW)
+    assert not torch.equal(make_batch(feed, 0).z_BCHW, make_batch(other, 0).z_BCHW)
+    assert not torch.equal(make_batch(feed, 0).t_B, make_batch(open_feed(recipe, 1), 0).t_B)
+
+
+@given(st.integers(1, 30), st.integers(1, 50), st.integers(0, 5))
+def test_every_epoch_is_a_permutation(rows: int, batch: int, seed: int) -> None:
+    order = np.concatenate(
+        [rows_of(seed, rows, np.arange(step * batch, (step + 1) * batch)) for step in range(3 * rows // batch + 1)]
+    )
+    for epoch in range(len(order) // rows):
+        assert sorted(order[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
+    if rows > 10 and len(order) >= 2 * rows:
+        assert list(order[:rows]) != list(order[rows : 2 * rows])
+
+
+def test_levels_flips_and_labels_of_a_row_stay_together(experiment: Experiment) -> None:
+    """Each drawn z_0 is found among the stored ones; its z_1 and label must be of the same row and view."""
+    recipe = load_recipe(
+        experiment(
+            levels=({"shape": "8x8x3", "patch": 4}, {"shape": "4x4x6"}),
+            views=2,
+            classes=4,
+            denoiser={"size": "nano", "labels": 4},
+            training={"batch": 64, "label_drop": 0},
+        )
+    )
+    feed = open_feed(recipe, 0)
+    assert feed.above is not None
+    stored_0, stored_1 = feed.z.load().astype(np.float32), feed.above.load().astype(np.float32)
+    batch = make_batch(feed, 3)
+    assert batch.condition_BCHW is not None
+    assert batch.label_B is not None
+    views = []
+    for z, condition, label in zip(batch.z_BCHW, batch.condition_BCHW, batch.label_B):
+        matches = np.argwhere((stored_0 == z.permute(1, 2, 0).numpy()).all((2, 3, 4)))
+        assert len(matches) == 1
+        row, view = matches[0]
+        np.testing.assert_array_equal(condition.permute(1, 2, 0).numpy(), stored_1[row, view])
+        assert label == row % 4
+        views.append(view)
+    assert 16 < sum(views) < 48
+
+
+def test_rates_and_condition_noise(experiment: Experiment) -> None:
+    recipe = load_recipe(
+        experiment(
+            classes=2,
+            denoiser={"size": "nano", "labels": 2},
+            training={"batch": 4000, "condition_drop": 0.3, "label_drop": 0.2},
+        )
+    )
+    feed = open_feed(recipe, 0)
+    batch = make_batch(feed, 0)
+    assert batch.keep_B is not None
+    assert batch.label_B is not None
+    assert batch.condition_BCHW is not None
+    assert feed.above is not None
+    assert batch.keep_B.float().mean() == pytest.approx(0.7, abs=0.03)
+    assert (batch.label_B == 2).float().mean() == pytest.approx(0.2, abs=0.03)
+    assert batch.t_B.mean() == pytest.approx(0.5, abs=0.02)
+    rows = rows_of(0, 40, np.arange(4000))
+    clean = to_latent(feed.above.read(rows, np.zeros_like(rows)), None, None)
+    added = batch.condition_BCHW - clean
+    assert added.std() == pytest.approx(0.5, rel=0.02)  # sigma of z_1 in the recipe
+    # draws of one sample are independent of each other
+    draws = torch.stack([batch.keep_B.double(), (batch.label_B == 2).double(), batch.t_B, added[:, 0, 0, 0].double()])
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.06
+
+
+def test_moments_are_sampled_anew_every_time(experiment: Experiment) -> None:
+    recipe = load_recipe(experiment(levels=({"shape": "8x8x3"},), rows=1, moments=True, training={"batch": 500}))
+    feed = open_feed(recipe, 0)
+    mean, logvar = np.split(feed.z.load()[0, 0].astype(np.float32), 2, -1)
+    assert (logvar == -6).all()
+    for step in (0, 1):
+        z_BCHW = make_batch(feed, step).z_BCHW / 0.5  # the codec's scale
+        torch.testing.assert_close(z_BCHW.mean(0).permute(1, 2, 0).numpy(), mean, rtol=0, atol=0.01)
+        assert z_BCHW.std(0).mean() == pytest.approx(np.exp(-3), rel=0.02)
+    assert not torch.equal(make_batch(feed, 0).z_BCHW, make_batch(feed, 1).z_BCHW)
+
+
+def test_the_top_level_has_no_condition(experiment: Experiment) -> None:
+    batch = make_batch(open_feed(load_recipe(experiment()), 2), 0)
+    assert batch.condition_BCHW is None
+    assert batch.keep_B is None
+    assert batch.label_B is None
+
+
+def test_bad_stores_are_refused(experiment: Experiment) -> None:
+    recipe = load_recipe(experiment())
+    (recipe.root / "stores/toy/tiny/4x4x6.seal.json").unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        open_feed(recipe, 0)
+    open_feed(recipe, 2)  # needs neither
+
+
+def tagged(step: int) -> Any:
+    """Stands for a batch."""
+    return step
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_prefetch_keeps_order(first: int, last: int) -> None:
+    assert list(prefetch(tagged, first, last)) == list(range(first, last))
+
+
+def test_prefetch_works_ahead_but_not_without_end() -> None:
+    made: list[int] = []
+    enough = threading.Event()
+
+    def make(step: int) -> Any:
+        made.append(step)
+        if len(made) == 5:
+            enough.set()
+        return step
+
+    batches = prefetch(make, 0, 100)
+    assert next(batches) == 0  # type: ignore[comparison-overlap]
+    assert enough.wait(10)  # 1, ..., 4 are prepared without being asked for
+    batches.close()
+    assert made == list(range(5))
+
+
+def test_prefetch_raises_what_went_wrong() -> None:
+    def make(step: int) -> Any:
+        if step == 3:
+            raise UserError("gone")
+        return step
+
+    batches = prefetch(make, 0, 10)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="gone"):
+        next(batches)
