@@ -159,3 +159,40 @@ def _average(pictures: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             out[:, y, x] += pictures[:, i, j]
             count[y, x] += 1
     return out / np.maximum(count, 1)[..., None]
+
+
+@pytest.fixture
+def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
+    """Like `experiment`, with a checkpoint of random weights for every level of every depth; sampling takes
+    5 steps. The weights are larger than a training's first ones, so that conditions and labels count.
+    """
+
+    def write(**settings: Any) -> Path:
+        import torch
+
+        from nestgen.checkpoint import save_checkpoint
+        from nestgen.denoiser import Denoiser, denoiser_config
+        from nestgen.feed import open_feed
+        from nestgen.recipe import load_recipe, run_dir
+        from nestgen.run import describe
+
+        settings.setdefault("sampling", {"steps": 5})
+        path = experiment(**settings)
+        whole = load_recipe(path)
+        for depth in range(1, len(whole.levels) + 1):
+            recipe = whole.depth(depth)
+            for level in range(depth):
+                if (folder := run_dir(recipe, level)).is_dir():
+                    continue
+                torch.manual_seed(level)
+                denoiser = Denoiser(denoiser_config(recipe, level))
+                for module in denoiser.modules():
+                    if isinstance(module, torch.nn.Linear):
+                        torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                weights = denoiser.state_dict()
+                parts = {"denoiser": weights, "ema": weights, "optimizer": {"step": torch.tensor(7)}}
+                meta = {**describe(open_feed(recipe, level)), "step": 7, "scaler": None}
+                save_checkpoint(folder, parts, meta, keep=1)
+        return path
+
+    return write

@@ -122,22 +122,23 @@ def _draw_level(
     todo = [rows for rows in latents.blocks() if not latents.has(rows)]
     count = latents.array.shape[0]
     left = sum(map(len, todo))
-    with tqdm(
+    with tqdm(  # counts network calls, so that it moves within a batch; shows images
         desc=f"z_{model.level}",
-        total=count,
-        initial=count - left,
+        total=count * model.steps,
+        initial=(count - left) * model.steps,
         unit=" images",
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        unit_scale=1 / model.steps,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]",
     ) as bar:
         for rows in todo:
-            frozen_BCHW = above.read(rows) if above else None
+            above_BCHW = above.read(rows) if above else None
             parts = []
             for first in range(0, len(rows), batch):
-                indices = rows[first : first + batch]
-                frozen = {} if frozen_BCHW is None else {model.level + 1: frozen_BCHW[first : first + batch]}
+                part = slice(first, first + batch)
+                indices = rows[part]
+                frozen = {} if above_BCHW is None else {model.level + 1: above_BCHW[part]}
                 label_B = None if labels is None else labels[indices.start : indices.stop]
-                tick = partial(bar.update, len(indices) / model.steps)  # after every network call
-                z = sample_below([model], indices, seed, frozen, label_B, tick)
+                z = sample_below([model], indices, seed, frozen, label_B, partial(bar.update, len(indices)))
                 parts.append(z[model.level].cpu())
             latents.write(rows, torch.cat(parts))
 

@@ -1,0 +1,330 @@
+"""Sampling: what an image depends on, and that runs go on where they stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nestgen import latents, noise
+from nestgen.cli import main
+from nestgen.errors import UserError
+from nestgen.files import read_json
+from nestgen.latents import open_latents
+from nestgen.models import Model, load_models
+from nestgen.recipe import Recipe, load_recipe, run_dir
+from nestgen.sample import labels_of, sample, sample_below
+from nestgen.sheet import read_pictures
+
+Trained = Callable[..., Path]
+CPU = torch.device("cpu")
+
+
+def draw(recipe: Recipe, out: Path, count: int = 7, seed: int = 0, batch: int = 3, **options: Any) -> Path:
+    sample(recipe, out, count, seed, batch, **options)
+    return out
+
+
+def levels(out: Path, depth: int = 3) -> list[np.ndarray]:
+    return [open_latents(out, level).read_all() for level in range(depth)]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every file of a sample folder but the card, whose batch may differ."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name != "sample.json"]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def recipe(trained: Trained) -> Recipe:
+    return load_recipe(trained())
+
+
+def test_writes_pictures_latents_card_and_a_sheet_beside(recipe: Recipe, tmp_path: Path) -> None:
+    out = draw(recipe, tmp_path / "s", count=4)
+    assert sorted(path.name for path in out.glob("*.png")) == [f"{i:06d}.png" for i in range(4)]
+    assert (tmp_path / "s-sheet.png").is_file()
+    z_0 = levels(out)[0]
+    expected = np.clip(np.rint((z_0 + 1) * 127.5), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(read_pictures(out, 4), expected)
+    card = read_json(out / "sample.json")
+    assert (card["count"], card["seed"], card["depth"], card["steps"]) == (4, 0, 3, 5)
+    assert [level["guidance"] for level in card["levels"]] == [1.0, 1.0, None]
+    assert [level["condition_sigma"] for level in card["levels"]] == [0.5, 0.5, 0.0]
+    assert [level["checkpoint_step"] for level in card["levels"]] == [7, 7, 7]
+
+
+def test_an_image_does_not_depend_on_the_batch(recipe: Recipe, tmp_path: Path) -> None:
+    whole = levels(draw(recipe, tmp_path / "whole", batch=7))
+    for batch in (1, 3):
+        for one, other in zip(whole, levels(draw(recipe, tmp_path / f"by-{batch}", batch=batch))):
+            assert np.abs(one - other).max() < 1e-4 * one.std()  # the stated tolerance
+    fewer = levels(draw(recipe, tmp_path / "fewer", count=5, batch=7))
+    for one, other in zip(whole, fewer):
+        assert np.abs(one[:5] - other).max() < 1e-4 * one.std()
+
+
+def test_equal_batches_are_equal_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
+    assert files(draw(recipe, tmp_path / "a")) == files(draw(recipe, tmp_path / "b"))
+
+
+def test_images_and_seeds_differ(recipe: Recipe, tmp_path: Path) -> None:
+    pictures = np.concatenate(
+        [read_pictures(draw(recipe, tmp_path / str(seed), count=3, seed=seed), 3) for seed in (0, 1)]
+    )
+    assert len(np.unique(pictures, axis=0)) == 6
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 4, 8])
+def test_an_interrupted_run_goes_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Cut between a block and its record, after some records; then run again, with another batch allowed."""
+    whole = files(draw(recipe, tmp_path / "whole"))
+    left = iter(range(writes))
+    write = latents.write_json
+
+    def die(path: Path, document: dict[str, Any]) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(path, document)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "write_json", die)
+        with pytest.raises(KeyboardInterrupt):
+            draw(recipe, tmp_path / "cut")
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("*.blocks/*.json")}
+    assert len(records) == writes
+    draw(recipe, tmp_path / "cut")
+    assert files(tmp_path / "cut") == whole
+    assert {path: path.stat().st_mtime_ns for path in records} == records  # what was there was not drawn again
+
+
+def test_a_killed_process_goes_on(recipe: Recipe, tmp_path: Path) -> None:
+    whole = files(draw(recipe, tmp_path / "whole", count=40, batch=2))
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "nestgen", "sample", "--count", "40", "--batch-size", "2", "--out", str(out)]
+    process = subprocess.Popen(
+        command, cwd=recipe.root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(list(out.rglob("*.blocks/*.json"))) < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(list(out.rglob("*.blocks/*.json"))) < 60
+    draw(recipe, out, count=40, batch=2)
+    for one, other in zip(levels(tmp_path / "whole"), levels(out)):
+        assert np.abs(one - other).max() < 1e-4 * one.std()  # another process may round otherwise
+    assert files(out).keys() == whole.keys()
+
+
+def test_another_batch_goes_on_with_the_blocks_there(recipe: Recipe, tmp_path: Path) -> None:
+    whole = levels(draw(recipe, tmp_path / "whole"))
+    out = draw(recipe, tmp_path / "s")
+    for record in (*out.glob("latents/z1.blocks/000003.json"), *out.glob("latents/z0.blocks/*.json")):
+        record.unlink()
+    for batch in (2, 5):
+        draw(recipe, out, batch=batch)
+        for one, other in zip(whole, levels(out)):
+            assert np.abs(one - other).max() < 1e-4 * one.std()
+
+
+def test_missing_pictures_are_decoded_again(recipe: Recipe, tmp_path: Path) -> None:
+    out = draw(recipe, tmp_path / "s")
+    whole = files(out)
+    (out / "000002.png").unlink()
+    draw(recipe, out)
+    assert files(out) == whole
+
+
+def test_other_settings_are_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
+    out = draw(recipe, tmp_path / "s")
+    whole = files(out)
+    with pytest.raises(UserError, match="samples with seed 0, and this run has 1"):
+        draw(recipe, out, seed=1)
+    with pytest.raises(UserError, match="samples with count 7, and this run has 9"):
+        draw(recipe, out, count=9)
+    with pytest.raises(UserError, match="with depth 3"):
+        draw(recipe.depth(2), out)
+    other = recipe.sampling.model_copy(update={"guidance": (1.0, 0.5, 1.0)})
+    with pytest.raises(UserError, match=r"levels\[1\]\.guidance 1\.0, and this run has 0\.5"):
+        draw(recipe.model_copy(update={"sampling": other}), out)
+    assert files(out) == whole
+
+
+def test_noise_belongs_to_the_level_not_to_the_depth(recipe: Recipe, tmp_path: Path) -> None:
+    """With denoisers that see nothing, z_0 is a function of its noise: the same at L = 1, 2, 3."""
+    z_0 = []
+    for depth in (1, 2, 3):
+        models = load_models(recipe.depth(depth), CPU)
+        for model in models:
+            torch.nn.init.zeros_(model.denoiser.final_layer.weight)
+            torch.nn.init.zeros_(model.denoiser.final_layer.bias)
+        z_0.append(sample_below(models, range(4), 0, {})[0])
+    torch.testing.assert_close(z_0[0], z_0[1], rtol=0, atol=0)
+    torch.testing.assert_close(z_0[0], z_0[2], rtol=0, atol=0)
+
+
+def test_frozen_levels_stay_and_decide_what_is_below(recipe: Recipe) -> None:
+    models = load_models(recipe, CPU)
+    free = sample_below(models, range(3), 0, {})
+    for lowest in (1, 2):
+        frozen = {level: free[level] for level in range(lowest, 3)}
+        again = sample_below(models, range(3), 0, frozen)
+        for level in range(3):
+            torch.testing.assert_close(again[level], free[level], rtol=0, atol=0)
+    frozen = {1: free[1].flip(0), 2: free[2]}
+    other = sample_below(models, range(3), 0, frozen)
+    assert other[1] is frozen[1]
+    assert (other[0] - free[0]).abs().max() > 0.01  # z_0 is another: it was conditioned on another z_1
+
+
+class Recorder(torch.nn.Module):
+    """A denoiser that keeps what it is called with, and predicts from it."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.config = model.denoiser.config
+        self.pos_embed = model.denoiser.pos_embed
+        self.calls: list[tuple[Tensor | None, ...]] = []
+        self.denoiser = model.denoiser
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        self.calls.append(inputs)
+        return self.denoiser(*inputs)
+
+
+def recording(model: Model) -> tuple[Model, Recorder]:
+    recorder = Recorder(model)
+    return replace(model, denoiser=recorder), recorder  # type: ignore[arg-type]
+
+
+def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
+    recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4}))
+    model, recorder = recording(replace(load_models(recipe, CPU)[1], guidance=0.7))
+    z, above = noise.normal(0, "z", range(5), (6, 4, 4)), noise.normal(0, "above", range(5), (4, 2, 2))
+    told, label = torch.full((5,), 300.0), torch.tensor([0, 1, 2, 3, 0])
+    eps = model.eps(above, label)(z, told)
+    assert len(recorder.calls) == 1
+    kept = model.denoiser.denoiser(z, told, above, torch.ones(5, dtype=torch.bool), label)
+    null = model.denoiser.denoiser(z, told, None, None, torch.full((5,), 4))
+    torch.testing.assert_close(eps, 1.7 * kept - 0.7 * null, rtol=1e-4, atol=1e-5)
+    assert (kept - null).abs().max() > 0.01
+    for unguided in (0.0, None):
+        eps = replace(model, guidance=unguided).eps(above, label)(z, told)
+        torch.testing.assert_close(eps, kept, rtol=1e-4, atol=1e-5)
+        assert recorder.calls[-1][0] is z  # one batch, not two
+
+
+@pytest.mark.parametrize(("classes", "top"), [(0, None), (4, 1.0)])
+def test_the_top_is_guided_by_its_label_only(trained: Trained, classes: int, top: float | None) -> None:
+    recipe = load_recipe(trained(classes=classes, denoiser={"size": "nano", "labels": classes}))
+    assert [model.guidance for model in load_models(recipe, CPU)] == [1.0, 1.0, top]
+
+
+def test_the_condition_is_noised_as_in_training(recipe: Recipe) -> None:
+    models = load_models(recipe, CPU)
+    z_1 = noise.normal(1, "test", range(200), (6, 4, 4))
+    model, recorder = recording(replace(models[0], guidance=0.0, steps=1))
+    sample_below([model], range(200), 0, {1: z_1})
+    condition = recorder.calls[0][2]
+    assert condition is not None
+    added = condition - z_1
+    assert abs(added.std() - 0.5) < 0.01
+    for stream in ("sample/z0", "sample/z1"):  # independent of the noise that the levels start from
+        level = noise.normal(0, stream, range(200), (6, 4, 4))
+        assert abs(torch.corrcoef(torch.stack([added.flatten(), level.flatten()]))[0, 1]) < 0.03
+
+
+@given(seed=st.integers(0, 2**31), first=st.integers(0, 10**6))
+def test_labels_are_functions_of_seed_and_index(seed: int, first: int) -> None:
+    class Classes:
+        labels = 5
+
+    models: Any = [Classes()]
+    block = labels_of(models, range(first, first + 6), seed, None)
+    one = labels_of(models, [first + 3], seed, None)
+    assert block is not None
+    assert one is not None
+    assert block[3] == one[0]
+    assert 0 <= int(block.min()) <= int(block.max()) < 5
+
+
+def test_labels_reach_the_denoisers(trained: Trained, tmp_path: Path) -> None:
+    recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4}))
+    models = load_models(recipe, CPU)
+    drawn = labels_of(models, range(400), 0, None)
+    assert drawn is not None
+    assert torch.bincount(drawn).tolist() == pytest.approx([100] * 4, abs=35)
+    free, asked = draw(recipe, tmp_path / "free"), draw(recipe, tmp_path / "asked", label=2)
+    same = (drawn[:7] == 2).numpy()
+    assert 0 < same.sum() < 7
+    equal = [np.array_equal(one, other) for one, other in zip(levels(free)[2], levels(asked)[2])]
+    assert equal == same.tolist()  # only the images of that class are the same
+    with pytest.raises(UserError, match="no label 4: the denoisers know classes 0 to 3"):
+        draw(recipe, tmp_path / "bad", label=4)
+
+
+def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no label 0: the denoisers know no classes"):
+        draw(recipe, tmp_path / "s", label=0)
+    sigma = recipe.levels[1].model_copy(update={"sigma": 1.0})
+    changed = recipe.model_copy(update={"levels": (recipe.levels[0], sigma, recipe.levels[2])})
+    with pytest.raises(UserError, match=r"was trained with levels\[1\]\.sigma 0\.5, but in .* it is 1\.0"):
+        draw(changed, tmp_path / "s")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "000000.png").touch()
+    with pytest.raises(UserError, match=r"holds pictures but no sample\.json"):
+        draw(recipe, tmp_path / "full")
+    z_1 = run_dir(recipe, 1) / "checkpoints" / "00000007" / "meta.json"
+    text = z_1.read_text()
+    fingerprint = load_models(recipe, CPU)[1].meta["stores"]["z1"]
+    z_1.write_text(text.replace(fingerprint, "0" * 64))
+    with pytest.raises(UserError, match="were trained on different stores of z_1"):
+        draw(recipe, tmp_path / "s")
+    z_1.write_text(text)
+    shutil.rmtree(run_dir(recipe, 2))
+    with pytest.raises(UserError, match=r"no trained denoiser in .*z2-top; run `nestgen train --level 2`"):
+        draw(recipe, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_diverged_denoiser_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = run_dir(recipe, 1) / "checkpoints" / "00000007" / "ema.safetensors"
+    tensors = load_file(weights)
+    tensors["final_layer.bias"].fill_(torch.nan)
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"z1 of images 0 to 2 came out not finite; its denoiser has diverged"):
+        draw(recipe, tmp_path / "s")
+
+
+def test_command_samples_with_the_recipes_defaults(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe.root)
+    run = CliRunner().invoke(main, ["sample", "--count", "2", "--depth", "2", "--out", "s"])
+    assert run.exit_code == 0, run.output
+    assert "2 samples of 2 level(s) in s" in run.output
+    card = read_json(tmp_path / "s" / "sample.json")
+    assert (card["seed"], card["batch"], card["depth"]) == (0, 64, 2)
+    run = CliRunner().invoke(main, ["sample", "--count", "3", "--depth", "2", "--out", "s"])
+    assert run.exit_code == 1
+    assert run.output.splitlines()[-1].startswith("error: s holds samples with count 2")
