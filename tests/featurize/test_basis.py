@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
-from featurize.basis import Basis, drift, fit, load_basis, merge_all, moments_of, owner_of, save_basis
-from featurize.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from featurize.basis import Basis, drift, fit, load_basis, merge_all, moments_of, owner_of, save_basis
+from featurize.errors import UserError
 
 
 def tokens(count: int, channels: int, seed: int = 0) -> np.ndarray:

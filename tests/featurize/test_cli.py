@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import webdataset
 import yaml
+from PIL import Image
+
 from featurize.cli import commands
 from featurize.recipe import Features
-from PIL import Image
 
 from .conftest import MODEL, Outcome
 

@@ -17,11 +17,13 @@ import pytest
 import timm
 import torch
 import zarr
-from featurize.basis import load_basis
-from featurize.extract import extract
-from featurize.recipe import read_request
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from featurize.basis import load_basis
+from featurize.errors import UserError
+from featurize.extract import extract
+from featurize.recipe import read_request
 
 from .conftest import MODEL, MODEL_ARGS, options, random_picture
 
@@ -105,9 +107,9 @@ def test_asked_again_nothing_is_done_and_another_question_is_refused(
         ({"views": 1}, "views"),
         ({"source": f"folder:{picture_folder}/class-1"}, "already holds other pictures"),
     ):
-        with pytest.raises(Exception, match=difference):
-            request = options(picture_folder, vit_weights, root) | changed
-            extract(read_request(None, request, "2x2x8"), workers=0, scheduler=None)
+        request = read_request(None, options(picture_folder, vit_weights, root) | changed, "2x2x8")
+        with pytest.raises(UserError, match=difference):
+            extract(request, workers=0, scheduler=None)
     assert chunks(root) == chunks(extraction)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+
 from featurize.extract import extract
 from featurize.recipe import read_request
 

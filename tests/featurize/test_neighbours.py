@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from featurize.neighbours import label_agreement, nearest, without_self
 
 

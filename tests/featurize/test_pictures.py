@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from featurize.pictures import BadPicture, crop, decode, square_box
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional
+
+from featurize.pictures import BadPicture, crop, decode, square_box
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -27,8 +28,14 @@ COLOUR = Image.merge("RGB", [GREY, GREY.transpose(Image.Transpose.FLIP_LEFT_RIGH
 
 @pytest.mark.parametrize(
     ("image", "kind"),
-    [(COLOUR, "PNG"), (COLOUR.quantize(128), "PNG"), (COLOUR.convert("RGBA"), "PNG"), (COLOUR.convert("CMYK"), "JPEG"), (GREY, "JPEG")],
-)  # fmt: skip
+    [
+        (COLOUR, "PNG"),
+        (COLOUR.quantize(128), "PNG"),
+        (COLOUR.convert("RGBA"), "PNG"),
+        (COLOUR.convert("CMYK"), "JPEG"),
+        (GREY, "JPEG"),
+    ],
+)
 def test_every_mode_becomes_rgb_of_like_colours(image: Image.Image, kind: str) -> None:
     decoded = decode(encoded(image, kind))
     wanted = GREY.convert("RGB") if image is GREY else COLOUR
@@ -59,8 +66,9 @@ def test_a_flipped_byte_in_a_png_is_refused() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded(COLOUR, "JPEG")[:700], encoded(COLOUR, "PNG")[:-30]])
 def test_damaged_files_are_refused_with_a_reason(data: bytes) -> None:
-    with pytest.raises(BadPicture, match="."):
+    with pytest.raises(BadPicture) as refused:
         decode(data)
+    assert str(refused.value)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from featurize.pooling import pool, pooling_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from featurize.pooling import pool, pooling_matrix
 
 
 @given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 13), st.integers(0, 13))

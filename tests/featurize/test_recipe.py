@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from featurize.errors import UserError
-from featurize.recipe import parse_shape, parse_shapes, read_request
 from hypothesis import given
 from hypothesis import strategies as st
+
+from featurize.errors import UserError
+from featurize.recipe import parse_shape, parse_shapes, read_request
 
 GOOD = """
 name: x

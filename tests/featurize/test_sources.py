@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from PIL import Image
+
 from featurize.errors import UserError
 from featurize.sources import list_pictures, read
-from PIL import Image
 
 from .conftest import random_picture
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from featurize.errors import UserError
 from featurize.store import (
     ArraySpec,
@@ -22,8 +25,6 @@ from featurize.store import (
     seal_path,
     write_block,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 VALUES = np.random.default_rng(0).normal(size=(10, 2, 3, 3, 4)).astype(np.float16)
 
