@@ -192,8 +192,14 @@ def test_a_vae_gives_moments_that_decode(tmp_path: Path, picture_folder: Path, v
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
-                        up_block_types=("UpDecoderBlock2D",) * 2, sample_size=32).eval()  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=32,
+    ).eval()
     vae.save_pretrained(tmp_path / "vae")
     request = options(
         picture_folder, vit_weights, tmp_path / "out", z0="vae:32", z0_weights=str(tmp_path / "vae"), z0_scale=0.2301

