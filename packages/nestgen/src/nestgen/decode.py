@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ def _load_vae(codec: Mapping[str, Any], file: Path) -> Any:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
         model.load_state_dict(state)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"the VAE {file} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, TypeError) as error:
+        # Not the message: torch's tells how to let a pickle run code.
+        raise UserError(
+            f"the VAE {file} cannot be loaded ({type(error).__name__}): it does not hold the weights of the "
+            "AutoencoderKL that z_0's store describes; name the right file with --vae FILE"
+        ) from None
     return model.float().eval().requires_grad_(False)
