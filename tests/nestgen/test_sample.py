@@ -110,6 +110,7 @@ def test_an_interrupted_run_goes_on(
             draw(recipe, tmp_path / "cut")
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("*.blocks/*.json")}
     assert len(records) == writes
+    assert not (tmp_path / "cut" / "sample.json").exists()
     draw(recipe, tmp_path / "cut")
     assert files(tmp_path / "cut") == whole
     assert {path: path.stat().st_mtime_ns for path in records} == records  # what was there was not drawn again
@@ -147,10 +148,21 @@ def test_another_batch_goes_on_with_the_blocks_there(recipe: Recipe, tmp_path: P
 
 def test_missing_pictures_are_decoded_again(recipe: Recipe, tmp_path: Path) -> None:
     out = draw(recipe, tmp_path / "s")
-    whole = files(out)
+    whole, card = files(out), (out / "sample.json").read_text()
     (out / "000002.png").unlink()
     draw(recipe, out)
     assert files(out) == whole
+    (out / "sample.json").unlink()  # as Snakemake does with the output of a step that was cut short
+    draw(recipe, out)
+    assert files(out) == whole
+    assert (out / "sample.json").read_text() == card
+
+
+def test_a_whole_folder_is_left_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
+    out = draw(recipe, tmp_path / "s")
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    draw(recipe, out)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == times
 
 
 def test_other_settings_are_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
@@ -290,7 +302,7 @@ def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path:
         draw(changed, tmp_path / "s")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "000000.png").touch()
-    with pytest.raises(UserError, match=r"holds pictures but no sample\.json"):
+    with pytest.raises(UserError, match="is not empty and holds no samples to go on with"):
         draw(recipe, tmp_path / "full")
     z_1 = run_dir(recipe, 1) / "checkpoints" / "00000007" / "meta.json"
     text = z_1.read_text()

@@ -99,20 +99,16 @@ def sample(
     labels = labels_of(models, range(count), seed, label)
     card = describe(recipe, models, count, seed, batch, label)
     decoder = load_decoder(models[0].meta["codec"], vae, str(device()))
-    block = _settle(out, card)["batch"]
+    card = _settle(out, card)
 
     above: Latents | None = None
     for model in reversed(models):
-        latents = create_latents(out, model.level, (count, *model.denoiser.config.shape), block)
+        latents = create_latents(out, model.level, (count, *model.denoiser.config.shape), card["batch"])
         _draw_level(model, latents, above, seed, batch, labels)
         above = latents
     assert above is not None
     _write_pictures(decoder, above, out, batch)
-    # Beside the folder, not in it: the folder holds the samples and no other picture, so it can be encoded.
-    sheet = out.resolve().with_name(f"{out.resolve().name}-sheet.png")
-    pictures = read_pictures(out, min(count, 64))
-    write_picture(draw_sheet([pictures[first : first + 8] for first in range(0, len(pictures), 8)]), sheet)
-    print(f"{count} samples of {len(models)} level(s) in {out}, the first {len(pictures)} in {sheet}")
+    _finish(out, card)
 
 
 def _draw_level(
@@ -187,20 +183,37 @@ def describe(
 
 
 def _settle(out: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Writes the card to an empty folder; in another one, returns the card that is there if it says the same."""
-    path = out / "sample.json"
+    """Keeps the card of a new folder with its latents; of another one, returns the card kept there.
+
+    Raises UserError if that one says otherwise.
+    """
+    path = out / "latents" / "settings.json"
     if not path.is_file():
-        if out.is_dir() and any(out.glob("[0-9]*.png")):
-            raise UserError(f"{out} holds pictures but no sample.json; sample into another folder")
+        if out.is_dir() and any(path.name != "latents" for path in out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no samples to go on with; sample into another folder")
         write_json(path, card)
         return card
-    there = read_json(path)
+    kept = read_json(path)
+    found = _flat(kept)
     for name, here in _flat(card).items():
-        if name.split(".")[0] not in FREE and (found := _flat(there).get(name)) != here:
+        if name.split(".")[0] not in FREE and found.get(name) != here:
             raise UserError(
-                f"{out} holds samples with {name} {found}, and this run has {here}; sample into another folder"
+                f"{out} holds samples with {name} {found.get(name)}, and this run has {here}; "
+                "sample into another folder, or remove this one"
             )
-    return there
+    return kept
+
+
+def _finish(out: Path, card: dict[str, Any]) -> None:
+    """Writes the sheet of the first pictures, then sample.json: a folder that has it is whole."""
+    # The sheet stands beside the folder, which holds the samples and no other picture, so that it can be encoded.
+    sheet = out.resolve().with_name(f"{out.resolve().name}-sheet.png")
+    shown = min(card["count"], 64)
+    if not sheet.is_file() or not (out / "sample.json").is_file():
+        pictures = read_pictures(out, shown)
+        write_picture(draw_sheet([pictures[first : first + 8] for first in range(0, shown, 8)]), sheet)
+        write_json(out / "sample.json", card)
+    print(f"{card['count']} samples of {card['depth']} level(s) in {out}, the first {shown} in {sheet}")
 
 
 def _flat(document: Any, name: str = "") -> dict[str, Any]:
