@@ -63,7 +63,8 @@ def info(recipe_file: Path | None, depth: int | None) -> None:
 def train(level: int, recipe_file: Path | None, depth: int | None, steps: int | None) -> None:
     """Trains a level's denoiser, going on from its newest checkpoint.
 
-    Several processes: `accelerate launch --num_processes N -m nestgen train --level 0`.
+    For several GPUs: `accelerate launch --num_processes N -m nestgen train --level 0`. For several processes
+    on CPUs: `torchrun --nproc-per-node N -m nestgen train --level 0`.
     """
     from nestgen.recipe import load_recipe
     from nestgen.train import train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -58,11 +59,15 @@ def train(recipe: Recipe, level: int) -> None:
 
 
 def start_accelerator(options: TrainingOptions) -> Accelerator:
-    """One process, or this one among those `accelerate launch` started."""
+    """This process alone, or among those that `accelerate launch` or `torchrun` started."""
+    # Without being told, Accelerate takes every process that torchrun starts on a CPU for the only one.
+    on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     try:
-        accelerator = Accelerator(mixed_precision=options.precision)
+        accelerator = Accelerator(mixed_precision=options.precision, cpu=on_cpu)
     except ValueError as error:
         raise UserError(f"training.precision {options.precision} cannot be had here: {error}") from None
+    if options.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("training.precision fp16 needs a GPU; set bf16 or no")
     if options.batch % accelerator.num_processes:
         raise UserError(
             f"training.batch {options.batch} does not divide among {accelerator.num_processes} processes; "

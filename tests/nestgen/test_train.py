@@ -1,0 +1,354 @@
+"""Training really trains, and a run that is killed, stopped, cut short or shared ends in the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from nestgen import noise
+from nestgen.checkpoint import PARTS, load_denoiser, newest
+from nestgen.errors import UserError
+from nestgen.process import Process, loss
+from nestgen.recipe import Recipe, TrainingOptions, load_recipe, run_dir
+from nestgen.train import ema_decay, initial_denoiser, learning_rate, train
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def toy(experiment: Callable[..., Path]) -> Callable[..., Recipe]:
+    """Recipes over the same two-level stores, with all that is random; keywords are training options."""
+    stores = experiment(
+        levels=({"shape": "4x4x2"}, {"shape": "2x2x3"}),
+        views=2,
+        classes=3,
+        moments=True,
+        denoiser={"size": "nano", "labels": 3},
+    )
+
+    def write(name: str = "toy", seed: int = 0, sigma: float = 0.5, **training: object) -> Recipe:
+        recipe = yaml.safe_load(stores.read_text())
+        recipe["levels"][1]["sigma"] = sigma
+        options = {"batch": 8, "lr": 1e-3, "warmup": 5, "clip": 1.0, "checkpoint_every": 10, **training}
+        file = stores.with_name(f"{name}.yaml")
+        file.write_text(yaml.safe_dump({**recipe, "name": name, "seed": seed, "training": options}))
+        return load_recipe(file)
+
+    return write
+
+
+def parts(recipe: Recipe) -> dict[str, bytes]:
+    """The bytes of the newest checkpoint's weights, average and optimiser."""
+    checkpoint = newest(run_dir(recipe, 0))
+    assert checkpoint is not None
+    return {part: (checkpoint.path / f"{part}.safetensors").read_bytes() for part in PARTS}
+
+
+def steps_kept(recipe: Recipe) -> list[str]:
+    """Names below checkpoints/."""
+    return sorted(path.name for path in (run_dir(recipe, 0) / "checkpoints").iterdir())
+
+
+def log(recipe: Recipe) -> list[dict[str, float]]:
+    """Lines of log.jsonl without the speed."""
+    lines = (run_dir(recipe, 0) / "log.jsonl").read_text().splitlines()
+    return [{key: json.loads(line)[key] for key in ("step", "loss", "lr")} for line in lines]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `nestgen train --level 0` as a process of its own, through a launcher if one is given."""
+    started = []
+
+    def run(recipe: Recipe, *launcher: str) -> subprocess.Popen[str]:
+        command = [sys.executable, *launcher, "-m", "nestgen", "train", "--level", "0", "--recipe", recipe.file]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its workers
+            process.wait(60)
+
+
+def wait_for_checkpoint(recipe: Recipe, step: int, process: subprocess.Popen[str]) -> None:
+    """Until the checkpoint of a step is there."""
+    path = run_dir(recipe, 0) / "checkpoints" / f"{step:08d}"
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def test_stopped_killed_and_undisturbed_runs_end_in_the_same_bytes(toy: Callable[..., Recipe], start: Start) -> None:
+    steps = 120
+    undisturbed = toy("undisturbed", steps=steps)
+    train(undisturbed, 0)
+
+    recipe = toy("disturbed", steps=steps)
+    stopped = start(recipe)
+    wait_for_checkpoint(recipe, 10, stopped)
+    stopped.send_signal(signal.SIGINT)
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, errors
+    reached = newest(run_dir(recipe, 0))
+    assert reached is not None
+    assert 10 <= reached.step < steps
+    last = errors.strip().splitlines()[-1]
+    assert f"stopped after step {reached.step} of {steps}" in last
+    assert "the same command goes on from there" in last
+    assert "Traceback" not in errors
+
+    killed = start(recipe)
+    wait_for_checkpoint(recipe, (reached.step // 10 + 2) * 10, killed)
+    killed.kill()
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    before = newest(run_dir(recipe, 0))
+    assert before is not None
+    assert before.step < steps
+
+    train(recipe, 0)
+    assert parts(recipe) == parts(undisturbed)
+    # the log has one line an interval, as if nothing had happened, but for the one of the stop
+    wanted = {line["step"]: line for line in log(undisturbed)}
+    found = [line for line in log(recipe) if line["step"] in wanted]
+    assert [line["step"] for line in found] == list(range(10, steps + 1, 10))
+    after = [line for line in found if line["step"] > before.step]
+    assert after == [wanted[line["step"]] for line in after]
+
+
+@pytest.mark.parametrize("pauses", [(1,), (7, 10, 19)])
+def test_going_on_at_any_step_changes_nothing(toy: Callable[..., Recipe], pauses: tuple[int, ...]) -> None:
+    train(toy("straight", steps=23), 0)
+    for steps in (*pauses, 23):
+        train(toy("paused", steps=steps, checkpoint_every=steps, keep=1), 0)
+    assert parts(toy("paused")) == parts(toy("straight"))
+
+
+def test_two_processes_agree_with_one(toy: Callable[..., Recipe], start: Start) -> None:
+    """The gradient of the global batch is a mean over halves: equal but for float32 rounding, here 1e-3.
+
+    Adam divides by the gradient's size, so where that is all rounding, so is the step.
+    """
+    one, two = toy("one", steps=20), toy("two", steps=20)
+    process = start(two, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    train(one, 0)
+    for part in PARTS[:2]:
+        a, b = (load_file(run_dir(r, 0) / "checkpoints/00000020" / f"{part}.safetensors") for r in (one, two))
+        assert a.keys() == b.keys()
+        moved = sum((a[name] - value).double().square().sum() for name, value in initial(one).items()) ** 0.5
+        apart = sum((a[name] - b[name]).double().square().sum() for name in a) ** 0.5
+        assert 0 < apart < 1e-3 * moved  # not nothing: they did share the work
+    for x, y in zip(log(one), log(two), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+    # and one process goes on with what two began
+    train(toy("two", steps=25), 0)
+    assert steps_kept(two)[-1] == "00000025"
+
+
+def initial(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """First weights of z_0's denoiser."""
+    return dict(initial_denoiser(recipe, 0).state_dict())
+
+
+def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = toy(steps=35, keep=2)
+    train(recipe, 0)
+    folder = run_dir(recipe, 0)
+    assert steps_kept(recipe) == ["00000030", "00000035"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "recipe.yaml",
+    ]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "recipe.yaml").read_bytes() == recipe.file.read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["parameters"] == sum(p.numel() for p in initial(recipe).values())
+    assert config["denoiser"]["condition_shape"] == [2, 2, 3]
+    assert [line["step"] for line in log(recipe)] == [10, 20, 30, 35]
+    assert log(recipe)[0]["lr"] == pytest.approx(1e-3)
+    capsys.readouterr()
+
+    before = parts(recipe)
+    train(recipe, 0)
+    assert "is complete at step 35; nothing to do" in capsys.readouterr().out
+    assert parts(recipe) == before
+    train(toy(steps=40), 0)
+    assert "goes on from step 35" in capsys.readouterr().out
+
+
+def test_load_denoiser_is_the_average_of_the_weights(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=12, ema=0.9)
+    train(recipe, 0)
+    denoiser, meta = load_denoiser(run_dir(recipe, 0))
+    assert not denoiser.training
+    assert not any(p.requires_grad for p in denoiser.parameters())
+    ema = load_file(run_dir(recipe, 0) / "checkpoints/00000012/ema.safetensors")
+    for name, value in denoiser.state_dict().items():
+        assert torch.equal(value, ema[name])
+    assert (meta["step"], meta["level"], meta["depth"], meta["process"]) == (12, 0, 2, {"kind": "discrete"})
+    assert meta["levels"][1] == {"shape": [2, 2, 3], "sigma": 0.5, "patch": 1}
+    assert meta["codec"] == {"name": "vae", "size": 32, "moments": True, "scale": 0.5}
+    assert sorted(meta["stores"]) == ["labels", "z0", "z1"]
+    with pytest.raises(UserError, match=r"no trained denoiser in .*z1-top; run `nestgen train --level 1`"):
+        load_denoiser(run_dir(recipe, 1))
+
+
+def test_average_follows_its_formula(toy: Callable[..., Recipe]) -> None:
+    """ema_k = d_k ema_(k-1) + (1 - d_k) w_k with the weights of every step, in float64."""
+    recipe = toy(steps=6, ema=0.5)
+    average = {name: value.double() for name, value in initial(recipe).items()}
+    for step in range(6):
+        train(toy(steps=step + 1, ema=0.5, keep=9), 0)
+        weights = load_file(run_dir(recipe, 0) / f"checkpoints/{step + 1:08d}/denoiser.safetensors")
+        decay = ema_decay(recipe.training, step)
+        average = {name: decay * old + (1 - decay) * weights[name].double() for name, old in average.items()}
+    found = load_file(run_dir(recipe, 0) / "checkpoints/00000006/ema.safetensors")
+    for name, value in found.items():
+        torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
+
+
+def test_schedules() -> None:
+    options = TrainingOptions(lr=1.0, warmup=4, ema=0.99)
+    assert [learning_rate(options, step) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
+    assert learning_rate(TrainingOptions(lr=2.0, warmup=0), 0) == 2
+    assert [ema_decay(options, step) for step in (0, 8, 10**6)] == [0.1, 0.5, 0.99]
+
+
+def test_changed_settings_are_refused_and_listed(toy: Callable[..., Recipe], experiment: Callable[..., Path]) -> None:
+    recipe = toy(steps=2)
+    train(recipe, 0)
+    before = parts(recipe)
+    for change, says in [
+        ({"lr": 2e-3}, ["training.lr was 0.001 and is 0.002"]),
+        ({"sigma": 1.0, "seed": 4}, ["levels[1].sigma was 0.5 and is 1.0", "seed was 0 and is 4"]),
+        ({"clip": None, "batch": 4}, ["training.clip was 1.0 and is None", "training.batch was 8 and is 4"]),
+    ]:
+        with pytest.raises(UserError) as caught:
+            train(toy(**{"steps": 4, **change}), 0)
+        assert all(what in str(caught.value) for what in says)
+        assert "\n" not in str(caught.value)
+    shutil.rmtree(recipe.root / "stores")
+    experiment(rows=44, levels=({"shape": "4x4x2"}, {"shape": "2x2x3"}), views=2, classes=3, moments=True)
+    with pytest.raises(UserError, match=r"labels was .* stores\.z0 was .*and is .*stores\.z1 was"):
+        train(toy(steps=4), 0)
+    assert parts(recipe) == before
+
+
+def test_a_checkpoint_cut_short_is_passed_over(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy("straight", steps=30), 0)
+    recipe = toy("cut", steps=20)
+    train(recipe, 0)
+    cut = run_dir(recipe, 0) / "checkpoints/00000020/ema.safetensors"
+    os.truncate(cut, cut.stat().st_size // 2)
+    train(toy("cut", steps=30), 0)
+    said = capsys.readouterr().out
+    assert f"{cut.parent} was cut short and is passed over" in said
+    assert "goes on from step 10" in said
+    assert parts(recipe) == parts(toy("straight"))
+
+
+def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=5)
+    train(recipe, 0)
+    before = parts(recipe)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # the system refuses larger files
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint of step 8 .* that of step 5 is intact"):
+            train(toy(steps=8), 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps_kept(recipe) == ["00000005"]
+    assert parts(recipe) == before
+    train(toy(steps=8), 0)
+    train(toy("straight", steps=8), 0)
+    assert parts(recipe) == parts(toy("straight"))
+
+
+def test_a_diverging_run_stops_before_it_spoils_a_checkpoint(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=2)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ .*lower training\.lr"):
+        train(toy(steps=20, lr=1e30, clip=None), 0)
+    assert newest(run_dir(recipe, 0)) is None
+
+
+def test_what_cannot_run_here_is_refused(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"level 2 is not within 0\.\.1"):
+        train(toy(), 2)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"training\.precision fp16 needs a GPU"):
+            train(toy(precision="fp16"), 0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(UserError, match=r"training\.batch 8 does not divide among 3 processes"):
+        train(toy(), 0)
+
+
+def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:
+    train(toy("exact", steps=30), 0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(toy("short", steps=30, precision="bf16"), 0)
+    for x, y in zip(log(toy("exact")), log(toy("short")), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=0.01)
+
+
+def test_gaussian_data_is_learned_to_the_known_loss(
+    experiment: Callable[..., Path], store_writer: Callable[..., Path]
+) -> None:
+    """z_0 ~ N(0, 0.7^2): the best predictor is known, and training comes within 5% of its loss."""
+    recipe = load_recipe(
+        experiment(
+            levels=({"shape": "2x2x3"},),
+            training={"steps": 120, "batch": 64, "lr": 4e-3, "betas": [0.9, 0.99], "warmup": 20, "ema": 0.98},
+        )
+    )
+    path = recipe.root / "stores/toy/pixels/2x2x3.zarr"
+    shutil.rmtree(path)
+    values = (0.7 * noise.normal(0, "data", range(4096), (1, 2, 2, 3))).numpy().astype("<f2")
+    keys = [str(row) for row in range(4096)]
+    codec = {"name": "pixels", "size": 2, "moments": False, "scale": 1.0}
+    store_writer(path, values, kind="z0", keys=keys, block_rows=512, latent_shape=[2, 2, 3], codec=codec)
+    train(recipe, 0)
+    denoiser, _ = load_denoiser(run_dir(recipe, 0))
+
+    process, n = Process("discrete"), 8000
+    t = process.time(noise.uniform(1, "t", range(n), ()))
+    z, eps = 0.7 * noise.normal(1, "z", range(n), (3, 2, 2)), noise.normal(1, "eps", range(n), (3, 2, 2))
+    z_t = process.add_noise(z, eps, t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
+    reached, known = loss(denoiser(z_t, process.told(t)), eps).item(), loss(best, eps).item()
+    assert np.isclose(known, 0.293, atol=0.005)
+    assert known < reached < 1.05 * known
