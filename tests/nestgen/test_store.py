@@ -22,9 +22,7 @@ Writer = Callable[..., Path]
 
 @given(data=st.data())
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_read_equals_zarr(
-    data: st.DataObject, store_writer: Writer, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_read_equals_zarr(data: st.DataObject, store_writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> None:
     rows, views, block = (data.draw(st.integers(1, high)) for high in (20, 2, 7))
     values = np.random.default_rng(rows).normal(size=(rows, views, 2, 3, 4)).astype("<f2")
     path = store_writer(
@@ -116,9 +114,7 @@ def damage_fingerprint(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("base", [False, True])
-def test_bad_states_are_one_sentence(
-    experiment: Writer, damage: Callable[[Path], None], says: str, base: bool
-) -> None:
+def test_bad_states_are_one_sentence(experiment: Writer, damage: Callable[[Path], None], says: str, base: bool) -> None:
     recipe = load_recipe(experiment())
     path = store_path(recipe, 1)
     if base:
@@ -130,9 +126,7 @@ def test_bad_states_are_one_sentence(
     assert says in sentence
     assert str(path) in sentence
     assert "\n" not in sentence
-    assert (
-        "featurize levels 4x4x6" if base else "featurize extract"
-    ) in sentence or "extract it again" in sentence
+    assert ("featurize levels 4x4x6" if base else "featurize extract") in sentence or "extract it again" in sentence
 
 
 def test_compressed_store_is_refused(experiment: Writer) -> None:
@@ -169,9 +163,7 @@ def test_labels_that_do_not_fit_are_refused(experiment: Writer) -> None:
         recipe = load_recipe(experiment(**options))
         read_labels(recipe, open_store(store_path(recipe, 0)))
 
-    with pytest.raises(
-        UserError, match=r"has a class 4, but denoiser.labels of .* is 3; set it to 5 or more"
-    ):
+    with pytest.raises(UserError, match=r"has a class 4, but denoiser.labels of .* is 3; set it to 5 or more"):
         read(classes=5, denoiser={"labels": 3})
 
 
