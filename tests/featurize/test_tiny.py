@@ -83,23 +83,23 @@ def test_feature_grid(tiny: tuple[torch.nn.Module, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_neighbours_beat_raw_pixels(tiny: tuple[torch.nn.Module, dict[str, Any]], size: int) -> None:
-    """By 25 points at the least, with a sixth of the rows that docs/tiny.md measures with."""
-    images, labels = scenes("train", 1000, size)
-    queries, wanted = scenes("val", 250, size)
+    """By 30 points at the least, with a tenth of the rows that docs/tiny.md measures with."""
+    images, labels = scenes("train", 600, size)
+    queries, wanted = scenes("val", 200, size)
     pixels, query_pixels = (
         np.stack([np.asarray(i, np.float32).ravel() for i in x]) / 127.5 - 1 for x in (images, queries)
     )
     by_pixels = knn_accuracy(pixels, labels, query_pixels, wanted)
     by_tiny = knn_accuracy(mean_tokens(*tiny, images), labels, mean_tokens(*tiny, queries), wanted)
-    assert by_tiny >= by_pixels + 0.25, f"tiny {by_tiny:.3f}, raw pixels {by_pixels:.3f}"
+    assert by_tiny >= by_pixels + 0.3, f"tiny {by_tiny:.3f}, raw pixels {by_pixels:.3f}"
 
 
 def test_the_recipe_can_be_run(tmp_path: Path) -> None:
     """The training script still trains, measures and writes what the package loads."""
-    sizes = {"--steps": 3, "--scenes": 32, "--rows": 48, "--queries": 12, "--threads": 1, "--out": tmp_path}
+    sizes = {"--steps": 2, "--scenes": 32, "--rows": 48, "--queries": 12, "--threads": 1, "--out": tmp_path}
     command = [sys.executable, str(SCRIPT), *(str(word) for option in sizes.items() for word in option)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     _, card = load(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.json", "tiny.safetensors"]
-    assert (card["knn"]["train_rows"], card["recipe"]["steps"]) == (48, 3)
+    assert (card["knn"]["train_rows"], card["recipe"]["steps"]) == (48, 2)
