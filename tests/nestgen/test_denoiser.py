@@ -234,29 +234,48 @@ def test_missing_label_is_the_null_class() -> None:
     assert (denoiser(**given_)[0] - null[0]).abs().max() > 1e-3
 
 
-def test_a_residual_condition_path_starts_as_the_identity() -> None:
+@pytest.mark.parametrize("mode", ["replace", "residual"])
+def test_a_condition_path_starts_as_the_identity(mode: Any) -> None:
     torch.manual_seed(0)
-    denoiser, twin = Denoiser(replace(GIVEN, condition="residual")), Denoiser(SMALL)
+    denoiser, twin = Denoiser(replace(GIVEN, condition=mode)), Denoiser(SMALL)
     missing, unexpected = twin.load_state_dict(denoiser.state_dict(), strict=False)
     assert not missing
     assert all(name.startswith("sites.") for name in unexpected)
     given_ = {name: value.float() if value.is_floating_point() else value for name, value in inputs(GIVEN).items()}
     torch.testing.assert_close(denoiser(**given_), twin(given_["z_BCHW"], given_["time_B"]))
+    # but it is not stuck there: within two steps every weight of the path moves
+    optimizer = torch.optim.SGD(denoiser.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        denoiser(**given_).square().sum().backward()
+        optimizer.step()
+    for name, parameter in denoiser.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
-def test_first_weights_are_uvits() -> None:
+def test_first_weights_are_uvits_but_for_the_way_through() -> None:
     torch.manual_seed(0)
     config = replace(GIVEN, dim=128, labels=3, null_condition="learned")
     for name, weight in Denoiser(config).named_parameters():
-        if ".stack." in name or name.startswith(("patch_embed", "final_layer", "label_emb")):
+        if ".stack." in name or name in ("patch_embed.proj.bias", "label_emb.weight"):
             continue  # torch's own
         if name.endswith("bias"):
             assert not weight.any(), name
         elif "norm" in name:
             assert (weight == 1).all(), name
-        elif weight.numel() > 1000:
+        elif weight.numel() > 1000 and not name.startswith(("patch_embed", "decoder_pred", "out_blocks", "sites")):
             assert abs(weight.std() - 0.02) < 0.001, name
             assert abs(weight.mean()) < 0.001, name
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, labels=3), GIVEN, replace(GIVEN, condition="residual")])
+def test_an_untrained_denoiser_returns_what_it_is_given(config: DenoiserConfig) -> None:
+    """Most of z_t is the noise asked for: U-ViT's own start has to learn the way through first."""
+    torch.manual_seed(0)
+    given_ = {**inputs(config, 3), "z_BCHW": torch.randn(3, 3, 8, 4, dtype=torch.float64)}
+    found = Denoiser(config).double()(**given_)
+    assert torch.corrcoef(torch.stack([found.flatten(), given_["z_BCHW"].flatten()]))[0, 1] > 0.9
 
 
 def test_bfloat16_autocast_is_near() -> None:

@@ -192,8 +192,8 @@ class Denoiser(nn.Module):
         if self.config.condition_shape and self.config.null_condition == "learned":
             nn.init.trunc_normal_(self.null_condition, std=0.02)
         for module in self.modules():
-            if isinstance(module, Site) and module.residual:  # starts as the identity
-                nn.init.zeros_(module.fc2.weight)
+            if isinstance(module, Site):
+                module.start_as_identity()
 
     @torch.no_grad()
     def _initialise_way_through(self) -> None:
