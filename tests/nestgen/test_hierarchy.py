@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from nestgen.cli import main
+from nestgen.decode import to_uint8
 from nestgen.files import read_json
 from nestgen.hierarchy import hierarchy, variation
+from nestgen.models import load_models
 from nestgen.recipe import load_recipe
+from nestgen.sample import sample_below
 
 
 def test_rows_freeze_from_the_top_and_share_the_first_picture(
@@ -38,6 +42,20 @@ def test_rows_freeze_from_the_top_and_share_the_first_picture(
 def test_one_level_has_nothing_to_freeze(trained: Callable[..., Path], tmp_path: Path) -> None:
     hierarchy(load_recipe(trained()).depth(1), tmp_path / "h.png", columns=3, seed=0)
     assert [row["frozen"] for row in read_json(tmp_path / "h.json")["rows"]] == [[]]
+
+
+def test_variation_is_averaged_over_frozen_samples(trained: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = load_recipe(trained())
+    hierarchy(recipe, tmp_path / "h.png", columns=6, seed=1)
+    models = load_models(recipe, torch.device("cpu"))
+    z = sample_below(models, range(6), 1, {})
+    expected = []
+    for image in range(4):
+        frozen = {level: torch.cat([z[level][image : image + 1]] * 6) for level in (1, 2)}
+        expected.append(variation(to_uint8(sample_below(models, range(6), 1, frozen)[0])))
+    rows = read_json(tmp_path / "h.json")["rows"]
+    assert rows[0]["variation"] == pytest.approx(variation(to_uint8(z[0])))
+    assert rows[2]["variation"] == pytest.approx(np.mean(expected))
 
 
 def test_variation_is_the_standard_deviation_over_pictures() -> None:

@@ -15,31 +15,36 @@ from nestgen.recipe import Recipe
 from nestgen.sample import describe, device, labels_of, sample_below
 from nestgen.sheet import draw_sheet, write_picture
 
+FROZEN = 4  # samples frozen in turn: one alone makes the variation too uncertain to see it fall
+
 
 def hierarchy(recipe: Recipe, out: Path, columns: int, seed: int, vae: Path | None = None) -> None:
     """Writes the sheet to `out` and, beside it as .json, how much the pictures of each row vary.
 
-    Image 0 of `seed` is drawn. The first row then draws every level anew, the next freezes the top one to image
-    0's, ..., the last all but z_0. Column i draws with the noise of image i, so the first column is image 0.
+    The first row draws every level anew, the next freezes the top one to a sample's, ..., the last all but z_0.
+    Column i draws with the noise of image i of `seed`; the sample frozen is image 0, so the first column is that
+    image. The variation is averaged over freezing images 0, 1, ... in turn.
     """
     models = load_models(recipe, device())
     decode = load_decoder(models[0].meta["codec"], vae, str(device()))
-    images = range(columns)
-    labels = labels_of(models, [0] * columns, seed, None)  # a row's pictures share image 0's class
-    rows: list[np.ndarray] = []
-    cards: list[dict[str, Any]] = []
-    z = sample_below(models, images, seed, {}, labels)
-    for lowest in tqdm(range(len(models), 0, -1), desc="rows", unit=" rows"):
-        frozen = {level: z[level][:1].expand(columns, -1, -1, -1) for level in range(lowest, len(models))}
-        drawn = sample_below(models, images, seed, frozen, labels) if frozen else z
-        rows.append(decode(drawn[0]))
-        cards.append({"frozen": sorted(frozen), "variation": variation(rows[-1])})
+    images, turns = list(range(columns)), min(columns, FROZEN)
+    labels = labels_of(models, [0] * columns * turns, seed, None)  # all pictures share image 0's class
+    z = sample_below(models, images, seed, {}, None if labels is None else labels[:columns])
+    rows = [decode(z[0])]
+    cards: list[dict[str, Any]] = [{"frozen": [], "variation": variation(rows[0])}]
+    for lowest in tqdm(range(len(models) - 1, 0, -1), desc="rows", unit=" rows"):
+        levels = range(lowest, len(models))
+        frozen = {level: z[level][:turns].repeat_interleave(columns, 0) for level in levels}
+        drawn = sample_below(models, images * turns, seed, frozen, labels)
+        by_turn = np.split(decode(drawn[0]), turns)
+        rows.append(by_turn[0])
+        cards.append({"frozen": list(levels), "variation": float(np.mean([variation(one) for one in by_turn]))})
     titles = [_title(card["frozen"]) for card in cards]
     write_picture(draw_sheet(rows, titles), out)
     card = describe(recipe, models, columns, seed, columns, None)
     write_json(out.with_suffix(".json"), {"rows": cards, "samples": card})
     for title, one in zip(titles, cards):
-        print(f"{title.replace(chr(10), ' '):28} variation {one['variation']:.2f} of 255")
+        print(f"{title.replace(chr(10), ' '):<28} variation {one['variation']:.2f} of 255")
 
 
 def variation(pictures_NHWC: np.ndarray) -> float:
