@@ -55,7 +55,7 @@ def test_what_makes_no_sheet_is_said_in_a_sentence(tmp_path: Path) -> None:
         write_picture(pictures(1, side)[0], picture_path(folder, 0))
     with pytest.raises(UserError, match=r"has no 000001\.png; draw 2 samples"):
         read_pictures(small, 2)
-    with pytest.raises(UserError, match="16x16 pixels and .*small of 8x8"):
+    with pytest.raises(UserError, match=r"16x16 pixels and .*small of 8x8"):
         folders_sheet([small, large], ["a", "b"], 1)
     write_picture(pictures(1, 16)[0], picture_path(small, 1))
     with pytest.raises(UserError, match=r"000001\.png has another size"):

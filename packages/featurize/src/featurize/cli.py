@@ -50,7 +50,7 @@ _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask c
 @_option("--precision", "Precision of the encoder.", type=click.Choice(choices("precision")))
 @click.option("--levels", metavar="SHAPES", help="Levels above z_0, like 4x4x16,2x2x8. [default: the recipe's]")
 @_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256.", metavar="CODEC:SIDE")
-@_option("--z0-weights", "AutoencoderKL in diffusers' layout, a folder.", metavar="PATH")
+@_option("--z0-weights", "AutoencoderKL in diffusers' layout, a folder; tiny for the embedded one.", metavar="PATH")
 @_option("--z0-scale", "Latent scale. The VAE's own without this; U-ViT takes 0.23010 on COCO.", type=float)
 @_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
 @_option("--limit", "Take the first so many pictures.", type=click.IntRange(min=1))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from featurize.encoders import sha256_of
 from featurize.errors import UserError
 
 SD_SCALE = 0.18215  # the latent scale of Stable Diffusion's VAE; U-ViT uses 0.23010 on COCO
+EMBEDDED = "tiny"  # as weights: the small VAE that ships with the package (docs/tiny.md)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def parse_codec(text: str, weights: str | None, scale: float | None, device: str
         raise UserError("The codec pixels has no weights and no scale; leave --z0-weights and --z0-scale out.")
     if match[1] == "vae" and weights is None:
         raise UserError(
-            "The codec vae needs its weights: --z0-weights, a folder or file in diffusers' AutoencoderKL layout."
+            "The codec vae needs its weights: --z0-weights, a folder or file in diffusers' AutoencoderKL layout, "
+            "or tiny for the embedded one."
         )
     return CodecSpec(match[1], int(match[2]), weights, scale, device)
 
@@ -83,7 +86,8 @@ def _pixels(spec: CodecSpec) -> Codec:
 def _vae(spec: CodecSpec) -> Codec:
     import torch
 
-    vae, file, config = _load_vae(Path(str(spec.weights)).expanduser())
+    embedded = Path(str(files("featurize"))) / "weights" / "tiny_vae"
+    vae, file, config = _load_vae(embedded if spec.weights == EMBEDDED else Path(str(spec.weights)).expanduser())
     vae.eval().requires_grad_(False).to(spec.device)
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if spec.size % factor:
@@ -122,7 +126,7 @@ def _vae(spec: CodecSpec) -> Codec:
 
 def _load_vae(path: Path) -> tuple[Any, Path, dict[str, Any]]:
     """An AutoencoderKL in diffusers' layout: a folder with config.json, or the weights file in one."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # all of diffusers takes seconds to import
 
     folder = path if path.is_dir() else path.parent
     file = folder / "diffusion_pytorch_model.safetensors" if path.is_dir() else path

@@ -111,7 +111,7 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
         raise UserError(f"The recipe's key features must hold a mapping, not {section!r}.")
     anchored = dict(section)
     for key in ("out", "weights", "z0_weights", "basis"):
-        if isinstance(anchored.get(key), str):
+        if isinstance(anchored.get(key), str) and (key, anchored[key]) != ("z0_weights", "tiny"):
             anchored[key] = str(root / anchored[key])
     source = anchored.get("source")
     if isinstance(source, str) and ":" in source and not source.startswith("scenes"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 from featurize.errors import UserError
 from featurize.sources import Listing, Picture
 
@@ -32,6 +30,4 @@ def read(picture: Picture) -> bytes:
     from featurize.scenes import draw_scene
 
     _, split, size = picture.source.split(":")
-    buffer = io.BytesIO()
-    draw_scene(SEED, split, picture.offset, int(size)).image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    return draw_scene(SEED, split, picture.offset, int(size)).png()
