@@ -48,7 +48,7 @@ class Codec:
     identity: dict[str, Any] = field(repr=False)
 
 
-def parse_codec(text: str, weights: str | None, scale: float | None, device: str = "cpu") -> CodecSpec:
+def parse_codec(text: str, weights: str | None, scale: float | None) -> CodecSpec:
     """`pixels:32` or `vae:256` as a spec."""
     match = re.fullmatch(r"(pixels|vae):([1-9]\d*)", text)
     if match is None:
@@ -60,7 +60,7 @@ def parse_codec(text: str, weights: str | None, scale: float | None, device: str
             "The codec vae needs its weights: --z0-weights, a folder or file in diffusers' AutoencoderKL layout, "
             "or tiny for the embedded one."
         )
-    return CodecSpec(match[1], int(match[2]), weights, scale, device)
+    return CodecSpec(match[1], int(match[2]), weights, scale)
 
 
 @lru_cache(maxsize=2)

@@ -196,6 +196,18 @@ def _basis_rule(basis_root: str | None, encoder: str, basis_rows: int, ledger: L
     }
 
 
+def _rows_provenance(ledger: Ledger, views: int, block_rows: int) -> dict[str, Any]:
+    """What decides the rows of the base store and of `z_0` alike."""
+    return {
+        "source": ledger.source,
+        "pictures_sha256": ledger.pictures_sha256,
+        "keys_sha256": ledger.keys_sha256,
+        "views": views,
+        "dtype": "float16",
+        "block_rows": block_rows,
+    }
+
+
 def _base_spec(
     folder: Path,
     ledger: Ledger,
@@ -213,15 +225,10 @@ def _base_spec(
         block_rows=block_rows,
         keys_sha256=ledger.keys_sha256,
         provenance={
-            "source": ledger.source,
-            "pictures_sha256": ledger.pictures_sha256,
-            "keys_sha256": ledger.keys_sha256,
-            "views": views,
+            **_rows_provenance(ledger, views, block_rows),
             "encoder": encoder.identity,
             "basis": rule,
             "channels": channels,
-            "dtype": "float16",
-            "block_rows": block_rows,
         },
         attributes={"encoder": encoder.name},
     )
@@ -237,13 +244,8 @@ def _z0_spec(root: Path, ledger: Ledger, views: int, block_rows: int, codec: Cod
         block_rows=block_rows,
         keys_sha256=ledger.keys_sha256,
         provenance={
-            "source": ledger.source,
-            "pictures_sha256": ledger.pictures_sha256,
-            "keys_sha256": ledger.keys_sha256,
-            "views": views,
+            **_rows_provenance(ledger, views, block_rows),
             "codec": codec.identity,
-            "dtype": "float16",
-            "block_rows": block_rows,
         },
         attributes={"latent_shape": [h, w, c], "codec": codec.attributes},
     )
