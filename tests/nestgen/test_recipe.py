@@ -106,7 +106,10 @@ def test_numbers_and_words_are_read_as_written(load: Callable[..., Recipe]) -> N
         ({"training": {"lr": "fast"}}, "training.lr should be a valid number, found 'fast'"),
         ({"training": {"lr": float("nan")}}, "training.lr should be a finite number, found nan"),
         ({"training": {"betas": [0.9, 1.0]}}, "training.betas[1] should be less than 1, found 1.0"),
-        ({"training": {"precision": "fp8"}}, "training.precision should be 'no', 'bf16' or 'fp16', found 'fp8'"),
+        (
+            {"training": {"precision": "fp8"}},
+            "training.precision should be 'no', 'bf16', 'fp16' or 'auto', found 'fp8'",
+        ),
         ({"training": None}, "training should be a section of keys, found None"),
         ({"features": {}}, "features.out is missing"),
         ({"features": {"out": "x", "z0": "jpeg:3"}}, "features.z0"),

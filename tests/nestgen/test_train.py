@@ -324,6 +324,17 @@ def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:
         assert x["loss"] == pytest.approx(y["loss"], rel=0.01)
 
 
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
+def test_auto_precision_is_what_the_machine_has(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, has: bool, precision: str
+) -> None:
+    monkeypatch.setattr("nestgen.train.has_bfloat16", lambda: has)
+    recipe = toy("auto", steps=1, precision="auto")
+    train(recipe, 0)
+    checkpoint = newest(run_dir(recipe, 0))
+    assert checkpoint and checkpoint.meta["training"]["precision"] == precision
+
+
 def test_gaussian_data_is_learned_to_the_known_loss(
     experiment: Callable[..., Path], store_writer: Callable[..., Path]
 ) -> None:

@@ -114,7 +114,7 @@ class TrainingOptions(Section):
     condition_drop: Probability = 0.5
     label_drop: Probability = 0.1
     clip: PositiveFloat | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     checkpoint_every: PositiveInt = 5000
     keep: PositiveInt = 2
 

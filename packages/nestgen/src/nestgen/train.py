@@ -38,6 +38,7 @@ def train(recipe: Recipe, level: int) -> None:
     """
     if not 0 <= level < len(recipe.levels):
         raise UserError(f"level {level} is not within 0..{len(recipe.levels) - 1}, the levels of {recipe.file}")
+    recipe = _with_known_precision(recipe)
     accelerator = start_accelerator(recipe.training)
     feed, folder = open_feed(recipe, level), run_dir(recipe, level)
     meta = describe(feed)
@@ -74,6 +75,21 @@ def start_accelerator(options: TrainingOptions) -> Accelerator:
             "set a multiple of them"
         )
     return accelerator
+
+
+def _with_known_precision(recipe: Recipe) -> Recipe:
+    """The recipe with bf16 or no in place of `auto`, so that a checkpoint records what it was trained in."""
+    if recipe.training.precision != "auto":
+        return recipe
+    precision = "bf16" if has_bfloat16() else "no"
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine computes in bfloat16 by instructions of its own: a CPU without them takes ten times as long."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
