@@ -58,7 +58,7 @@ _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask c
 @_option("--base-channels", "Channels kept in the base store.", type=click.IntRange(min=1))
 @_option("--basis", "Take basis and standardisation of this store root: for a validation split.", metavar="DIR")
 @_option("--basis-rows", "Pictures on which the basis is fitted.", type=click.IntRange(min=1))
-@_option("--max-bad", "Stop when more pictures than this can't be read.", type=click.IntRange(min=0))
+@_option("--max-bad", "Stop when more pictures than this can't be read: a count, or a share like 1%.", metavar="COUNT")
 @_workers
 @_scheduler
 def extract(

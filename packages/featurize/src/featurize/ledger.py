@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from tqdm import tqdm
 from featurize.engine import Run, in_order
 from featurize.errors import UserError
 from featurize.files import replacing
-from featurize.pictures import BadPicture, Box, decode, original_mode, square_box
+from featurize.pictures import BadPicture, Box, decode_with_mode, square_box
 from featurize.sources import Listing, Picture, read
 from featurize.store import FORMAT
 
@@ -83,11 +86,16 @@ def ledger_path(root: Path) -> Path:
     return root / "rows.parquet"
 
 
-def make_ledger(root: Path, source: str, listing: Listing, max_bad: int, run: Run) -> Ledger:
+def draft_path(root: Path) -> Path:
+    """The ledger of a run that --max-bad stopped, as far as it came."""
+    return root / "rows.draft.parquet"
+
+
+def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, run: Run) -> Ledger:
     """Decode every picture once and write the ledger, or take the one that is there.
 
-    A picture that can't be decoded is refused with its reason; more than `max_bad` of them is an error, as is a ledger of
-    other pictures.
+    A picture that can't be decoded is refused with its reason. More than `max_bad` of them (a count, or a share like
+    `1%`) is an error, raised as soon as it is certain; so is a ledger of other pictures.
     """
     path = ledger_path(root)
     listed = _listing_sha256(listing.pictures)
@@ -100,12 +108,16 @@ def make_ledger(root: Path, source: str, listing: Listing, max_bad: int, run: Ru
         return read_ledger(root)
     parts = [listing.pictures[start : start + PER_TASK] for start in range(0, len(listing.pictures), PER_TASK)]
     seen: list[_Seen] = []
+    bad = 0
     with tqdm(total=len(listing.pictures), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
         for part in in_order(run(_look_at, parts)):
             seen += part
+            bad += sum(bool(look.reason) for look in part)
             progress.update(len(part))
-    table = _table(listing.pictures, seen)
-    _check_bad(table, max_bad)
+            if bad > allowed_bad(max_bad, len(listing.pictures)):
+                break
+    table = _table(listing.pictures[: len(seen)], seen)
+    _check_bad(root, table, len(listing.pictures), max_bad)
     metadata = {
         "format": FORMAT,
         "source": source,
@@ -114,7 +126,13 @@ def make_ledger(root: Path, source: str, listing: Listing, max_bad: int, run: Ru
     }
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
+    draft_path(root).unlink(missing_ok=True)
     return read_ledger(root)
+
+
+def allowed_bad(max_bad: int | str, pictures: int) -> int:
+    """How many of so many pictures may be refused by `--max-bad`: a count, or a share like `1%` rounded down."""
+    return int(Decimal(max_bad.rstrip("%")) * pictures / 100) if isinstance(max_bad, str) else max_bad
 
 
 def read_ledger(root: Path) -> Ledger:
@@ -139,12 +157,12 @@ def _look_at(pictures: Sequence[Picture]) -> list[_Seen]:
 def _look_at_one(picture: Picture) -> _Seen:
     try:
         data = read(picture)
-        image = decode(data)
+        image, mode = decode_with_mode(data)
     except BadPicture as error:
         return _Seen(reason=str(error))
     except FileNotFoundError:
         return _Seen(reason="the file is not there")
-    return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, original_mode(data))
+    return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, mode)
 
 
 def _table(pictures: Sequence[Picture], seen: Sequence[_Seen]) -> pa.Table:
@@ -177,18 +195,32 @@ def _table(pictures: Sequence[Picture], seen: Sequence[_Seen]) -> pa.Table:
     return pa.Table.from_pylist(lines, schema=SCHEMA)
 
 
-def _check_bad(table: pa.Table, max_bad: int) -> None:
+def _check_bad(root: Path, table: pa.Table, total: int, max_bad: int | str) -> None:
+    """Raises UserError for too many refused pictures, with the reasons summed up and the lines left in a draft."""
     refused = [line for line in table.select(["key", "status", "reason"]).to_pylist() if line["status"] == "refused"]
-    if len(refused) == len(table):
-        raise UserError(
-            f"None of the {len(table)} pictures can be read; the first, {refused[0]['key']}: {refused[0]['reason']}."
-        )
-    if len(refused) > max_bad:
-        first = "; ".join(f"{line['key']}: {line['reason']}" for line in refused[:3])
-        raise UserError(
-            f"{len(refused)} of {len(table)} pictures can't be read, more than --max-bad {max_bad} allows ({first}); "
-            "mend them or raise --max-bad."
-        )
+    none_left = len(refused) == len(table) == total
+    if not none_left and len(refused) <= allowed_bad(max_bad, total):
+        return
+    with replacing(draft_path(root)) as temporary:
+        pq.write_table(table, temporary)
+    of = f"{total}" if len(table) == total else f"the first {len(table)}"
+    found = (
+        f"None of the {total} pictures can be read" if none_left else f"{len(refused)} of {of} pictures can't be read"
+    )
+    allowed = "" if none_left else f", more than --max-bad {max_bad} allows"
+    mend = "check SOURCE" if none_left else "mend them or raise --max-bad"
+    raise UserError(f"{found}{allowed}: {_summed_up(refused)}; {draft_path(root)} has a line for each; {mend}.")
+
+
+def _summed_up(refused: Sequence[dict[str, str]]) -> str:
+    """The commonest reasons with how often and where first; numbers in them do not make two of one reason."""
+    kinds = [re.sub(r"\d+", "N", line["reason"]) for line in refused]
+    common = [
+        f"{count} times '{refused[kinds.index(kind)]['reason']}' (first: {refused[kinds.index(kind)]['key']})"
+        for kind, count in Counter(kinds).most_common(3)
+    ]
+    rest = len(set(kinds)) - len(common)
+    return "; ".join(common) + (f"; and {rest} other reasons" if rest else "")
 
 
 def _from_table(table: pa.Table, source: str) -> Ledger:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurize.errors import UserError
 
@@ -40,7 +40,17 @@ class Features(BaseModel):
     base_channels: int = Field(default=64, ge=1)
     basis: str | None = None
     basis_rows: int = Field(default=65536, ge=1)
-    max_bad: int = Field(default=100, ge=0)
+    max_bad: int | str = 100
+
+    @field_validator("max_bad", mode="before")
+    @classmethod
+    def _count_or_share(cls, value: object) -> int | str:
+        text = str(value)
+        if re.fullmatch(r"\d+", text):
+            return int(text)
+        if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+            return text
+        raise ValueError("it must be a count like 100 or a share like 1%")
 
 
 class Request(BaseModel):
