@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import webdataset
 import yaml
-from PIL import Image
 
 from featurize.cli import commands
 from featurize.recipe import Features
@@ -18,7 +15,6 @@ from featurize.recipe import Features
 from .conftest import MODEL, Outcome
 
 Command = Callable[..., Outcome]
-ENCODER = f"timm:{MODEL}"
 
 
 def test_info_says_what_a_root_holds(extraction: Path, featurize: Command) -> None:
@@ -32,21 +28,6 @@ def test_info_of_an_unfinished_store_says_so(extraction: Path, tmp_path: Path, f
     root = shutil.copytree(extraction, tmp_path / "root")
     (root / f"timm-{MODEL}" / "2x2x8.seal.json").unlink()
     assert "2x2x8.zarr: unfinished" in featurize("info", root).out
-
-
-def test_knn_viz_draws_a_sheet_and_prints_the_agreement(extraction: Path, tmp_path: Path, featurize: Command) -> None:
-    outcome = featurize(
-        "knn-viz", "--stores", extraction, "--encoder", ENCODER, "--out", tmp_path / "knn.png", "--queries", 2
-    )
-    assert outcome.code == 0, outcome.err
-    for space in ("mean of 4x4", "2x2x8", "1x1x16", "raw pixels", "chance"):
-        assert space in outcome.out
-    numbers = json.loads((tmp_path / "knn.json").read_text())
-    assert set(numbers["label_agreement"]) == {"mean of 4x4", "2x2x8", "1x1x16", "raw pixels"}
-    assert abs(numbers["chance"] - 1 / 3) < 1e-9
-    with Image.open(tmp_path / "knn.png") as sheet:
-        assert sheet.width > 700
-        assert np.asarray(sheet.convert("L")).std() > 10
 
 
 def test_an_empty_root_is_one_sentence(tmp_path: Path, featurize: Command) -> None:

@@ -1,165 +1,206 @@
-"""What each level finds alike: a sheet of nearest neighbours per level, and how often labels agree."""
+"""What each level finds alike: a sheet of nearest neighbours, how often labels agree, which neighbours spaces share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
+from PIL import Image
 
+from featurize.encoders import EncoderSpec
 from featurize.errors import UserError
-from featurize.files import replacing, write_json
+from featurize.files import write_json
+from featurize.knn_sheet import THUMBNAIL, Line, Panel, draw_sheet
 from featurize.ledger import Ledger, read_ledger
-from featurize.neighbours import label_agreement, nearest, without_self
-from featurize.pictures import crop, decode
-from featurize.recipe import parse_shape
-from featurize.sources import read
-from featurize.store import folder_name, is_sealed, open_sealed, read_rows
+from featurize.neighbours import label_agreement, search_process, without_self
+from featurize.overlap import draw_overlap, overlap_matrix
+from featurize.reencode import raw_features, raw_pixels, thumbnail
+from featurize.spaces import PIXEL_SIDE, Space, encoder_spaces, picture_spaces
 
-PIXEL_SIDE      = 32  # of the raw-pixel baseline                                          # fmt: skip
-DUPLICATE       = 0.98  # correlation of pixels from which two pictures count as the same    # fmt: skip
-AGREEMENT_AT    = 10  # neighbours a query                                                 # fmt: skip
-THUMBNAIL       = 88  # fmt: skip
-MARGIN          = 92  # fmt: skip
-CAPTION_HEIGHT  = 15  # fmt: skip
+DUPLICATE    = 0.98  # correlation of pixels from which two pictures count as the same    # fmt: skip
+AGREEMENT_AT = 10  # neighbours a query
+QUERIES      = 1000  # of the label agreement and the overlap                             # fmt: skip
+PIXEL_ROWS   = 20_000  # up to so many pictures are decoded for the raw-pixel baseline    # fmt: skip
 
 
 @dataclass(frozen=True)
-class Space:
-    """A space in which pictures are compared: its name, and a vector a picture."""
+class Compared:
+    """An encoder's arrays in a store root."""
 
-    name: str
-    vectors_ND: np.ndarray
+    root: Path
+    encoder: str
 
 
 def knn_viz(
-    root: Path, encoder: str, out: Path, queries: int, neighbours: int, max_rows: int, seed: int
-) -> dict[str, float | None]:
-    """Write the sheet `out` and the numbers beside it (`.json`); the label agreement per space.
-
-    `max_rows` rows, chosen by keyed hash, are compared with each other in every space, so the numbers are comparable.
-    """
-    ledger = read_ledger(root)
-    if ledger.rows < 3:
-        raise UserError(f"{root} holds {ledger.rows} rows; neighbours need three at least.")
-    chosen = _by_hash(ledger, seed)[:max_rows]
-    rows = np.array(sorted(chosen))
-    spaces = [*_level_spaces(root, encoder, rows), _pixel_space(ledger, rows)]
-    labels = ledger.labels[rows]
-    asked = np.flatnonzero(np.isin(rows, np.array(chosen[:1000])))
-    shown = _various([int(np.flatnonzero(rows == row)[0]) for row in chosen[:1000]], labels, queries)
-
-    agreement: dict[str, float | None] = {}
-    found: dict[str, np.ndarray] = {}
-    near_pixels = spaces[-1].vectors_ND
-    for space in spaces:
-        _, near = nearest(space.vectors_ND, space.vectors_ND[asked], AGREEMENT_AT + 1)
-        agreement[space.name] = label_agreement(
-            labels, asked, without_self(asked, near, min(AGREEMENT_AT, len(rows) - 1))
-        )
-        _, near = nearest(space.vectors_ND, space.vectors_ND[shown], neighbours * 4 + 1)
-        found[space.name] = _without_duplicates(np.array(shown), near, near_pixels, neighbours)
-    _draw(ledger, rows, shown, found, out, neighbours)
-    chance = None if (labels < 0).all() else float(sum(np.mean(labels == label) ** 2 for label in np.unique(labels)))
-    write_json(
-        out.with_suffix(".json"),
-        {
-            "root": str(root),
-            "encoder": encoder,
-            "rows": len(rows),
-            "queries": len(asked),
-            "neighbours": AGREEMENT_AT,
-            "label_agreement": agreement,
-            "chance": chance,
-        },
-    )
-    return agreement | {"chance": chance}
-
-
-def _by_hash(ledger: Ledger, seed: int) -> list[int]:
-    """All rows in an order that depends on their keys and the seed only."""
-    return sorted(range(ledger.rows), key=lambda row: sha256(f"{seed}:{ledger.pictures[row].key}".encode()).digest())
-
-
-def _various(candidates: list[int], labels: np.ndarray, count: int) -> list[int]:
-    """The first candidates, of as many different labels as there are."""
-    first = list({int(labels[row]): row for row in reversed(candidates)}.values())[::-1]
-    return (first + [row for row in candidates if row not in first])[:count]
-
-
-def _level_spaces(root: Path, encoder: str, rows: np.ndarray) -> list[Space]:
-    folder = root / folder_name(encoder)
-    base = open_sealed(folder / "base.zarr")
-    h, w = base.shape[2:4]
-    spaces = [Space(f"mean of {h}x{w}", read_rows(base, rows, view=0).astype(np.float32).mean(axis=(1, 2)))]
-    shapes = [parse_shape(path.stem) for path in folder.glob("*x*x*.zarr") if is_sealed(path)]
-    for shape in sorted(shapes, key=lambda shape: shape[0] * shape[1], reverse=True):
-        name = "x".join(map(str, shape))
-        level = open_sealed(folder / f"{name}.zarr")
-        # Compared as the encoder scales the channels: standardised, the faint trailing ones would drown the others.
-        values = read_rows(level, rows, view=0).astype(np.float32) * np.array(level.attrs["std"], dtype=np.float32)
-        spaces.append(Space(name, values.reshape(len(rows), -1)))
-    return spaces
-
-
-def _pixel_space(ledger: Ledger, rows: np.ndarray) -> Space:
-    pixels = np.empty((len(rows), PIXEL_SIDE * PIXEL_SIDE * 3), dtype=np.float32)
-    for index, row in enumerate(tqdm(rows, desc="reading pixels", unit=" pictures")):
-        pixels[index] = _thumbnail(ledger, int(row), PIXEL_SIDE).reshape(-1)
-    return Space("raw pixels", pixels - pixels.mean(axis=1, keepdims=True))
-
-
-def _thumbnail(ledger: Ledger, row: int, side: int) -> np.ndarray:
-    return crop(decode(read(ledger.pictures[row])), ledger.boxes[row], side, "bicubic")
-
-
-def _without_duplicates(rows_Q: np.ndarray, found_QK: np.ndarray, pixels_ND: np.ndarray, keep: int) -> np.ndarray:
-    """(Q, keep) neighbours that are neither the query nor nearly the same picture; -1 where too few are left."""
-    unit = pixels_ND / np.maximum(np.linalg.norm(pixels_ND, axis=1, keepdims=True), 1e-12)
-    kept = np.full((len(rows_Q), keep), -1)
-    for query, (row, found) in enumerate(zip(rows_Q, found_QK, strict=True)):
-        others = [other for other in found if other != row and float(unit[row] @ unit[other]) < DUPLICATE][:keep]
-        kept[query, : len(others)] = others
-    return kept
-
-
-def _draw(
-    ledger: Ledger,
-    rows: np.ndarray,
-    shown: list[int],
-    found: dict[str, np.ndarray],
+    compared: Sequence[Compared],
     out: Path,
+    queries: int,
     neighbours: int,
-) -> None:
-    """For each query a band with a line per space: the space's name, the query, its neighbours, their labels below."""
-    cell = THUMBNAIL + 4
-    line = cell + CAPTION_HEIGHT
-    band = line * len(found) + 14
-    sheet = Image.new("RGB", (MARGIN + cell * (neighbours + 1) + 12, band * len(shown)), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for query, row in enumerate(shown):
-        for position, (name, near) in enumerate(found.items()):
-            top = query * band + position * line
-            draw.text((6, top + THUMBNAIL // 2 - 6), name, fill="black", font=font)
-            for column, index in enumerate([row, *near[query]]):
-                if index < 0:
-                    continue
-                left = MARGIN + column * cell + (8 if column else 0)
-                picture = Image.fromarray(_thumbnail(ledger, int(rows[index]), THUMBNAIL))
-                sheet.paste(picture, (left, top))
-                if column == 0:
-                    draw.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), outline="crimson", width=2)
-                draw.text((left, top + THUMBNAIL + 1), _legend(ledger, int(rows[index])), fill="dimgray", font=font)
-        draw.line((0, (query + 1) * band - 6, sheet.width, (query + 1) * band - 6), fill="lightgray")
-    with replacing(out) as temporary:
-        sheet.save(temporary, format="PNG")
+    max_rows: int | None,
+    seed: int,
+    index: str = "auto",
+    raw: EncoderSpec | None = None,
+) -> dict[str, Any]:
+    """Write the sheet `out`, the matrix `<out>-overlap.png` and the numbers beside them (`.json`); the numbers.
+
+    `max_rows` rows (None: all), chosen by keyed hash, are compared with each other in every space, so the numbers are
+    comparable; all `compared` must hold the same pictures. `index` is that of `neighbours.nearest`. With `raw` the rows
+    are encoded again, and the encoder's features before the basis are a space as well.
+    """
+    ledger = _common_ledger(compared)
+    if ledger.rows < 3:
+        raise UserError(f"{compared[0].root} holds {ledger.rows} rows; neighbours need three at least.")
+    chosen = _by_hash(ledger, seed)[:max_rows]
+    rows = np.sort(chosen)
+    labels = ledger.labels[rows]
+    drawn = np.searchsorted(rows, chosen[:QUERIES])  # positions among the compared rows, in hash order
+    asked = np.sort(drawn)
+    shown = _various(drawn, labels, queries)
+    keep = min(AGREEMENT_AT, len(rows) - 1)
+
+    with tempfile.TemporaryDirectory(prefix="knn-viz-") as folder, search_process() as nearest:
+        spaces = _spaces(compared, ledger, rows, raw, Path(folder))
+        names = _names(spaces)
+        everything = np.union1d(asked, shown)
+        agreement: dict[str, float | None] = {}
+        found: dict[str, np.ndarray] = {}
+        indexes: dict[str, dict[str, Any]] = {}
+        lines: dict[str, list[Line]] = {}
+        pixels = _Pixels(ledger, rows)
+        for name, space in zip(names, spaces, strict=True):
+            # Twice too many for the sheet: copies of the query are left out there.
+            near = nearest(space, everything, max(AGREEMENT_AT, 2 * neighbours + 8) + 1, index)
+            found[name] = without_self(asked, near.positions[np.searchsorted(everything, asked)], keep)
+            agreement[name] = label_agreement(labels, asked, found[name])
+            known = {key: value for key, value in asdict(near.index).items() if value is not None}
+            indexes[name] = known | {"described": str(near.index)}
+            line = pixels.without_copies(shown, near.positions[np.searchsorted(everything, shown)], neighbours)
+            lines.setdefault(_panel(space, spaces), []).append(Line(space.name, line))
+
+    overlap = overlap_matrix(found)
+    draw_overlap(names, overlap, keep, overlap_path(out))
+    draw_sheet(
+        [Panel(title, tuple(members)) for title, members in lines.items()],
+        shown,
+        lambda position: ledger.pictures[int(rows[position])],
+        lambda position: pixels.thumbnail(position, THUMBNAIL),
+        out,
+    )
+    document = {
+        "root": str(compared[0].root),
+        "encoder": ",".join(dict.fromkeys(one.encoder for one in compared)),
+        "rows": len(rows),
+        "queries": len(asked),
+        "neighbours": keep,
+        "label_agreement": agreement,
+        "chance": _chance(labels),
+        "index": indexes,
+        "overlap": {"spaces": names, "matrix": overlap.round(6).tolist()},
+    }
+    write_json(out.with_suffix(".json"), document)
+    return document
 
 
-def _legend(ledger: Ledger, row: int) -> str:
-    picture = ledger.pictures[row]
-    text = picture.captions[0] if picture.captions else "" if picture.label is None else f"class {picture.label}"
-    return text if len(text) <= 14 else text[:13] + "…"
+def overlap_path(out: Path) -> Path:
+    """Where the overlap matrix of the sheet `out` is drawn."""
+    return out.with_name(f"{out.stem}-overlap.png")
+
+
+def _common_ledger(compared: Sequence[Compared]) -> Ledger:
+    first = read_ledger(compared[0].root)
+    for root in dict.fromkeys(one.root for one in compared[1:]):
+        if root != compared[0].root and read_ledger(root).keys_sha256 != first.keys_sha256:
+            raise UserError(
+                f"{compared[0].root} and {root} don't hold the same pictures, so their neighbours can't be compared; "
+                "extract both from one source."
+            )
+    return first
+
+
+def _spaces(
+    compared: Sequence[Compared], ledger: Ledger, rows: np.ndarray, raw: EncoderSpec | None, folder: Path
+) -> list[Space]:
+    spaces: list[Space] = []
+    same_encoder = len({one.encoder for one in compared}) < len(compared)
+    for one in compared:
+        if raw is not None:
+            spaces.append(raw_features(one.root, ledger, raw, rows, folder))
+        group = f"{one.root.name} {one.encoder}" if same_encoder else one.encoder
+        spaces += encoder_spaces(one.root, one.encoder, group, rows)
+    pictures = [space for root in dict.fromkeys(one.root for one in compared) for space in picture_spaces(root, rows)]
+    pictures = list({space.name: space for space in pictures}.values())
+    if all(space.name != "raw pixels" for space in pictures) and len(rows) <= PIXEL_ROWS:
+        pictures.append(raw_pixels(ledger, rows, folder))
+    return spaces + pictures
+
+
+def _names(spaces: Sequence[Space]) -> list[str]:
+    """What a space is called in the numbers: with its encoder's name only where there are several encoders."""
+    encoders = {space.group for space in spaces} - {"pictures"}
+    alone = len(encoders) == 1
+    return [space.name if alone or space.group == "pictures" else f"{space.group} {space.name}" for space in spaces]
+
+
+def _panel(space: Space, spaces: Sequence[Space]) -> str:
+    """The title it stands under: a panel an encoder, and one for pictures where there are several encoders."""
+    encoders = list(dict.fromkeys(other.group for other in spaces if other.group != "pictures"))
+    return encoders[0] if len(encoders) == 1 else space.group
+
+
+def _by_hash(ledger: Ledger, seed: int) -> np.ndarray:
+    """All rows in an order that depends on their keys and the seed only."""
+    digests = [sha256(f"{seed}:{picture.key}".encode()).digest() for picture in ledger.pictures]
+    return np.array(sorted(range(ledger.rows), key=digests.__getitem__))
+
+
+def _various(candidates: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The first candidates, of as many different labels as there are."""
+    _, first = np.unique(labels[candidates], return_index=True)
+    leading = np.sort(first)
+    others = np.setdiff1d(np.arange(len(candidates)), leading)
+    return candidates[np.concatenate([leading, others])[:count]]
+
+
+def _chance(labels: np.ndarray) -> float | None:
+    """The agreement that random neighbours would have; None without labels."""
+    known = labels[labels >= 0]
+    if not len(known):
+        return None
+    _, counts = np.unique(known, return_counts=True)
+    return float(((counts / len(labels)) ** 2).sum() * len(labels) / len(known))
+
+
+class _Pixels:
+    """Pictures at positions among the compared rows, decoded when they are first asked for."""
+
+    def __init__(self, ledger: Ledger, rows: np.ndarray) -> None:
+        self._picture = lru_cache(maxsize=4096)(lambda position: thumbnail(ledger, int(rows[position]), THUMBNAIL))
+
+    def thumbnail(self, position: int, side: int) -> np.ndarray:
+        picture = self._picture(int(position))
+        return picture if side == len(picture) else np.asarray(Image.fromarray(picture).resize((side, side)))
+
+    def alike(self, first: int, second: int) -> float:
+        """Correlation of the two pictures' pixels."""
+        a, b = (self.thumbnail(position, PIXEL_SIDE).astype(np.float64).ravel() for position in (first, second))
+        a, b = a - a.mean(), b - b.mean()
+        return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+
+    def without_copies(self, queries: np.ndarray, found_QK: np.ndarray, keep: int) -> np.ndarray:
+        """(Q, keep) neighbours that are neither the query nor nearly the same picture; -1 where too few are left."""
+        kept = np.full((len(queries), keep), -1)
+        for number, (query, found) in enumerate(zip(queries, found_QK, strict=True)):
+            others: list[int] = []
+            for other in found[(found >= 0) & (found != query)]:
+                if len(others) == keep:
+                    break
+                if self.alike(int(query), int(other)) < DUPLICATE:
+                    others.append(int(other))
+            kept[number, : len(others)] = others
+        return kept
