@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestgen.cards import Request
 from nestgen.cli import main
 from nestgen.errors import UserError
 from nestgen.evaluate import DIMENSIONS, evaluate, pool
@@ -50,7 +51,7 @@ def recipe(trained: Trained) -> Recipe:
 
 @pytest.fixture
 def samples(recipe: Recipe, tmp_path: Path) -> Path:
-    sample(recipe, tmp_path / "samples", count=12, seed=0, batch=12)
+    sample(recipe, tmp_path / "samples", Request(12, 0, 12))
     return tmp_path / "samples"
 
 
@@ -85,7 +86,7 @@ def test_training_rows_as_samples_score_zero_and_noise_raises_it(recipe: Recipe,
 
 
 def test_a_shallower_folder_is_scored_on_its_levels(recipe: Recipe, tmp_path: Path) -> None:
-    sample(recipe.depth(2), tmp_path / "two", count=5, seed=0, batch=5)
+    sample(recipe.depth(2), tmp_path / "two", Request(5, 0, 5))
     assert list(scores(recipe, tmp_path / "two")) == ["z_1", "z_0"]
 
 
@@ -215,6 +216,7 @@ def test_a_store_extracted_again_is_not_what_was_trained_on(recipe: Recipe, samp
         scores(recipe, samples)
 
 
+@settings(deadline=None)
 @given(h=st.integers(1, 12), w=st.integers(1, 12), c=st.integers(1, 300))
 def test_pooling_keeps_means_and_bounds_dimensions(h: int, w: int, c: int) -> None:
     z_NHWC = np.random.default_rng(0).normal(size=(2, h, w, c))

@@ -13,11 +13,11 @@ from PIL import Image
 
 from nestgen.cli import main
 from nestgen.decode import to_uint8
+from nestgen.draw import sample_below
 from nestgen.files import read_json
 from nestgen.hierarchy import hierarchy, variation
 from nestgen.models import load_models
 from nestgen.recipe import load_recipe
-from nestgen.sample import sample_below
 
 
 def test_rows_freeze_from_the_top_and_share_the_first_picture(

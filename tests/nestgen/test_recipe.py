@@ -55,7 +55,8 @@ def test_defaults_are_those_of_the_docs(load: Callable[..., Recipe], tmp_path: P
             values = yaml.safe_load(f"[{defaults}]")
             for name, value in zip(names, values, strict=True):
                 found = getattr(getattr(recipe, section), name)
-                found = list(found) if isinstance(found, tuple) else found
+                if isinstance(found, tuple):  # of one: the same for every level
+                    found = list(found) if len(found) > 1 else found[0]
                 # safe_load follows YAML 1.1: `no` is False, 2e-4 a string
                 assert str(found) in (str(value), "no") or float(value) == found, (section, name)
                 checked += 1
@@ -72,16 +73,25 @@ def test_paths(load: Callable[..., Recipe], tmp_path: Path) -> None:
     assert run_dir(recipe.depth(1), 0) == tmp_path / "runs/run-1/z0-top"
 
 
-def test_depth_cuts_levels_and_guidance(load: Callable[..., Recipe]) -> None:
-    recipe = load(sampling={"guidance": [1, 2.5, 3]})
-    assert [recipe.guidance(level) for level in range(3)] == [1, 2.5, 3]
+def test_depth_cuts_levels_and_what_is_listed_for_each(load: Callable[..., Recipe]) -> None:
+    recipe = load(sampling={"guidance": [1, 2.5, 3], "steps": 20, "guidance_interval": [0.1, 0.8]})
+    assert [recipe.sampling.of("guidance", level) for level in range(3)] == [1, 2.5, 3]
     cut = recipe.depth(2)
-    assert [level.shape[0] for level in cut.levels] == [32, 4]
-    assert (cut.sampling.guidance, cut.root, cut.guidance(1)) == ((1.0, 2.5), recipe.root, 2.5)
-    assert load(sampling={"guidance": 0.4}).guidance(2) == 0.4
-    for depth in (0, 4, -1):
-        with pytest.raises(UserError, match=r"depth .* is not within 1\.\.3"):
-            recipe.depth(depth)
+    assert [level.shape for level in cut.levels] == [level.shape for level in recipe.levels[:2]]
+    assert (cut.sampling.guidance, cut.root) == ((1.0, 2.5), recipe.root)
+    for level in range(2):
+        assert (cut.sampling.of("steps", level), cut.sampling.of("guidance_interval", level)) == (20, (0.1, 0.8))
+    listed = load(sampling={"guidance_interval": [None, [0, 0.5], [0.2, 1]], "sampler": ["heun", None, "ddim"]})
+    assert [listed.sampling.of("guidance_interval", level) for level in range(3)] == [None, (0, 0.5), (0.2, 1)]
+    assert listed.depth(1).sampling.sampler == ("heun",)
+
+
+def test_sampling_changes_are_validated_like_the_file(load: Callable[..., Recipe]) -> None:
+    recipe = load(sampling={"guidance": 0.4, "steps": 20})
+    changed = recipe.with_sampling({"steps": [1, 2, 3]})
+    assert (changed.sampling.steps, changed.sampling.guidance, changed.file) == ((1, 2, 3), (0.4,), recipe.file)
+    with pytest.raises(UserError, match=r"sampling\.steps lists 2 values for 3 levels"):
+        recipe.with_sampling({"steps": [1, 2]})
 
 
 def test_numbers_and_words_are_read_as_written(load: Callable[..., Recipe]) -> None:
@@ -120,7 +130,16 @@ def test_numbers_and_words_are_read_as_written(load: Callable[..., Recipe]) -> N
         ({"levels": [{"shape": "32x32x3"}, {"shape": "7x7x4"}]}, "levels[1] has patch 2, which does not divide"),
         ({"levels": [{"shape": "32x32x3", "sigma": 1}]}, "levels[0].sigma: z_0 conditions nothing"),
         ({"levels": [{"shape": "32x32x3", "sigma": -1}]}, "levels[0].sigma should be greater than or equal to 0"),
-        ({"sampling": {"guidance": [1, 2]}}, "sampling.guidance lists 2 numbers for 3 levels"),
+        ({"sampling": {"guidance": [1, 2]}}, "sampling.guidance lists 2 values for 3 levels"),
+        ({"sampling": {"steps": [3, 0, 1]}}, "sampling.steps[1] should be greater than 0, found 0"),
+        ({"sampling": {"sampler": "eluer"}}, "sampling.sampler should be 'dpm++-single', 'dpm++-multi'"),
+        ({"sampling": {"guidance_interval": [0.8, 0.1]}}, "sampling.guidance_interval[0] should be two times within"),
+        ({"sampling": {"sigma": [1, 0, 0]}}, "sampling.sigma[0]: z_0 conditions nothing, so it has no sigma"),
+        ({"sampling": {"autoguide": {"scale": 1}}}, "sampling.autoguide names no denoiser; give run"),
+        (
+            {"sampling": {"autoguide": {"scal": 1}}},
+            "sampling.autoguide.scal is not a key; did you mean sampling.autoguide.scale?",
+        ),
         ({"sampling": {"guidance": "high"}}, "sampling.guidance should be a valid number, found 'high'"),
         ({"name": "../x"}, "name"),
     ],

@@ -21,14 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nestgen import latents, noise
+from nestgen import cards, latents, noise
+from nestgen.cards import Request
 from nestgen.cli import main
+from nestgen.draw import labels_of, sample_below
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.latents import open_latents
 from nestgen.models import Model, load_models
 from nestgen.recipe import Recipe, load_recipe, run_dir
-from nestgen.sample import labels_of, sample, sample_below
+from nestgen.sample import sample
 from nestgen.sheet import read_pictures
 
 Trained = Callable[..., Path]
@@ -36,7 +38,8 @@ CPU = torch.device("cpu")
 
 
 def draw(recipe: Recipe, out: Path, count: int = 7, seed: int = 0, batch: int = 3, **options: Any) -> Path:
-    sample(recipe, out, count, seed, batch, **options)
+    processes = options.pop("processes", 1)
+    sample(recipe, out, Request(count, seed, batch, **options), processes)
     return out
 
 
@@ -63,7 +66,8 @@ def test_writes_pictures_latents_card_and_a_sheet_beside(recipe: Recipe, tmp_pat
     expected = np.clip(np.rint((z_0 + 1) * 127.5), 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(read_pictures(out, 4), expected)
     card = read_json(out / "sample.json")
-    assert (card["count"], card["seed"], card["depth"], card["steps"]) == (4, 0, 3, 5)
+    assert (card["count"], card["seed"], card["depth"]) == (4, 0, 3)
+    assert [(level["sampler"], level["steps"]) for level in card["levels"]] == [("dpm++-single", 5)] * 3
     assert [level["guidance"] for level in card["levels"]] == [1.0, 1.0, None]
     assert [level["condition_sigma"] for level in card["levels"]] == [0.5, 0.5, 0.0]
     assert [level["checkpoint_step"] for level in card["levels"]] == [7, 7, 7]
@@ -165,19 +169,97 @@ def test_a_whole_folder_is_left_as_it_is(recipe: Recipe, tmp_path: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == times
 
 
-def test_other_settings_are_refused_by_name(recipe: Recipe, tmp_path: Path) -> None:
+def times_of(out: Path, level: int) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.glob(f"latents/z{level}.blocks/*.json")}
+
+
+def test_a_changed_level_is_drawn_anew_with_those_below_only(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = draw(recipe, tmp_path / "s")
-    whole = files(out)
-    with pytest.raises(UserError, match="samples with seed 0, and this run has 1"):
-        draw(recipe, out, seed=1)
-    with pytest.raises(UserError, match="samples with count 7, and this run has 9"):
-        draw(recipe, out, count=9)
-    with pytest.raises(UserError, match="with depth 3"):
-        draw(recipe.depth(2), out)
-    other = recipe.sampling.model_copy(update={"guidance": (1.0, 0.5, 1.0)})
-    with pytest.raises(UserError, match=r"levels\[1\]\.guidance 1\.0, and this run has 0\.5"):
-        draw(recipe.model_copy(update={"sampling": other}), out)
+    whole, top, middle = files(out), times_of(out, 2), times_of(out, 1)
+    capsys.readouterr()
+    other = recipe.with_sampling({"steps": 5, "guidance": [1.0, 0.5, 1.0]})
+    draw(other, out)
+    assert f"{out}: z_1 and below are drawn anew, because z_1.guidance was 1.0 and is 0.5" in capsys.readouterr().out
+    assert times_of(out, 2) == top
+    assert files(out) == files(draw(other, tmp_path / "fresh"))
+    assert read_json(out / "sample.json")["levels"][1]["guidance"] == 0.5
+    middle = times_of(out, 1)
+    draw(recipe.with_sampling({"steps": [4, 5, 5], "guidance": [1.0, 0.5, 1.0]}), out)
+    assert "z_0 is drawn anew, because z_0.steps was 5 and is 4" in capsys.readouterr().out
+    assert (times_of(out, 2), times_of(out, 1)) == (top, middle)
+    draw(recipe, out)
     assert files(out) == whole
+
+
+def test_new_weights_redraw_what_depends_on_them(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out = draw(recipe, tmp_path / "s")
+    top, before = times_of(out, 2), read_pictures(out, 7)
+    weights = run_dir(recipe, 1) / "checkpoints" / "00000007" / "ema.safetensors"
+    tensors = load_file(weights)
+    tensors["final_layer.bias"] += 0.1
+    save_file(tensors, weights)
+    draw(recipe, out)
+    assert "z_1 and below are drawn anew, because z_1.checkpoint_sha256 was" in capsys.readouterr().out
+    assert times_of(out, 2) == top
+    assert files(out) == files(draw(recipe, tmp_path / "fresh"))
+    assert not np.array_equal(read_pictures(out, 7), before)
+
+
+def test_another_seed_or_depth_leaves_nothing_of_before(recipe: Recipe, tmp_path: Path) -> None:
+    out = draw(recipe, tmp_path / "s")
+    draw(recipe, out, seed=1)
+    assert files(out) == files(draw(recipe, tmp_path / "seed", seed=1))
+    draw(recipe.depth(2), out)
+    assert files(out) == files(draw(recipe.depth(2), tmp_path / "two"))
+
+
+def test_more_images_are_added_and_fewer_refused(recipe: Recipe, tmp_path: Path) -> None:
+    out = draw(recipe, tmp_path / "s", count=5)  # blocks of 3 and 2
+    first = times_of(out, 2)["000000.json"]
+    draw(recipe, out, count=7)
+    assert files(out) == files(draw(recipe, tmp_path / "fresh"))
+    assert times_of(out, 2)["000000.json"] == first
+    assert read_json(out / "sample.json")["count"] == 7
+    with pytest.raises(UserError, match="holds 7 samples and this run asks for 5"):
+        draw(recipe, out, count=5)
+
+
+@pytest.mark.parametrize("writes", [1, 3, 7])
+def test_a_redraw_that_is_interrupted_mixes_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """Cut anywhere in it, then finished with the new settings or with the old ones."""
+    other = recipe.with_sampling({"steps": [5, 4, 5]})
+    olds, news = files(draw(recipe, tmp_path / "old")), files(draw(other, tmp_path / "new"))
+    for final, expected in ((other, news), (recipe, olds)):
+        out = tmp_path / f"cut-{final.sampling.steps}"
+        shutil.copytree(tmp_path / "old", out)
+        left = iter(range(writes))
+
+        def die(path: Path, document: dict[str, Any], left: Any = left, write: Any = latents.write_json) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(path, document)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(latents, "write_json", die)
+            patch.setattr(cards, "write_json", die)
+            with pytest.raises(KeyboardInterrupt):
+                draw(other, out)
+        draw(final, out)
+        assert files(out) == expected
+
+
+def test_two_processes_draw_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    one = draw(recipe, tmp_path / "one")
+    assert files(draw(recipe, tmp_path / "two", processes=2)) == files(one)
+    assert read_json(tmp_path / "two" / "sample.json") == read_json(one / "sample.json")
 
 
 def test_noise_belongs_to_the_level_not_to_the_depth(recipe: Recipe, tmp_path: Path) -> None:
@@ -186,8 +268,8 @@ def test_noise_belongs_to_the_level_not_to_the_depth(recipe: Recipe, tmp_path: P
     for depth in (1, 2, 3):
         models = load_models(recipe.depth(depth), CPU)
         for model in models:
-            torch.nn.init.zeros_(model.denoiser.final_layer.weight)
-            torch.nn.init.zeros_(model.denoiser.final_layer.bias)
+            torch.nn.init.zeros_(model.weights.denoiser.final_layer.weight)
+            torch.nn.init.zeros_(model.weights.denoiser.final_layer.bias)
         z_0.append(sample_below(models, range(4), 0, {})[0])
     torch.testing.assert_close(z_0[0], z_0[1], rtol=0, atol=0)
     torch.testing.assert_close(z_0[0], z_0[2], rtol=0, atol=0)
@@ -212,10 +294,10 @@ class Recorder(torch.nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.config = model.denoiser.config
-        self.pos_embed = model.denoiser.pos_embed
+        self.config = model.config
+        self.pos_embed = model.weights.denoiser.pos_embed
         self.calls: list[tuple[Tensor | None, ...]] = []
-        self.denoiser = model.denoiser
+        self.denoiser = model.weights.denoiser
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         self.calls.append(inputs)
@@ -224,22 +306,35 @@ class Recorder(torch.nn.Module):
 
 def recording(model: Model) -> tuple[Model, Recorder]:
     recorder = Recorder(model)
-    return replace(model, denoiser=recorder), recorder  # type: ignore[arg-type]
+    weights = replace(model.weights, denoiser=recorder)  # type: ignore[arg-type]
+    return replace(model, weights=weights), recorder
+
+
+def with_sampling(model: Model, **changes: Any) -> Model:
+    return replace(model, sampling=replace(model.sampling, **changes))
+
+
+def eps_of(model: Model, z: Tensor, told: float, *given: Any) -> Tensor:
+    """The guided noise prediction at n = told of the discrete process."""
+    t = torch.tensor(told / 1000, dtype=torch.float64)
+    process = model.weights.process
+    x = model.denoise(*given)(z, t)
+    return (z - float(process.alpha(t)) * x) / float(process.sigma(t))
 
 
 def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
     recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4}))
-    model, recorder = recording(replace(load_models(recipe, CPU)[1], guidance=0.7))
+    model, recorder = recording(with_sampling(load_models(recipe, CPU)[1], guidance=0.7))
     z, above = noise.normal(0, "z", range(5), (6, 4, 4)), noise.normal(0, "above", range(5), (4, 2, 2))
     told, label = torch.full((5,), 300.0), torch.tensor([0, 1, 2, 3, 0])
-    eps = model.eps(above, label)(z, told)
+    eps = eps_of(model, z, 300.0, above, label)
     assert len(recorder.calls) == 1
-    kept = model.denoiser.denoiser(z, told, above, torch.ones(5, dtype=torch.bool), label)
-    null = model.denoiser.denoiser(z, told, None, None, torch.full((5,), 4))
+    kept = recorder.denoiser(z, told, above, torch.ones(5, dtype=torch.bool), label)
+    null = recorder.denoiser(z, told, None, None, torch.full((5,), 4))
     torch.testing.assert_close(eps, 1.7 * kept - 0.7 * null, rtol=1e-4, atol=1e-5)
     assert (kept - null).abs().max() > 0.01
     for unguided in (0.0, None):
-        eps = replace(model, guidance=unguided).eps(above, label)(z, told)
+        eps = eps_of(with_sampling(model, guidance=unguided), z, 300.0, above, label)
         torch.testing.assert_close(eps, kept, rtol=1e-4, atol=1e-5)
         assert recorder.calls[-1][0] is z  # one batch, not two
 
@@ -247,13 +342,13 @@ def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
 @pytest.mark.parametrize(("classes", "top"), [(0, None), (4, 1.0)])
 def test_the_top_is_guided_by_its_label_only(trained: Trained, classes: int, top: float | None) -> None:
     recipe = load_recipe(trained(classes=classes, denoiser={"size": "nano", "labels": classes}))
-    assert [model.guidance for model in load_models(recipe, CPU)] == [1.0, 1.0, top]
+    assert [model.sampling.guidance for model in load_models(recipe, CPU)] == [1.0, 1.0, top]
 
 
 def test_the_condition_is_noised_as_in_training(recipe: Recipe) -> None:
     models = load_models(recipe, CPU)
     z_1 = noise.normal(1, "test", range(200), (6, 4, 4))
-    model, recorder = recording(replace(models[0], guidance=0.0, steps=1))
+    model, recorder = recording(with_sampling(models[0], guidance=0.0, steps=1))
     sample_below([model], range(200), 0, {1: z_1})
     condition = recorder.calls[0][2]
     assert condition is not None
@@ -306,7 +401,7 @@ def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path:
         draw(recipe, tmp_path / "full")
     z_1 = run_dir(recipe, 1) / "checkpoints" / "00000007" / "meta.json"
     text = z_1.read_text()
-    fingerprint = load_models(recipe, CPU)[1].meta["stores"]["z1"]
+    fingerprint = load_models(recipe, CPU)[1].weights.meta["stores"]["z1"]
     z_1.write_text(text.replace(fingerprint, "0" * 64))
     with pytest.raises(UserError, match="were trained on different stores of z_1"):
         draw(recipe, tmp_path / "s")
@@ -337,6 +432,13 @@ def test_command_samples_with_the_recipes_defaults(
     assert "2 samples of 2 level(s) in s" in run.output
     card = read_json(tmp_path / "s" / "sample.json")
     assert (card["seed"], card["batch"], card["depth"]) == (0, 64, 2)
-    run = CliRunner().invoke(main, ["sample", "--count", "3", "--depth", "2", "--out", "s"])
-    assert run.exit_code == 1
-    assert run.output.splitlines()[-1].startswith("error: s holds samples with count 2")
+    run = CliRunner().invoke(main, ["sample", "--count", "2", "--depth", "2", "--out", "s", "--set", "steps=[4, 5]"])
+    assert run.exit_code == 0, run.output
+    assert "s: z_0 is drawn anew, because z_0.steps was 5 and is 4" in run.output
+    for wrong, sentence in (
+        ("stps=4", "sampling.stps is not a key"),
+        ("steps=[", "--set steps line 1 is not valid YAML"),
+    ):
+        run = CliRunner().invoke(main, ["sample", "--out", "s", "--set", wrong])
+        assert run.exit_code == 1
+        assert sentence in run.output.splitlines()[-1]

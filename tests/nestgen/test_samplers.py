@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from nestgen.errors import UserError
 from nestgen.process import Process
-from nestgen.samplers import SAMPLERS, Eps, orders, sample_level
+from nestgen.samplers import SAMPLERS, Denoise, orders, sample_level
 
 KINDS = ("discrete", "vp")
+Eps = Callable[[Tensor, Tensor], Tensor]  # what a network predicts of (z, what it is told)
 TOLD_PER_T = {"discrete": 1000, "vp": 999}
 
 
@@ -27,6 +29,21 @@ def network(z: Tensor, told: Tensor) -> Tensor:
     """A smooth eps that is neither linear in z nor in time."""
     t = (told / 1000)[:, None, None, None]
     return torch.tanh(z * (0.5 + t)) + 0.3 * torch.sin(3 * z + 2 * t) * (1 - t)
+
+
+def denoise(eps: Eps, kind: str) -> Denoise:
+    """The latent that a noise prediction says."""
+    process = Process(kind)  # type: ignore[arg-type]
+
+    def x(z: Tensor, t: Tensor) -> Tensor:
+        told = process.told(t).expand(len(z))
+        return (z - float(process.sigma(t)) * eps(z, told)) / float(process.alpha(t))
+
+    return x
+
+
+def draw(eps: Eps, kind: str, z: Tensor, steps: int, sampler: str) -> Tensor:
+    return sample_level(denoise(eps, kind), Process(kind), z, steps, sampler)  # type: ignore[arg-type]
 
 
 def published(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
@@ -95,29 +112,64 @@ def test_single_step_is_the_published_algorithm(kind: str, calls: int) -> None:
     z = noise(0, 8, 3, 4, 4)
     expected = published(network, kind, z, calls)
     # 1e-6, not rounding: the network is told float32 times
-    assert difference(sample_level(network, Process(kind), z, calls, "dpm++-single"), expected) < 1e-6
-    in_float32 = sample_level(network, Process(kind), z.float(), calls, "dpm++-single")
+    assert difference(draw(network, kind, z, calls, "dpm++-single"), expected) < 1e-6
+    in_float32 = draw(network, kind, z.float(), calls, "dpm++-single")
     assert in_float32.dtype == torch.float32
     assert difference(in_float32, expected) < 5e-6
 
 
-def test_diffusers_multistep_of_order_one_is_ddim() -> None:
+# Where 999 is a multiple of the steps, diffusers' whole-numbered times are ours; elsewhere it rounds them.
+DIFFUSERS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def by_diffusers(scheduler: Any, z: Tensor, times: Sequence[int]) -> Tensor:
+    for k in times:
+        eps = network(z, torch.full((len(z),), k + 1.0))  # diffusers counts times from 0
+        z = scheduler.step(eps, k, z, return_dict=False)[0]
+    return z
+
+
+def test_ddim_is_diffusers() -> None:
     from diffusers import DDIMScheduler
 
-    ddim = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-    )
+    scheduler = DDIMScheduler(**DIFFUSERS, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(27)  # fixes its stride at 37; 27 strides span 0..999
     z = noise(1, 4, 3, 4, 4)
-    ours = sample_level(network, Process("discrete"), z, 27, "ddim")
-    ddim.set_timesteps(27)  # fixes its stride at 37; 27 strides span 0..999
-    for k in range(999, 0, -37):
-        eps = network(z, torch.full((4,), k + 1.0))
-        z = ddim.step(eps, k, z, return_dict=False)[0]
-    assert difference(ours, z) < 1e-5
+    for name in ("ddim", "euler"):
+        assert difference(draw(network, "discrete", z, 27, name), by_diffusers(scheduler, z, range(999, 0, -37))) < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(9, 5e-6), (27, 5e-6), (37, 5e-6), (50, 1e-4)])
+def test_multistep_is_diffusers(steps: int, tolerance: float) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(
+        **DIFFUSERS, solver_order=2, final_sigmas_type="sigma_min", timestep_spacing="linspace"
+    )
+    scheduler.set_timesteps(steps)
+    z = noise(2, 4, 3, 4, 4)
+    assert (
+        difference(draw(network, "discrete", z, steps, "dpm++-multi"), by_diffusers(scheduler, z, scheduler.timesteps))
+        < tolerance
+    )
+
+
+def test_heun_is_karras_algorithm() -> None:
+    """In y = z / alpha over s = sigma / alpha: d = (y - x) / s, then the mean of both ends' slopes."""
+    process, z = Process("discrete"), noise(3, 4, 3, 4, 4)
+    t = torch.linspace(1, 1 / 1000, 16, dtype=torch.float64)  # 29 calls: 14 steps of two, one of one
+    s = (process.sigma(t) / process.alpha(t)).tolist()
+    scale = [1 / np.sqrt(1 + one**2) for one in s]
+
+    def slope(y: Tensor, i: int) -> Tensor:
+        return network(scale[i] * y, (1000 * t[i]).float().expand(4))
+
+    y = z / scale[0]
+    for i in range(15):
+        d = slope(y, i)
+        end = y + (s[i + 1] - s[i]) * d
+        y = y + (s[i + 1] - s[i]) * (d + slope(end, i + 1)) / 2 if i < 14 else end
+    assert difference(draw(network, "discrete", z, 29, "heun"), scale[-1] * y) < 1e-6
 
 
 def gaussian(kind: str, mean: Tensor, std: Tensor, last: float) -> tuple[Eps, Callable[[Tensor], Tensor]]:
@@ -144,15 +196,18 @@ def gaussian(kind: str, mean: Tensor, std: Tensor, last: float) -> tuple[Eps, Ca
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("sampler", "error_at_50"), [("dpm++-single", 0.01), ("dpm++-multi", 0.03), ("ddim", 0.05)])
+@pytest.mark.parametrize(
+    ("sampler", "error_at_50"),
+    [("dpm++-single", 0.01), ("dpm++-multi", 0.03), ("unipc", 0.03), ("ddim", 0.05), ("heun", 0.03)],
+)
 def test_converges_to_the_exact_solution(kind: str, sampler: str, error_at_50: float) -> None:
     mean = torch.tensor([0.7, -1.0], dtype=torch.float64)[:, None, None]
     std = torch.tensor([0.4, 1.5], dtype=torch.float64)[:, None, None]
-    last = Process(kind).first if sampler == "dpm++-single" else 1 / 1000  # diffusers' grid ends at 1/1000
+    last = 1 / 1000 if sampler == "unipc" else Process(kind).first  # diffusers' grid ends at 1/1000
     eps, solution = gaussian(kind, mean, std, last)
     z = noise(2, 64, 2, 1, 1)
     exact = solution(z)
-    errors = [difference(sample_level(eps, Process(kind), z, steps, sampler), exact) for steps in (5, 14, 50, 200)]
+    errors = [difference(draw(eps, kind, z, steps, sampler), exact) for steps in (5, 14, 50, 200)]
     assert errors == sorted(errors, reverse=True)
     assert errors[2] < error_at_50
     assert errors[3] < errors[2] / 3
@@ -168,19 +223,20 @@ def test_orders_spend_exactly_the_calls(steps: int) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_calls_the_network_as_often_as_asked(kind: str, sampler: str, steps: int) -> None:
-    told: list[float] = []
-    ticks: list[None] = []
+    times: list[float] = []
+    calls: list[int] = []
 
-    def record(z: Tensor, time: Tensor) -> Tensor:
-        assert time.shape == (2,)
-        told.append(float(time[0]))
+    def record(z: Tensor, t: Tensor) -> Tensor:
+        assert t.shape == ()
+        times.append(float(t))
         return z
 
-    z = sample_level(record, Process(kind), noise(4, 2, 1, 2, 2), steps, sampler, lambda: ticks.append(None))
+    z = sample_level(record, Process(kind), noise(4, 2, 1, 2, 2), steps, sampler, lambda call, x: calls.append(call))
     assert z.isfinite().all()
-    assert len(told) == len(ticks) == steps
-    assert told == sorted(told, reverse=True)
-    assert told[0] == TOLD_PER_T[kind]
+    assert calls == list(range(steps))
+    assert len(times) == steps
+    assert times == sorted(times, reverse=True)
+    assert times[0] == pytest.approx(1)
 
 
 def test_the_network_is_told_u_vits_labels() -> None:
@@ -190,14 +246,15 @@ def test_the_network_is_told_u_vits_labels() -> None:
         told.append(float(time[0]))
         return z
 
-    sample_level(record, Process("discrete"), noise(5, 1, 1, 1, 1), 50, "dpm++-single")
-    assert told == pytest.approx([1000 - 19.98 * i for i in range(50)], rel=1e-6)  # fractional, 1-based
+    for sampler in ("dpm++-single", "dpm++-multi", "ddim"):
+        told.clear()
+        draw(record, "discrete", noise(5, 1, 1, 1, 1), 50, sampler)
+        assert told == pytest.approx([1000 - 19.98 * i for i in range(50)], rel=1e-6)  # fractional, 1-based
     told.clear()
-    sample_level(record, Process("discrete"), noise(5, 1, 1, 1, 1), 27, "dpm++-multi")
+    draw(record, "discrete", noise(5, 1, 1, 1, 1), 27, "unipc")
     assert told == [1000 - 37 * i for i in range(27)]  # diffusers' 999, 962, ... are one less
 
 
-@pytest.mark.parametrize("sampler", ["dpm++-multi", "ddim"])
-def test_more_steps_than_the_grid_has_are_refused(sampler: str) -> None:
+def test_more_steps_than_the_grid_has_are_refused() -> None:
     with pytest.raises(UserError, match="999 at most"):
-        sample_level(network, Process("discrete"), noise(6, 1, 1, 1, 1), 1000, sampler)
+        draw(network, "discrete", noise(6, 1, 1, 1, 1), 1000, "unipc")

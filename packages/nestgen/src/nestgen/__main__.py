@@ -2,4 +2,5 @@
 
 from nestgen.cli import main
 
-main(prog_name="nestgen")
+if __name__ == "__main__":  # not in the processes that `nestgen sample --processes` spawns
+    main(prog_name="nestgen")

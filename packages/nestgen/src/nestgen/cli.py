@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nestgen.errors import UserError
+
+if TYPE_CHECKING:
+    from nestgen.recipe import Recipe
 
 
 class Commands(click.Group):
@@ -80,6 +83,60 @@ def train(level: int, recipe_file: Path | None, depth: int | None, steps: int | 
 seed_option = click.option(
     "--seed", type=click.IntRange(0), help="Image i depends on it and i; the recipe's by default."
 )
+
+
+class Setting(click.ParamType):
+    """KEY=VALUE of the recipe's section `sampling`, the value in YAML."""
+
+    name = "key=value"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
+        """The key and the value."""
+        from nestgen.yaml12 import parse_yaml
+
+        key, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not KEY=VALUE, such as steps=20 or guidance='[0.5, 1]'")
+        return key.strip().removeprefix("sampling."), parse_yaml(text, f"--set {key}")
+
+
+class Row(click.ParamType):
+    """A row of a store, or `each`."""
+
+    name = "row"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or `each`."""
+        if value != "each" and not value.isdecimal():
+            self.fail(f"{value!r} is neither a row number nor `each`")
+        return value if value == "each" else int(value)
+
+
+def _recipe(file: Path | None, depth: int | None, settings: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a command, cut and changed as its options say."""
+    from nestgen.recipe import load_recipe
+
+    recipe = load_recipe(file)
+    if depth is not None:
+        recipe = recipe.depth(depth)
+    return recipe.with_sampling(settings) if settings else recipe
+
+
+set_option = click.option(
+    "--set",
+    "settings",
+    type=Setting(),
+    multiple=True,
+    callback=lambda ctx, param, pairs: dict(pairs),
+    metavar="KEY=VALUE",
+    help="Another value of a key of `sampling`: steps=20, guidance='[0.5, 1, 0]', sampler=heun, ...",
+)
+freeze_option = click.option(
+    "--freeze-from", type=int, metavar="K", help="Keep levels K and above; 1 by default with --like."
+)
+store_option = click.option(
+    "--store", type=click.Path(path_type=Path), help="Store root of --like; the training rows by default."
+)
 vae_option = click.option(
     "--vae", type=click.Path(path_type=Path), help="The VAE's weights, if they are not where z_0's store says."
 )
@@ -92,7 +149,12 @@ vae_option = click.option(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
 @recipe_option
 @depth_option
+@set_option
 @click.option("--label", type=int, help="The class of all samples; by default each draws its own.")
+@click.option("--like", type=Row(), metavar="ROW", help="Keep levels of this real picture; `each`: image i of row i.")
+@freeze_option
+@store_option
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU, say.")
 @vae_option
 def sample(
     count: int | None,
@@ -101,28 +163,39 @@ def sample(
     out: Path,
     recipe_file: Path | None,
     depth: int | None,
+    settings: dict[str, Any],
     label: int | None,
+    like: int | str | None,
+    freeze_from: int | None,
+    store: Path | None,
+    processes: int,
     vae: Path | None,
 ) -> None:
     """Draws samples from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
 
-    Interrupted, the same command goes on.
+    Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers, it
+    draws anew the levels they change. Image i is the same for any batch size and number of processes.
     """
-    from nestgen.recipe import load_recipe
+    from nestgen.cards import Request
     from nestgen.sample import sample
+    from nestgen.sources import Source, training_root
 
-    recipe = load_recipe(recipe_file)
-    if depth is not None:
-        recipe = recipe.depth(depth)
-    sample(
-        recipe,
-        out,
+    recipe = _recipe(recipe_file, depth, settings)
+    source = None
+    if like is not None:
+        row = None if like == "each" else int(like)
+        source = Source(1 if freeze_from is None else freeze_from, store or training_root(recipe), row)
+    elif freeze_from is not None:
+        source = Source(freeze_from)
+    request = Request(
         count=count or recipe.evaluation.count,
         seed=recipe.seed if seed is None else seed,
         batch=batch_size or recipe.sampling.batch,
         label=label,
+        source=source,
         vae=vae,
     )
+    sample(recipe, out, request, processes)
 
 
 @main.command()

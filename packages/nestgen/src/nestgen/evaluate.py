@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
@@ -17,11 +16,11 @@ from torch.nn import functional as F
 
 from nestgen import noise
 from nestgen.errors import UserError
-from nestgen.feed import to_latent
 from nestgen.files import read_json, write_json
 from nestgen.frechet import frechet_distance
 from nestgen.latents import open_latents
 from nestgen.recipe import Level, Recipe, shape_name, store_path
+from nestgen.sources import check_comparable, open_real, real_latents, seal_of, training_root
 from nestgen.store import Store, open_store
 
 DIMENSIONS = 1024  # at most; larger latents are average-pooled
@@ -58,7 +57,7 @@ def evaluate(
     """
     card = _sample_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
-    training = recipe.root / recipe.features.out
+    training = training_root(recipe)
     if reference is None:
         named = recipe.evaluation.reference
         reference = training if named is None else recipe.root / named
@@ -97,25 +96,15 @@ def _sample_card(recipe: Recipe, samples: Path) -> dict[str, Any]:
 
 def _level_space(recipe: Recipe, level: int, reference: Path, training: Path, card: dict[str, Any]) -> Space:
     """The latents of a level, as its denoiser sees them."""
-    trained_on = open_store(store_path(recipe, level, training))
-    if trained_on.attributes["fingerprint"] != card["levels"][level]["store_fingerprint"]:
-        raise UserError(
-            f"{trained_on.path} is not the store that z_{level}'s denoiser was trained on: it was extracted again; "
-            "train and sample again"
-        )
+    fingerprint = card["levels"][level]["store_fingerprint"]
 
     def vectors(store: Store, rows: np.ndarray) -> np.ndarray:
-        h, w, c = store.latent_shape
-        posterior = noise.normal(recipe.seed, "evaluate/posterior", rows.tolist(), (c, h, w))
-        stored = store.read(rows, np.zeros_like(rows))
-        z_BCHW = to_latent(stored, store.attributes.get("codec"), posterior)
-        return pool(z_BCHW.permute(0, 2, 3, 1).numpy())
+        return pool(real_latents(store, rows.tolist(), recipe.seed).permute(0, 2, 3, 1).numpy())
 
+    trained_on = open_real(recipe, level, training, fingerprint)
     if reference.resolve() == training.resolve():
         return Space(f"z_{level}", trained_on, None, vectors)
-    real = open_store(store_path(recipe, level, reference))
-    _check_comparable(real, trained_on)
-    return Space(f"z_{level}", real, trained_on, vectors)
+    return Space(f"z_{level}", open_real(recipe, level, reference, fingerprint), trained_on, vectors)
 
 
 def _encoder_space(
@@ -132,11 +121,11 @@ def _encoder_space(
         return store_path(with_level, 1, root)
 
     encoded, real = open_store(path(samples_store)), open_store(path(reference))
-    _check_comparable(encoded, real)
+    check_comparable(encoded, real)
     trained_on = None
     if reference.resolve() != training.resolve() and path(training).is_dir():
         trained_on = open_store(path(training))
-        _check_comparable(trained_on, real)
+        check_comparable(trained_on, real)
     return Space(f"{recipe.features.encoder} {name}", real, trained_on, features), encoded
 
 
@@ -153,21 +142,6 @@ def pool(z_NHWC: np.ndarray) -> np.ndarray:
     side = next((side for side in sides if h * w * c <= DIMENSIONS * side**2), sides[-1])
     z_NCHW = torch.from_numpy(z_NHWC).permute(0, 3, 1, 2)
     return F.avg_pool2d(z_NCHW, side).flatten(1).numpy()
-
-
-def _check_comparable(one: Store, other: Store) -> None:
-    """Distances mean something only between values of one basis, standardisation and codec."""
-    for key in ("basis_sha256", "mean", "std"):
-        if one.attributes.get(key) != other.attributes.get(key):
-            raise UserError(
-                f"{one.path} and {other.path} differ in {key}; extract one of them with --basis and the other's root"
-            )
-    codecs = [
-        {key: value for key, value in store.attributes.get("codec", {}).items() if key != "weights"}
-        for store in (one, other)
-    ]
-    if codecs[0] != codecs[1]:
-        raise UserError(f"{one.path} and {other.path} come from different codecs; extract both with one z_0 codec")
 
 
 def _score(recipe: Recipe, space: Space, samples_ND: np.ndarray) -> dict[str, Any]:
@@ -203,8 +177,7 @@ def _score(recipe: Recipe, space: Space, samples_ND: np.ndarray) -> dict[str, An
 
 
 def _origin(store: Store, rows: int) -> dict[str, Any]:
-    seal = json.loads(store.path.with_suffix(".seal.json").read_text(encoding="utf-8"))
-    return {"store": str(store.path), "rows": rows, "sha256": seal["sha256"]}
+    return {"store": str(store.path), "rows": rows, "sha256": seal_of(store)["sha256"]}
 
 
 def _line(score: dict[str, Any]) -> str:

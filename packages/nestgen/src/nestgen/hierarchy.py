@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nestgen.cards import Request, describe
 from nestgen.decode import load_decoder
+from nestgen.draw import device, labels_of, sample_below
 from nestgen.files import write_json
 from nestgen.models import load_models
 from nestgen.recipe import Recipe
-from nestgen.sample import describe, device, labels_of, sample_below
 from nestgen.sheet import draw_sheet, write_picture
 
 FROZEN = 4  # samples frozen in turn: one alone makes the variation too uncertain to see it fall
@@ -26,7 +27,7 @@ def hierarchy(recipe: Recipe, out: Path, columns: int, seed: int, vae: Path | No
     image. The variation is averaged over freezing images 0, 1, ... in turn.
     """
     models = load_models(recipe, device())
-    decode = load_decoder(models[0].meta["codec"], vae, str(device()))
+    decode = load_decoder(models[0].weights.meta["codec"], vae, str(device()))
     images, turns = list(range(columns)), min(columns, FROZEN)
     labels = labels_of(models, [0] * columns * turns, seed, None)  # all pictures share image 0's class
     z = sample_below(models, images, seed, {}, None if labels is None else labels[:columns])
@@ -41,7 +42,7 @@ def hierarchy(recipe: Recipe, out: Path, columns: int, seed: int, vae: Path | No
         cards.append({"frozen": list(levels), "variation": float(np.mean([variation(one) for one in by_turn]))})
     titles = [_title(card["frozen"]) for card in cards]
     write_picture(draw_sheet(rows, titles), out)
-    card = describe(recipe, models, columns, seed, columns, None)
+    card = describe(recipe, models, Request(columns, seed, columns))
     write_json(out.with_suffix(".json"), {"rows": cards, "samples": card})
     for title, one in zip(titles, cards):
         print(f"{title.replace(chr(10), ' '):<28} variation {one['variation']:.2f} of 255")

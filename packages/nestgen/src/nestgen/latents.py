@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,9 @@ class Latents:
             yield range(first, min(first + block, count))
 
     def has(self, rows: range) -> bool:
-        """Whether a block is there."""
-        return _record(self.path, rows).is_file()
+        """Whether a block is there, with as many rows: the last one of a smaller count is another."""
+        record = _record(self.path, rows)
+        return record.is_file() and read_json(record)["rows"] == [rows.start, rows.stop]
 
     def write(self, rows: range, z_BCHW: Tensor) -> None:
         """Write a block. Raises UserError for values that are not finite."""
@@ -71,11 +73,14 @@ class Latents:
 def create_latents(folder: Path, level: int, shape: tuple[int, int, int, int], block: int) -> Latents:
     """The latents of a level in a sample folder: those there if any block is, else new ones of `block` rows each.
 
-    A run that goes on keeps the block size it began with.
+    A run that goes on keeps the block size it began with, and may go on to more rows.
     """
-    path = _path(folder, level)
+    path = latents_path(folder, level)
     if any(path.with_suffix(".blocks").glob("*.json")):
-        return open_latents(folder, level)
+        latents = open_latents(folder, level)
+        if latents.array.shape[0] < shape[0]:
+            latents.array.resize(shape)
+        return latents
     array = zarr.create_array(
         path,
         shape=shape,
@@ -90,14 +95,31 @@ def create_latents(folder: Path, level: int, shape: tuple[int, int, int, int], b
 
 def open_latents(folder: Path, level: int) -> Latents:
     """The latents of a level in a sample folder, or UserError where there are none."""
-    path = _path(folder, level)
+    path = latents_path(folder, level)
     try:
         return Latents(path, zarr.open_array(path, mode="r+"))
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} has no latents of z_{level}; draw samples there with `nestgen sample`") from None
 
 
-def _path(folder: Path, level: int) -> Path:
+def held(folder: Path, level: int) -> tuple[int, int] | None:
+    """How many rows the latents of a level have, and how many a block; None where no block is there."""
+    path = latents_path(folder, level)
+    if not any(path.with_suffix(".blocks").glob("*.json")):
+        return None
+    array = open_latents(folder, level).array
+    return array.shape[0], array.chunks[0]
+
+
+def remove_latents(folder: Path, level: int) -> None:
+    """Removes the latents of a level: first the records, without which no block exists."""
+    path = latents_path(folder, level)
+    shutil.rmtree(path.with_suffix(".blocks"), ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def latents_path(folder: Path, level: int) -> Path:
+    """The array of a level in a sample folder."""
     return folder / "latents" / f"z{level}.zarr"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -119,13 +120,76 @@ class TrainingOptions(Section):
     keep: PositiveInt = 2
 
 
-class SamplingOptions(Section):
-    """How pictures are drawn. `guidance` is one number, or one per level with z_0 first."""
+class Interval(NamedTuple):
+    """Times of the process from `low` to `high`, within 0 and 1; sampling goes from 1 down to 0."""
 
-    sampler: Literal["dpm++-single", "dpm++-multi", "ddim"] = "dpm++-single"
-    steps: PositiveInt = 50
-    guidance: float | Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = 1.0
+    low: float
+    high: float
+
+
+def _as_interval(value: object) -> Interval | None:
+    pair = value if isinstance(value, list | tuple) else ()
+    if value is not None and not (len(pair) == 2 and all(isinstance(one, int | float) for one in pair)):
+        raise ValueError("should be two times, such as [0.1, 0.8]")
+    if value is not None and not 0 <= pair[0] <= pair[1] <= 1:
+        raise ValueError("should be two times within 0 and 1, the lower one first")
+    return None if value is None else Interval(*map(float, pair))
+
+
+def _for_each_level(value: object) -> tuple[object, ...]:
+    """A list is one value per level; anything else, and a pair of numbers, holds for every level."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _intervals(value: object) -> tuple[object, ...]:
+    pair = isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
+    return (value,) if pair or value is None else _for_each_level(value)
+
+
+PerLevel = BeforeValidator(_for_each_level)
+Sampler = Literal["dpm++-single", "dpm++-multi", "unipc", "ddim", "euler", "heun"]
+FLOW_SAMPLERS = ("euler", "ddim", "heun")  # the others divide by the signal, of which a flow has none at its start
+
+
+class Autoguide(Section):
+    """A worse denoiser of the same level to guide away from: of an earlier step, or of another run."""
+
+    scale: NonNegativeFloat
+    run: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] | None = None
+    step: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Autoguide:
+        if self.run is None and self.step is None:
+            raise ValueError("names no denoiser; give run (the name of a smaller one), step (an earlier one) or both")
+        return self
+
+
+class SamplingOptions(Section):
+    """How pictures are drawn. All but `guidance_decay` and `batch` are one value, or one per level with z_0 first."""
+
+    sampler: Annotated[tuple[Sampler | None, ...], PerLevel] = (None,)
+    steps: Annotated[tuple[PositiveInt, ...], PerLevel] = (50,)
+    guidance: Annotated[tuple[float, ...], PerLevel] = (1.0,)
+    guidance_decay: Probability = 1.0
+    guidance_interval: Annotated[
+        tuple[Annotated[Any, BeforeValidator(_as_interval)], ...], BeforeValidator(_intervals)
+    ] = (None,)
+    sigma: Annotated[tuple[NonNegativeFloat | None, ...], PerLevel] = (None,)
+    autoguide: Annotated[tuple[Autoguide | None, ...], PerLevel] = (None,)
     batch: PositiveInt = 64
+
+    def of(self, key: str, level: int) -> Any:
+        """The value of a key for one level."""
+        values = getattr(self, key)
+        return values[0 if len(values) == 1 else level]
+
+    def cut(self, depth: int) -> SamplingOptions:
+        """The options of the first `depth` levels."""
+        return self.model_copy(update={key: getattr(self, key)[:depth] for key in PER_LEVEL})
+
+
+PER_LEVEL = [key for key in SamplingOptions.model_fields if key not in ("guidance_decay", "batch")]
 
 
 class EvaluationOptions(Section):
@@ -171,27 +235,33 @@ class Recipe(Section):
                 f"levels[0].shape is {shape_name(z_0.shape)}, but z_0 of features.z0 '{self.features.z0}' "
                 f"is {side}x{side}x3"
             )
-        guidance = self.sampling.guidance
-        if isinstance(guidance, tuple) and len(guidance) != len(self.levels):
-            raise ValueError(
-                f"sampling.guidance lists {len(guidance)} numbers for {len(self.levels)} levels; "
-                "give one number, or one per level"
-            )
+        self._check_sampling()
         return self
+
+    def _check_sampling(self) -> None:
+        for key in PER_LEVEL:
+            values = getattr(self.sampling, key)
+            if len(values) not in (1, len(self.levels)):
+                raise ValueError(
+                    f"sampling.{key} lists {len(values)} values for {len(self.levels)} levels; "
+                    "give one, or one per level"
+                )
+        if len(self.levels) == len(self.sampling.sigma) and self.sampling.sigma[0]:
+            raise ValueError("sampling.sigma[0]: z_0 conditions nothing, so it has no sigma; set it to 0 or null")
 
     def depth(self, depth: int) -> Recipe:
         """The recipe of the hierarchy's first `depth` levels."""
         if not 1 <= depth <= len(self.levels):
             raise UserError(f"depth {depth} is not within 1..{len(self.levels)}, the levels of {self.file}")
-        sampling = self.sampling
-        if isinstance(sampling.guidance, tuple):
-            sampling = sampling.model_copy(update={"guidance": sampling.guidance[:depth]})
-        return self.model_copy(update={"levels": self.levels[:depth], "sampling": sampling})
+        return self.model_copy(update={"levels": self.levels[:depth], "sampling": self.sampling.cut(depth)})
 
-    def guidance(self, level: int) -> float:
-        """Guidance scale s of a level."""
-        scale = self.sampling.guidance
-        return scale[level] if isinstance(scale, tuple) else scale
+    def with_sampling(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with other sampling options, by their keys. Raises UserError as `load_recipe` does."""
+        sampling = {key: getattr(self.sampling, key) for key in self.sampling.model_fields_set} | dict(settings)
+        data = {key: getattr(self, key) for key in self.model_fields_set} | {"sampling": sampling}
+        recipe = _validated(data, self.file)
+        recipe._file = self.file
+        return recipe
 
 
 def run_dir(recipe: Recipe, level: int) -> Path:
@@ -216,19 +286,28 @@ def load_recipe(path: Path | None = None) -> Recipe:
     data = read_yaml(file)
     if not isinstance(data, dict):
         raise UserError(f"{file} holds no recipe: expected keys such as name, features and levels at the top")
-    try:
-        recipe = Recipe.model_validate({"name": file.stem, **data})
-    except ValidationError as error:
-        # An unknown key first: it is why another one is missing.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        raise UserError(f"{file}: {_sentence(first)}") from None
+    recipe = _validated({"name": file.stem, **data}, file)
     recipe._file = file
     return recipe
 
 
-def _sentence(error: Any) -> str:
+def _validated(data: Mapping[str, Any], file: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        # An unknown key first: it is why another one is missing.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise UserError(f"{file}: {_sentence(first, data)}") from None
+
+
+def _sentence(error: Any, data: Any) -> str:
     """One validation error in words: the key by its path, what was expected, what was found."""
-    path = [part for part in error["loc"] if part not in ("float", "tuple[float, ...]")]
+    path = []
+    for part in error["loc"]:
+        if isinstance(part, int) and not isinstance(data, list | tuple):
+            continue  # the recipe has one value where a list may stand
+        path.append(part)
+        data = data.get(part) if isinstance(data, Mapping) else data[part] if isinstance(data, list | tuple) else None
     name = _dotted(path)
     if error["type"] == "extra_forbidden":
         return f"{name} is not a key; {_nearest(path)}"
@@ -255,13 +334,14 @@ _KEYS: dict[str, list[str]] = {
         for name, field in Recipe.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     },
+    "autoguide": list(Autoguide.model_fields),
 }
 
 
 def _nearest(path: list[Any]) -> str:
     """The right key that an unknown one most likely stands for."""
     key = str(path[-1])
-    keys = _KEYS[str(path[0]) if len(path) > 1 else ""]
+    keys = _KEYS[next((str(part) for part in reversed(path[:-1]) if part in _KEYS), "")]
     if near := difflib.get_close_matches(key, keys, 1):
         return f"did you mean {_dotted([*path[:-1], near[0]])}?"
     for section, others in _KEYS.items():

@@ -1,9 +1,13 @@
-"""Samplers: from noise to a latent along the process's ODE, with a given number of network calls."""
+"""Samplers: from noise to a latent along the process's ODE, with a given number of network calls.
+
+All solve the same ODE from time 1 to the process's first. They see the network only through x(z, t), the latent it
+predicts from z at time t, guidance included, so they serve networks that predict noise, velocity or anything else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from itertools import count
 from math import expm1
 
 import torch
@@ -12,38 +16,37 @@ from torch import Tensor
 from nestgen.errors import UserError
 from nestgen.process import STEPS, Process
 
-# eps(z_BCHW, told_B): the noise in z, guidance included, when the network is told these numbers.
-Eps = Callable[[Tensor, Tensor], Tensor]
-# eps(z_BCHW, t): the same at one time t of the process.
-EpsAt = Callable[[Tensor, Tensor], Tensor]
+# x(z_BCHW, t): the latent (B, C, H, W) predicted at one time t, a float64 scalar tensor on the CPU.
+Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def sample_level(
-    eps: Eps,
+    denoise: Denoise,
     process: Process,
     noise_BCHW: Tensor,
     steps: int,
     sampler: str,
-    progress: Callable[[], object] = lambda: None,
+    callback: Callable[[int, Tensor], object] = lambda call, x_BCHW: None,
 ) -> Tensor:
-    """The latent that standard normal noise flows to at the process's first time, in `steps` calls of `eps`.
+    """The latent that standard normal noise flows to at the process's first time, in `steps` calls of `denoise`.
 
-    `sampler` is one of SAMPLERS; `progress` is called after each network call.
+    `sampler` is one of SAMPLERS; `callback` gets the number of each call, from 0, and the latent it predicted.
     """
+    calls = count()
 
-    def eps_at(z_BCHW: Tensor, t: Tensor) -> Tensor:
-        eps_BCHW = eps(z_BCHW, process.told(t).to(z_BCHW.device).expand(len(z_BCHW)))
-        progress()
-        return eps_BCHW
+    def counted(z_BCHW: Tensor, t: Tensor) -> Tensor:
+        x_BCHW = denoise(z_BCHW, t)
+        callback(next(calls), x_BCHW)
+        return x_BCHW
 
-    return SAMPLERS[sampler](eps_at, process, noise_BCHW, steps)
+    return SAMPLERS[sampler](counted, process, noise_BCHW, steps)
 
 
 def time_grid(process: Process, steps: int) -> Tensor:
-    """Times (steps + 1) from 1 down to the process's first, float64, spaced as U-ViT does: evenly in t for the
-    discrete process, evenly in log-SNR for `vp`.
+    """Times (steps + 1) from 1 down to the process's first, float64, spaced as U-ViT does: evenly in log-SNR for
+    `vp`, evenly in t for the others.
     """
-    if process.kind == "discrete":
+    if process.kind != "vp":
         return torch.linspace(1.0, process.first, steps + 1, dtype=torch.float64)
     start, end = process.half_log_snr(torch.tensor([1.0, process.first], dtype=torch.float64)).tolist()
     return process.time_of(torch.linspace(start, end, steps + 1, dtype=torch.float64))
@@ -58,7 +61,7 @@ def orders(steps: int) -> list[int]:
     return [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
 
 
-def _dpm_solver_pp_single(eps: EpsAt, process: Process, z: Tensor, steps: int) -> Tensor:
+def _dpm_solver_pp_single(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
     """DPM-Solver++ in single steps of order 3 (Lu et al. 2022, arXiv 2211.01095), U-ViT's sampler.
 
     The ODE from time s to t is z_t = sigma_t / sigma_s z_s + alpha_t * (integral of e^(lambda - lambda_t) x over
@@ -68,9 +71,6 @@ def _dpm_solver_pp_single(eps: EpsAt, process: Process, z: Tensor, steps: int) -
     times = time_grid(process, steps)
     alpha, sigma, lam = (f(times).tolist() for f in (process.alpha, process.sigma, process.half_log_snr))
 
-    def predict(z: Tensor, i: int) -> Tensor:
-        return (z - sigma[i] * eps(z, times[i])) / alpha[i]
-
     def first_order(z: Tensor, x: Tensor, i: int, j: int) -> Tensor:
         return sigma[j] / sigma[i] * z - alpha[j] * expm1(lam[i] - lam[j]) * x
 
@@ -78,17 +78,17 @@ def _dpm_solver_pp_single(eps: EpsAt, process: Process, z: Tensor, steps: int) -
     for order in orders(steps):
         end = i + order
         h = lam[end] - lam[i]
-        x_0 = predict(z, i)
+        x_0 = denoise(z, times[i])
         z_end = first_order(z, x_0, i, end)
         if order > 1:
             r_1 = (lam[i + 1] - lam[i]) / h
-            x_1 = predict(first_order(z, x_0, i, i + 1), i + 1)
+            x_1 = denoise(first_order(z, x_0, i, i + 1), times[i + 1])
         if order == 2:
             z_end = z_end - 0.5 / r_1 * alpha[end] * expm1(-h) * (x_1 - x_0)
         if order == 3:
             r_2 = (lam[i + 2] - lam[i]) / h
             z_2 = first_order(z, x_0, i, i + 2) + r_2 / r_1 * alpha[i + 2] * _phi_2(r_2 * h) * (x_1 - x_0)
-            x_2 = predict(z_2, i + 2)
+            x_2 = denoise(z_2, times[i + 2])
             z_end = z_end + alpha[end] * _phi_2(h) / r_2 * (x_2 - x_0)
         z, i = z_end, end
     return z
@@ -99,35 +99,88 @@ def _phi_2(h: float) -> float:
     return expm1(-h) / h + 1
 
 
-def _dpm_solver_pp_multi(eps: EpsAt, process: Process, z: Tensor, steps: int, order: int) -> Tensor:
-    """DPM-Solver++ in multisteps, of diffusers. Order 1 is DDIM (Lu et al. 2022, section 4.1).
+def _dpm_solver_pp_multi(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
+    """DPM-Solver++ in multisteps of order 2 ("2M"): x is a line through this call's and the one's before.
 
-    diffusers counts its 1000 times from 0, so its k is our t = (k + 1) / 1000. Left alone it would end at a
-    noise of zero, where no network was trained, rather than at k = 0.
+    The first step is of order 1, and so is the last of fewer than 15, as in the published code.
+    """
+    times = time_grid(process, steps)
+    alpha, sigma, lam = (f(times).tolist() for f in (process.alpha, process.sigma, process.half_log_snr))
+    before = z
+    for i in range(steps):
+        x = denoise(z, times[i])
+        h = lam[i + 1] - lam[i]
+        line = x
+        if 0 < i < (steps - 1 if steps < 15 else steps):
+            line = x + 0.5 * h / (lam[i] - lam[i - 1]) * (x - before)
+        z = sigma[i + 1] / sigma[i] * z - alpha[i + 1] * expm1(-h) * line
+        before = x
+    return z
+
+
+def _straight(denoise: Denoise, process: Process, z: Tensor, steps: int, heun: int) -> Tensor:
+    """`heun` steps of Heun's method, two calls each, then steps of Euler's for the other calls.
+
+    In y = z / c over s = sigma / c the ODE is dy/ds = (y - x) / s: with c = alpha this is the noise (Karras et al.
+    2022, arXiv 2206.00364), and where alpha + sigma = 1, with c = 1, the velocity. Euler's method there is DDIM.
+    """
+    times = time_grid(process, steps - heun)
+    alpha, sigma = process.alpha(times), process.sigma(times)
+    c = alpha if process.kind in ("discrete", "vp") else torch.ones_like(alpha)
+    s, scale = (sigma / c).tolist(), c.tolist()
+
+    def slope(y: Tensor, i: int) -> Tensor:
+        return (y - denoise(scale[i] * y, times[i])) / s[i]
+
+    y = z / scale[0]
+    for i in range(steps - heun):
+        d = slope(y, i)
+        end = y + (s[i + 1] - s[i]) * d
+        y = y + (s[i + 1] - s[i]) * (d + slope(end, i + 1)) / 2 if i < heun else end
+    return scale[-1] * y
+
+
+def _euler(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
+    """DDIM (Song et al. 2020, arXiv 2010.02502), which for a flow is Euler's method in t."""
+    return _straight(denoise, process, z, steps, 0)
+
+
+def _heun(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
+    """Heun's method, and Euler's for the last call or two: at sigma = 0 there is nothing to call."""
+    return _straight(denoise, process, z, steps, (steps - 1) // 2)
+
+
+def _unipc(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
+    """UniPC of order 2 (Zhao et al. 2023, arXiv 2302.04867), of diffusers.
+
+    diffusers counts its 1000 times from 0, so its k is our t = (k + 1) / 1000; fractions of a step do not exist
+    there. Left alone it would end at a noise of zero, where no network was trained, rather than at k = 0.
     """
     # Here, because diffusers takes seconds to import; the module, because diffusers' root hides its types.
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     if steps >= STEPS:
-        raise UserError(f"sampling.steps is {steps}; this sampler takes {STEPS - 1} at most, dpm++-single more")
+        raise UserError(f"sampling.steps is {steps}; unipc takes {STEPS - 1} at most, the other samplers more")
     times = torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS
     log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), process.log_alpha(times)])
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = UniPCMultistepScheduler(
         num_train_timesteps=STEPS,
         trained_betas=(-torch.expm1(2 * log_alpha.diff())).tolist(),
-        solver_order=order,
-        algorithm_type="dpmsolver++",
+        prediction_type="sample",
         final_sigmas_type="sigma_min",
         timestep_spacing="linspace",
     )
     scheduler.set_timesteps(steps)
     for k in scheduler.timesteps:
-        z = scheduler.step(eps(z, times[k]), k, z, return_dict=False)[0]
+        z = scheduler.step(denoise(z, times[k]), k, z, return_dict=False)[0]
     return z
 
 
-SAMPLERS: dict[str, Callable[[EpsAt, Process, Tensor, int], Tensor]] = {
+SAMPLERS: dict[str, Callable[[Denoise, Process, Tensor, int], Tensor]] = {
     "dpm++-single": _dpm_solver_pp_single,
-    "dpm++-multi": partial(_dpm_solver_pp_multi, order=2),
-    "ddim": partial(_dpm_solver_pp_multi, order=1),
+    "dpm++-multi": _dpm_solver_pp_multi,
+    "unipc": _unipc,
+    "ddim": _euler,
+    "euler": _euler,
+    "heun": _heun,
 }

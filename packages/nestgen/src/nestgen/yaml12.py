@@ -52,11 +52,17 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def read_yaml(file: Path) -> object:
     """The content of a YAML file. Raises UserError naming the line of the first fault."""
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: builds plain values only
+        return parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text") from None
+
+
+def parse_yaml(text: str, where: str) -> object:
+    """The content of a YAML text. Raises UserError naming where it stands and the line of the first fault."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{file}{line} is not valid YAML: {error.problem}") from None
+        raise UserError(f"{where}{line} is not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
