@@ -24,8 +24,9 @@ def grown(size: str, shapes: tuple[Shape, ...], labels: int = 0) -> list[Counts]
     configs = [
         DenoiserConfig(shape, 2 if min(shape[:2]) >= 4 else 1, dim, depth, heads, labels=labels) for shape in shapes
     ]
-    below = [None, *(replace(one, condition_shape=two.shape) for one, two in zip(configs, configs[1:]))]
-    return [growth(one, top) for one, top in zip(below, configs)]
+    given = [replace(one, condition_shapes=(two.shape,)) for one, two in zip(configs, configs[1:])]
+    depths = [[*given[:depth], configs[depth]] for depth in range(len(configs))]
+    return [growth(before, after) for before, after in zip([[], *depths], depths)]
 
 
 def test_coco_columns() -> None:
@@ -49,22 +50,32 @@ def test_this_designs_imagenet_columns() -> None:
     assert [counts.gflops for counts in large] == pytest.approx([147.4, 52.2], rel=0.002)
 
 
-@pytest.mark.parametrize("above", [None, (4, 4, 6)])
-def test_the_true_count_is_torchs(above: Shape | None) -> None:
+@pytest.mark.parametrize("above", [(), ((4, 4, 6),), ((4, 4, 6), (2, 2, 5))])
+def test_the_true_count_is_torchs(above: tuple[Shape, ...]) -> None:
     """But for biases, norms, GELU, and deconvolutions counted at output positions: together under 1%."""
-    config = DenoiserConfig((16, 16, 3), 2, 512, 4, 8, above, labels=3)
+    config = DenoiserConfig((16, 16, 3), 2, 512, 4, 8, above, labels=3, text=(7, 64))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         Denoiser(config)(torch.empty(1, 3, 16, 16), torch.empty(1))
     assert count(config).gflops_true == pytest.approx(counter.get_total_flops() / 1e9, rel=0.01)
-    # the two attention products of 5 blocks over 64 + 2 tokens
-    assert count(config).gflops_true - count(config).gflops == pytest.approx(5 * 4 * 66**2 * 512 / 1e9)
+    # the two attention products of 5 blocks over 64 + 9 tokens
+    assert count(config).gflops_true - count(config).gflops == pytest.approx(5 * 4 * 73**2 * 512 / 1e9)
 
 
 def test_parameters_are_all_but_the_position_embedding() -> None:
-    config = DenoiserConfig((8, 8, 3), 2, 64, 4, 4, (4, 4, 6), labels=3)
+    config = DenoiserConfig((8, 8, 3), 2, 64, 4, 4, ((4, 4, 6),), labels=3)
     denoiser = Denoiser(config)
     total = sum(p.numel() for p in denoiser.parameters())
     assert count(config).parameters == total - denoiser.pos_embed.numel()
+
+
+def test_conditioning_on_all_levels_adds_a_stack_a_site() -> None:
+    """denoiser.md's z_1 given z_2, and what z_3 and z_4 add: their stacks of 8 sites, and nothing else."""
+    markov = DenoiserConfig((8, 8, 64), 2, 512, 12, 8, ((6, 6, 56),))
+    every = replace(markov, condition_shapes=((6, 6, 56), (4, 4, 48), (2, 2, 40)))
+    added = count(every) - count(markov)
+    # z_3: 4 to 8 by ConvT(48, 64, k4, s2, p1); z_4: 2 to 4 by ConvT(40, 512, k2, s2)
+    assert added.parameters == 8 * ((48 * 64 * 16 + 64) + (64 * 512 * 9 + 512) + (40 * 512 * 4 + 512))
+    assert growth([markov], [every]).parameters == added.parameters
 
 
 def test_info_shows_the_paper_beside(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from nestgen.blocks import sinusoids
 from nestgen.condition import stack
-from nestgen.denoiser import Denoiser, DenoiserConfig, time_embedding
+from nestgen.denoiser import Denoiser, DenoiserConfig
 
 SMALL = DenoiserConfig(shape=(8, 4, 3), patch=2, dim=32, depth=4, heads=4)
-GIVEN = replace(SMALL, condition_shape=(2, 2, 5))
+GIVEN = replace(SMALL, condition_shapes=((2, 2, 5),))
+ALL = replace(SMALL, condition_shapes=((4, 2, 5), (2, 2, 4), (1, 1, 3)), sigma_told=True, text=(3, 6), qk_norm=True)
 
 
 def build(config: DenoiserConfig, seed: int = 0) -> Denoiser:
@@ -29,21 +31,37 @@ def build(config: DenoiserConfig, seed: int = 0) -> Denoiser:
     return denoiser
 
 
-def inputs(config: DenoiserConfig, batch: int = 3) -> dict[str, Tensor]:
+def inputs(config: DenoiserConfig, batch: int = 3) -> dict[str, Any]:
     """Everything the configuration's forward takes."""
     rng = torch.Generator().manual_seed(1)
     h, w, c = config.shape
-    kwargs: dict[str, Tensor] = {
+    kwargs: dict[str, Any] = {
         "z_BCHW": torch.randn(batch, c, h, w, generator=rng, dtype=torch.float64),
         "time_B": torch.rand(batch, generator=rng, dtype=torch.float64) * 1000,
     }
-    if config.condition_shape:
-        h, w, c = config.condition_shape
-        kwargs["condition_BCHW"] = torch.randn(batch, c, h, w, generator=rng, dtype=torch.float64)
+    if config.condition_shapes:
+        kwargs["condition"] = [
+            torch.randn(batch, c, h, w, generator=rng, dtype=torch.float64) for h, w, c in config.condition_shapes
+        ]
         kwargs["keep_B"] = torch.tensor([True, False, True])
     if config.labels:
         kwargs["label_B"] = torch.tensor([0, config.labels, 1])
+    if config.text:
+        kwargs["context_BTD"] = torch.randn(batch, *config.text, generator=rng, dtype=torch.float64)
+    if config.sigma_told:
+        kwargs["sigma_BK"] = torch.rand(batch, len(config.condition_shapes), generator=rng, dtype=torch.float64)
     return kwargs
+
+
+def as_float32(given_: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs in the precision of training."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return [convert(one) for one in value]
+        return value.float() if value.is_floating_point() else value
+
+    return {name: convert(value) for name, value in given_.items()}
 
 
 def plain_uvit(
@@ -52,7 +70,9 @@ def plain_uvit(
     z: Tensor,
     time: Tensor,
     label: Tensor | None = None,
-    condition: Tensor | None = None,
+    conditions: list[Tensor] | None = None,
+    context: Tensor | None = None,
+    sigma: Tensor | None = None,
 ) -> Tensor:
     """U-ViT in plain tensor algebra: no nn.Module, attention and unfolding written out, one sample at a time."""
     side, d, heads = config.patch, config.dim, config.heads
@@ -74,28 +94,46 @@ def plain_uvit(
         out = []
         for head in range(heads):
             part = slice(head * d // heads, (head + 1) * d // heads)
-            scores = q[:, part] @ k[:, part].T / math.sqrt(d // heads)
+            queries, keys = q[:, part], k[:, part]
+            if config.qk_norm:
+                queries, keys = (
+                    x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * w[f"{name}.attn.{which}_norm.weight"]
+                    for x, which in ((queries, "q"), (keys, "k"))
+                )
+            scores = queries @ keys.T / math.sqrt(d // heads)
             out.append(torch.softmax(scores, -1) @ v[:, part])
         x = x + linear(torch.cat(out, -1), f"{name}.attn.proj")
         hidden = gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
         return x + linear(hidden, f"{name}.mlp.fc2")
 
-    def join(x: Tensor, site: int, c: Tensor | None, extras: int) -> Tensor:
-        if c is None:
+    def stacked(c: Tensor, shape: tuple[int, int, int], name: str) -> Tensor:
+        for layer, module in enumerate(stack(shape, config.grid, d)):
+            weight, bias = w[f"{name}.{layer}.weight"], w[f"{name}.{layer}.bias"]
+            op = F.conv_transpose2d if isinstance(module, torch.nn.ConvTranspose2d) else F.conv2d
+            c = op(c[None], weight, bias, stride=module.stride, padding=module.padding)[0]
+        return c
+
+    def join(x: Tensor, site: int, given: list[Tensor] | None, extras: int) -> Tensor:
+        if given is None:
             return x
-        for layer in range(2):
-            name = f"sites.{site}.stack.{layer}"
-            if f"{name}.weight" in w:
-                weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-                module = stack(config.condition_shape, config.grid, d)[layer]
-                op = F.conv_transpose2d if isinstance(module, torch.nn.ConvTranspose2d) else F.conv2d
-                c = op(c[None], weight, bias, stride=module.stride, padding=module.padding)[0]
+        names = ["stack", *(f"further.{k}" for k in range(len(given) - 1))]
+        c = sum(
+            stacked(one, shape, f"sites.{site}.{name}")
+            for one, shape, name in zip(given, config.condition_shapes, names, strict=True)
+        )
+        assert isinstance(c, Tensor)
         image = x[extras:]
         joined = torch.cat([image, c.reshape(d, -1).T], -1)
         result = linear(gelu(linear(joined, f"sites.{site}.fc1")), f"sites.{site}.fc2")
         return torch.cat([x[:extras], image + result if config.condition == "residual" else result])
 
-    def one(z: Tensor, time: Tensor, label: Tensor | None, c: Tensor | None) -> Tensor:
+    def told(number: Tensor) -> Tensor:
+        angles = number * torch.tensor([10000 ** (-i / (d // 2)) for i in range(d // 2)], dtype=torch.float64)
+        return torch.cat([torch.cos(angles), torch.sin(angles)])
+
+    def one(
+        z: Tensor, time: Tensor, label: Tensor | None, c: list[Tensor] | None, text: Tensor | None, noise: Tensor | None
+    ) -> Tensor:
         rows, columns = config.grid
         kernel = w["patch_embed.proj.weight"].reshape(d, -1)
         patches = [
@@ -104,13 +142,16 @@ def plain_uvit(
             for j in range(columns)
         ]
         image = torch.stack(patches) @ kernel.T + w["patch_embed.proj.bias"]
-        angles = time * torch.tensor([10000 ** (-i / (d // 2)) for i in range(d // 2)], dtype=torch.float64)
-        tokens = [torch.cat([torch.cos(angles), torch.sin(angles)])[None], image]
+        first = told(time)
+        if noise is not None:
+            first = first + linear(torch.cat([told(100 * one) for one in noise]), "sigma_embed")
+        tokens = [first[None]]
         if label is not None:
             tokens.insert(0, w["label_emb.weight"][label][None])
-        extras = len(tokens)
-        extras = extras - 1
-        x = torch.cat(tokens) + w["pos_embed"][0]
+        if text is not None:
+            tokens.append(linear(text, "context_embed"))
+        extras = sum(map(len, tokens))
+        x = torch.cat([*tokens, image]) + w["pos_embed"][0]
         half, site, skips = config.depth // 2, 0, []
         for i in range(half):
             if i % 2 == 0:
@@ -139,7 +180,9 @@ def plain_uvit(
                 z[i],
                 time[i],
                 None if label is None else label[i],
-                None if condition is None else condition[i],
+                None if conditions is None else [one[i] for one in conditions],
+                None if context is None else context[i],
+                None if sigma is None else sigma[i],
             )
             for i in range(len(z))
         ]
@@ -154,7 +197,10 @@ def plain_uvit(
         replace(SMALL, depth=6, heads=2, patch=4),
         replace(GIVEN, condition="replace"),
         replace(GIVEN, condition="residual", depth=6),
-        replace(GIVEN, condition_shape=(4, 2, 5)),  # as large as the token grid: up, then down
+        replace(GIVEN, condition_shapes=((4, 2, 5),)),  # as large as the token grid: up, then down
+        replace(SMALL, text=(3, 6), qk_norm=True),
+        ALL,
+        replace(ALL, condition="residual"),
     ],
 )
 def test_forward_and_gradients_are_those_of_plain_uvit(config: DenoiserConfig, labels: int) -> None:
@@ -164,7 +210,9 @@ def test_forward_and_gradients_are_those_of_plain_uvit(config: DenoiserConfig, l
     weights = {name: value.detach().clone().requires_grad_() for name, value in denoiser.named_parameters()}
     found = denoiser(**given_)
     wanted = plain_uvit(
-        weights, config, given_["z_BCHW"], given_["time_B"], given_.get("label_B"), given_.get("condition_BCHW")
+        weights,
+        config,
+        *(given_.get(name) for name in ("z_BCHW", "time_B", "label_B", "condition", "context_BTD", "sigma_BK")),
     )
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8 * wanted.abs().max().item())
     found.square().sum().backward()
@@ -205,24 +253,26 @@ def test_sites(depth: int, sites: int) -> None:
     assert len(Denoiser(replace(GIVEN, depth=depth)).sites) == sites
 
 
-def test_time_embedding() -> None:
-    found = time_embedding(torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64), 4)
+def test_sinusoids() -> None:
+    found = sinusoids(torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64), 4)
     wanted = [[math.cos(t), math.cos(t / 100), math.sin(t), math.sin(t / 100)] for t in (0, 1, 999)]
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("null", ["zeros", "learned"])
-def test_dropped_condition_is_the_null_condition(null: Any) -> None:
-    config = replace(GIVEN, null_condition=null)
+@pytest.mark.parametrize("config", [GIVEN, ALL])
+def test_dropped_condition_is_the_null_condition(config: DenoiserConfig, null: Any) -> None:
+    config = replace(config, null_condition=null)
     denoiser, given_ = build(config), inputs(config)
     mixed = denoiser(**given_)
     kept = denoiser(**{**given_, "keep_B": None})
-    free = denoiser(given_["z_BCHW"], given_["time_B"])
+    free = denoiser(**{**given_, "condition": None, "keep_B": None})  # sigmas then tell nothing
     torch.testing.assert_close(mixed[[0, 2]], kept[[0, 2]])
     torch.testing.assert_close(mixed[1], free[1])
     assert (kept[1] - free[1]).abs().max() > 1e-3
-    zero = torch.zeros_like(given_["condition_BCHW"])
-    same = torch.allclose(denoiser(given_["z_BCHW"], given_["time_B"], zero), free)
+    zero = [torch.zeros_like(one) for one in given_["condition"]]
+    sigmas = {"sigma_BK": torch.zeros_like(given_["sigma_BK"])} if config.sigma_told else {}
+    same = torch.allclose(denoiser(**{**given_, "condition": zero, "keep_B": None, **sigmas}), free)
     assert same == (null == "zeros")
 
 
@@ -234,6 +284,38 @@ def test_missing_label_is_the_null_class() -> None:
     assert (denoiser(**given_)[0] - null[0]).abs().max() > 1e-3
 
 
+def test_a_missing_caption_is_the_empty_one() -> None:
+    config = replace(SMALL, text=(3, 6))
+    denoiser, given_ = build(config), inputs(config)
+    denoiser.null_context.copy_(given_["context_BTD"][0])
+    empty = denoiser(**{**given_, "context_BTD": None})
+    torch.testing.assert_close(empty[0], denoiser(**given_)[0])
+    assert (empty[1] - denoiser(**given_)[1]).abs().max() > 1e-3
+    assert torch.equal(denoiser.state_dict()["null_context"], given_["context_BTD"][0])
+
+
+def test_a_denoiser_told_sigma_hears_it() -> None:
+    denoiser, given_ = build(ALL), inputs(ALL)
+    for k in range(3):
+        other = given_["sigma_BK"].clone()
+        other[:, k] += 0.5
+        changed = (denoiser(**given_) - denoiser(**{**given_, "sigma_BK": other})).abs().amax((1, 2, 3))
+        assert changed[0] > 1e-3
+        assert changed[1] == 0  # its condition is dropped
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    config = replace(ALL, labels=2)
+    given_, gradients = inputs(config), []
+    for checkpointing in (False, True):
+        denoiser = build(config)
+        denoiser.checkpointing = checkpointing
+        denoiser(**given_).square().sum().backward()
+        gradients.append([parameter.grad for parameter in denoiser.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("mode", ["replace", "residual"])
 def test_a_condition_path_starts_as_the_identity(mode: Any) -> None:
     torch.manual_seed(0)
@@ -241,7 +323,7 @@ def test_a_condition_path_starts_as_the_identity(mode: Any) -> None:
     missing, unexpected = twin.load_state_dict(denoiser.state_dict(), strict=False)
     assert not missing
     assert all(name.startswith("sites.") for name in unexpected)
-    given_ = {name: value.float() if value.is_floating_point() else value for name, value in inputs(GIVEN).items()}
+    given_ = as_float32(inputs(GIVEN))
     torch.testing.assert_close(denoiser(**given_), twin(given_["z_BCHW"], given_["time_B"]))
     # but it is not stuck there: within two steps every weight of the path moves
     optimizer = torch.optim.SGD(denoiser.parameters(), 0.1)
@@ -282,7 +364,7 @@ def test_bfloat16_autocast_is_near() -> None:
     config = replace(GIVEN, labels=4)
     torch.manual_seed(0)
     denoiser = Denoiser(config)
-    given_ = {name: value.float() if value.is_floating_point() else value for name, value in inputs(config).items()}
+    given_ = as_float32(inputs(config))
     exact = denoiser(**given_)
     with torch.autocast("cpu", torch.bfloat16):
         near = denoiser(**given_)

@@ -23,14 +23,25 @@ Experiment = Callable[..., Path]
 
 def same(one: Batch, other: Batch) -> bool:
     """Bitwise."""
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
+    pairs = zip(tensors(one), tensors(other), strict=True)
     return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
+
+
+def tensors(batch: Batch) -> list[Any]:
+    """All of a batch."""
+    values = [getattr(batch, field.name) for field in fields(Batch)]
+    return [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
 
 
 def joined(parts: list[Batch]) -> Batch:
     """The batch whose shares these are."""
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
-    return Batch(**{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()})
+
+    def join(values: list[Any]) -> Any:
+        if isinstance(values[0], tuple):
+            return tuple(map(join, map(list, zip(*values))))
+        return None if values[0] is None else torch.cat(values)
+
+    return Batch(**{field.name: join([getattr(part, field.name) for part in parts]) for field in fields(Batch)})
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
@@ -78,13 +89,11 @@ def test_levels_flips_and_labels_of_a_row_stay_together(experiment: Experiment) 
         )
     )
     feed = open_feed(recipe, 0)
-    assert feed.above is not None
-    stored_0, stored_1 = feed.z.load().astype(np.float32), feed.above.load().astype(np.float32)
+    stored_0, stored_1 = feed.z.load().astype(np.float32), feed.above[0].load().astype(np.float32)
     batch = make_batch(feed, 3)
-    assert batch.condition_BCHW is not None
     assert batch.label_B is not None
     views = []
-    for z, condition, label in zip(batch.z_BCHW, batch.condition_BCHW, batch.label_B):
+    for z, condition, label in zip(batch.z_BCHW, batch.conditions[0], batch.label_B):
         matches = np.argwhere((stored_0 == z.permute(1, 2, 0).numpy()).all((2, 3, 4)))
         assert len(matches) == 1
         row, view = matches[0]
@@ -106,18 +115,41 @@ def test_rates_and_condition_noise(experiment: Experiment) -> None:
     batch = make_batch(feed, 0)
     assert batch.keep_B is not None
     assert batch.label_B is not None
-    assert batch.condition_BCHW is not None
-    assert feed.above is not None
     assert batch.keep_B.float().mean() == pytest.approx(0.7, abs=0.03)
     assert (batch.label_B == 2).float().mean() == pytest.approx(0.2, abs=0.03)
     assert batch.t_B.mean() == pytest.approx(0.5, abs=0.02)
     rows = rows_of(0, 40, np.arange(4000))
-    clean = to_latent(feed.above.read(rows, np.zeros_like(rows)), None, None)
-    added = batch.condition_BCHW - clean
+    clean = to_latent(feed.above[0].read(rows, np.zeros_like(rows)), None, None)
+    added = batch.conditions[0] - clean
     assert added.std() == pytest.approx(0.5, rel=0.02)  # sigma of z_1 in the recipe
     # draws of one sample are independent of each other
     draws = torch.stack([batch.keep_B.double(), (batch.label_B == 2).double(), batch.t_B, added[:, 0, 0, 0].double()])
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.06
+
+
+def test_conditions_of_all_levels_have_sigmas_of_their_own(experiment: Experiment) -> None:
+    recipe = load_recipe(
+        experiment(
+            levels=({"shape": "8x8x3"}, {"shape": "4x4x6", "sigma": [0.2, 1.2]}, {"shape": "2x2x4", "sigma": 0.5}),
+            denoiser={"size": "nano", "condition_on": "all", "sigma_told": True},
+            training={"batch": 4000},
+        )
+    )
+    feed = open_feed(recipe, 0)
+    batch = make_batch(feed, 0)
+    assert batch.sigma_BK is not None
+    rows, (ranged, fixed) = rows_of(0, 40, np.arange(4000)), batch.sigma_BK.T
+    assert (fixed == 0.5).all()
+    assert (ranged.min().item(), ranged.max().item()) == pytest.approx((0.2, 1.2), abs=0.01)
+    assert ranged.mean() == pytest.approx(0.7, abs=0.02)
+    noises = []
+    for store, condition_BCHW, sigma_B in zip(feed.above, batch.conditions, batch.sigma_BK.T, strict=True):
+        added = condition_BCHW - to_latent(store.read(rows, np.zeros_like(rows)), None, None)
+        noises.append(added / sigma_B[:, None, None, None])  # the noise itself is standard normal at every sigma
+        assert noises[-1].std() == pytest.approx(1, rel=0.02)
+    assert noises[0][ranged.argsort()[:400]].std() == pytest.approx(1, rel=0.05)
+    first = torch.stack([noise[:, 0, 0, 0] for noise in noises])
+    assert abs(torch.corrcoef(first)[0, 1]) < 0.06
 
 
 def test_moments_are_sampled_anew_every_time(experiment: Experiment) -> None:
@@ -134,7 +166,7 @@ def test_moments_are_sampled_anew_every_time(experiment: Experiment) -> None:
 
 def test_the_top_level_has_no_condition(experiment: Experiment) -> None:
     batch = make_batch(open_feed(load_recipe(experiment()), 2), 0)
-    assert batch.condition_BCHW is None
+    assert batch.conditions == ()
     assert batch.keep_B is None
     assert batch.label_B is None
 

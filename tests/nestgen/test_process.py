@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from nestgen import noise
-from nestgen.process import Process, loss
+from nestgen.process import Process
 
-KINDS: list[Any] = ["discrete", "vp"]
+KINDS: list[Any] = ["discrete", "vp", "flow"]
+PREDICTIONS: list[Any] = ["eps", "v", "velocity"]
 
 
 def test_discrete_tables_are_diffusers() -> None:
@@ -44,14 +46,40 @@ def test_fractional_times_are_interpolated_in_log_alpha() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=20))
-def test_identities(kind: Any, times: list[float]) -> None:
-    process, t = Process(kind), torch.tensor(times, dtype=torch.float64)
+@given(st.lists(st.floats(1e-3, 1 - 1e-9), min_size=1, max_size=20), st.sampled_from([1.0, 0.5, 3.0]))
+@settings(deadline=None)
+def test_identities(kind: Any, times: list[float], shift: float) -> None:
+    process, t = Process(kind, shift=shift), torch.tensor(times, dtype=torch.float64)
     alpha, sigma = process.alpha(t), process.sigma(t)
     assert alpha.dtype == torch.float64
-    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
-    torch.testing.assert_close(process.half_log_snr(t), torch.log(alpha / sigma))
-    torch.testing.assert_close(process.time_of(process.half_log_snr(t)), t, rtol=1e-7, atol=1e-9)
+    power = 1 if kind == "flow" else 2
+    torch.testing.assert_close(alpha**power + sigma**power, torch.ones_like(t))
+    torch.testing.assert_close(process.half_log_snr(t), torch.log(alpha / sigma), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(process.time_of(process.half_log_snr(t)), t, rtol=1e-6, atol=1e-8)
+    # shifted: the noise weighs so much more beside the signal
+    plain = Process(kind)
+    torch.testing.assert_close(sigma / alpha, shift * plain.sigma(t) / plain.alpha(t), rtol=1e-6, atol=0)
+
+
+def test_flow_is_the_straight_path_and_its_shift_that_of_times() -> None:
+    t = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    flow, shifted = Process("flow"), Process("flow", shift=3.0)
+    torch.testing.assert_close(flow.alpha(t), 1 - t)
+    torch.testing.assert_close(flow.sigma(t), t)
+    torch.testing.assert_close(shifted.sigma(t), 3 * t / (1 + 2 * t))
+    torch.testing.assert_close(flow.told(t), (999 * t).float())
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_eps_and_latent_follow_from_every_prediction(kind: Any, prediction: Any) -> None:
+    process = Process(kind, prediction, shift=1.5)
+    z, eps = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64)
+    for t in (torch.tensor([0.01, 0.3, 0.7, 0.99], dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)):
+        z_t, output = process.add_noise(z, eps, t), process.target(z, eps, t)
+        torch.testing.assert_close(process.eps(output, z_t, t), eps)
+        torch.testing.assert_close(process.latent(output, z_t, t), z)
+    assert torch.equal(Process().target(z, eps, torch.tensor(0.5)), eps)
 
 
 def test_times_of_training_and_what_the_network_is_told() -> None:
@@ -75,23 +103,47 @@ def test_add_noise(kind: Any) -> None:
         torch.testing.assert_close(found[i], wanted)
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "min-snr"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_best_predictor_of_gaussian_data_has_the_known_loss(kind: Any) -> None:
-    """z ~ N(0, s^2): E[eps | z_t] = sigma z_t / (alpha^2 s^2 + sigma^2), which leaves alpha^2 s^2 of the same."""
-    process, s, n = Process(kind), 0.7, 20_000
-    t = process.time(noise.uniform(0, "t", range(n), ()))
-    z, eps = s * noise.normal(0, "z", range(n), (1, 2, 2)), noise.normal(0, "eps", range(n), (1, 2, 2))
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    scale = alpha**2 * s**2 + sigma**2
-    best = (sigma / scale).float()[:, None, None, None] * process.add_noise(z, eps, t)
-    grid = process.time((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
-    known = (process.alpha(grid) ** 2 * s**2 / (process.alpha(grid) ** 2 * s**2 + process.sigma(grid) ** 2)).mean()
-    assert loss(best, eps).item() == pytest.approx(known.item(), rel=0.02)
-    assert loss(0.9 * best, eps) > loss(best, eps) < loss(1.1 * best, eps)
+def test_the_best_predictor_of_gaussian_data_has_the_known_loss(kind: Any, prediction: Any, weighting: Any) -> None:
+    """z ~ N(0, s^2): y = a eps + b z is best predicted by Cov(y, z_t) / Var(z_t) z_t, with Var(y) - Cov^2 / Var(z_t) left.
+
+    The loss's weights are computed here by their definition: min(SNR, 5) on the error of the latent.
+    """
+    if (kind, prediction) == ("flow", "eps"):
+        return  # refused by the recipe
+    process, s, n = Process(kind, prediction, weighting), 0.7, 100_000
+
+    def known(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope of the best predictor, what it leaves, and the weight of that."""
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        a, b = {"eps": (1 + 0 * t, 0 * t), "v": (alpha, -sigma), "velocity": (1 + 0 * t, -1 + 0 * t)}[prediction]
+        covariance, variance = a * sigma + b * alpha * s**2, alpha**2 * s**2 + sigma**2
+        left = a**2 + b**2 * s**2 - covariance**2 / variance
+        latent_left = s**2 - (alpha * s**2) ** 2 / variance
+        weighted = torch.clamp((alpha / sigma) ** 2, max=5) * latent_left if weighting == "min-snr" else left
+        return covariance / variance, left, weighted
+
+    t = process.time((torch.arange(n, dtype=torch.float64) + 0.5) / n)  # evenly, so that only z and eps are random
+    z, eps = torch.randn(2, n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    z = s * z
+    best = known(t)[0].float()[:, None, None, None] * process.add_noise(z, eps, t)
+    exact = known(t)[2].mean().item()
+    found = process.loss(best, z, eps, t).item()
+    assert found == pytest.approx(exact, rel=0.01)
+    assert process.loss(0.9 * best, z, eps, t) > found < process.loss(1.1 * best, z, eps, t)
 
 
 def test_loss_is_float32_whatever_comes_in() -> None:
-    eps = torch.full((4, 1, 1, 1), 300.0)
-    value = loss(torch.zeros(4, 1, 1, 1, dtype=torch.float16), eps)  # 300^2 is beyond float16
+    eps, t = torch.full((4, 1, 1, 1), 300.0), torch.full((4,), 0.5)
+    value = Process().loss(torch.zeros(4, 1, 1, 1, dtype=torch.float16), eps, eps, t)  # 300^2 is beyond float16
     assert value.dtype == torch.float32
     assert math.isclose(value.item(), 90_000)
+
+
+def test_weights_are_finite_at_the_ends() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for kind in ("vp", "flow"):
+        for prediction in PREDICTIONS[1:] if kind == "flow" else PREDICTIONS:
+            assert Process(kind, prediction, "min-snr").weight(ends).isfinite().all()

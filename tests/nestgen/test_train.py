@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from nestgen import noise
 from nestgen.checkpoint import PARTS, load_denoiser, newest
 from nestgen.errors import UserError
-from nestgen.process import Process, loss
+from nestgen.process import Process
 from nestgen.recipe import Recipe, TrainingOptions, load_recipe, run_dir
 from nestgen.train import ema_decay, initial_denoiser, learning_rate, train
 
@@ -195,7 +195,7 @@ def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFix
     assert (folder / "recipe.yaml").read_bytes() == recipe.file.read_bytes()
     config = json.loads((folder / "config.json").read_text())
     assert config["parameters"] == sum(p.numel() for p in initial(recipe).values())
-    assert config["denoiser"]["condition_shape"] == [2, 2, 3]
+    assert config["denoiser"]["condition_shapes"] == [[2, 2, 3]]
     assert [line["step"] for line in log(recipe)] == [10, 20, 30, 35]
     assert log(recipe)[0]["lr"] == pytest.approx(1e-3)
     capsys.readouterr()
@@ -217,8 +217,9 @@ def test_load_denoiser_is_the_average_of_the_weights(toy: Callable[..., Recipe])
     ema = load_file(run_dir(recipe, 0) / "checkpoints/00000012/ema.safetensors")
     for name, value in denoiser.state_dict().items():
         assert torch.equal(value, ema[name])
-    assert (meta["step"], meta["level"], meta["depth"], meta["process"]) == (12, 0, 2, {"kind": "discrete"})
-    assert meta["levels"][1] == {"shape": [2, 2, 3], "sigma": 0.5, "patch": 1}
+    assert (meta["step"], meta["level"], meta["depth"]) == (12, 0, 2)
+    assert meta["process"] == {"kind": "discrete", "prediction": "eps", "weighting": "uniform"}
+    assert meta["levels"][1] == {"shape": [2, 2, 3], "sigma": 0.5, "patch": 1, "shift": 1.0}
     assert meta["codec"] == {"name": "vae", "size": 32, "moments": True, "scale": 0.5}
     assert sorted(meta["stores"]) == ["labels", "z0", "z1"]
     with pytest.raises(UserError, match=r"no trained denoiser in .*z1-top; run `nestgen train --level 1`"):
@@ -360,6 +361,6 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     z_t = process.add_noise(z, eps, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
-    reached, known = loss(denoiser(z_t, process.told(t)), eps).item(), loss(best, eps).item()
+    reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.told(t)), best))
     assert np.isclose(known, 0.293, atol=0.005)
     assert known < reached < 1.03 * known

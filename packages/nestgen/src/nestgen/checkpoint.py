@@ -28,7 +28,7 @@ from torch import Tensor
 from nestgen.denoiser import Denoiser, DenoiserConfig
 from nestgen.errors import UserError
 
-FORMAT = "nestgen-checkpoint/1"
+FORMAT = "nestgen-checkpoint/2"
 PARTS = ("denoiser", "ema", "optimizer")
 
 
@@ -102,10 +102,12 @@ def newest(run_dir: Path) -> Checkpoint | None:
 
 def denoiser_of(meta: dict[str, Any]) -> DenoiserConfig:
     """The configuration that `meta` records."""
-    config: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in meta["denoiser"].items()
-    }
-    return DenoiserConfig(**config)
+    return DenoiserConfig(**{key: _tuples(value) for key, value in meta["denoiser"].items()})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def load_denoiser(run_dir: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, dict[str, Any]]:

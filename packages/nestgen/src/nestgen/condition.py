@@ -1,7 +1,8 @@
-"""The condition path: how the latent of the level above joins the image tokens of a denoiser."""
+"""The condition path: how the latents of the levels above join the image tokens of a denoiser."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -50,17 +51,23 @@ def stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int
 
 
 class Site(nn.Module):
-    """One place where the condition joins: x = fc2(GELU(fc1([x, c]))), or x + that (`residual`)."""
+    """One place where the conditions join: x = fc2(GELU(fc1([x, c]))), or x + that (`residual`).
+
+    c is the sum of the conditions, each brought to the tokens by its own stack: the nearest level's is `stack`, those
+    of the levels above it (`condition_on: all`) are `further`. A level more costs its stacks and nothing else.
+    """
 
     def __init__(
         self,
-        condition_shape: tuple[int, int, int],
+        condition_shapes: Sequence[tuple[int, int, int]],
         grid: tuple[int, int],
         dim: int,
         mode: Literal["replace", "residual"],
     ) -> None:
         super().__init__()
-        self.stack = stack(condition_shape, grid, dim)
+        nearest, *further = condition_shapes
+        self.stack = stack(nearest, grid, dim)
+        self.further = nn.ModuleList(stack(shape, grid, dim) for shape in further)
         self.fc1 = nn.Linear(2 * dim, 2 * dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(2 * dim, dim)
@@ -81,8 +88,10 @@ class Site(nn.Module):
         self.fc1.weight.copy_(torch.cat([torch.cat([eye, -eye]), torch.zeros(2 * len(eye), len(eye))], 1))
         self.fc2.weight.copy_(torch.cat([eye, -eye], 1))
 
-    def forward(self, x_BLD: Tensor, condition_BCHW: Tensor) -> Tensor:
-        """Image tokens (B, L, D) and the noised latent of the level above to image tokens (B, L, D)."""
-        c_BLD = self.stack(condition_BCHW).flatten(2).transpose(1, 2)
-        y_BLD = self.fc2(self.act(self.fc1(torch.cat([x_BLD, c_BLD], -1))))
+    def forward(self, x_BLD: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+        """Image tokens (B, L, D) and the noised latents (B, C, H, W), the nearest first, to image tokens (B, L, D)."""
+        c_BDhw = self.stack(conditions[0])
+        for further, z_BCHW in zip(self.further, conditions[1:], strict=True):
+            c_BDhw = c_BDhw + further(z_BCHW)
+        y_BLD = self.fc2(self.act(self.fc1(torch.cat([x_BLD, c_BDhw.flatten(2).transpose(1, 2)], -1))))
         return x_BLD + y_BLD if self.residual else y_BLD

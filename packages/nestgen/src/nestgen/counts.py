@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from nestgen.denoiser import Attention, Denoiser, DenoiserConfig
+from nestgen.blocks import Attention
+from nestgen.denoiser import Denoiser, DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
         return 2 * y.numel() * (module.in_features + (module.bias is not None))
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return 2 * y.numel() * (module.in_channels * math.prod(module.kernel_size) + 1)
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return 2 * y.numel()
     if isinstance(module, nn.GELU):
         return 4 * y.numel()
     return 0
 
 
+@lru_cache(maxsize=64)
 def count(config: DenoiserConfig) -> Counts:
     """Builds a denoiser without memory (torch's meta device), runs it on one sample and counts."""
     operations = attention = 0
@@ -71,11 +75,13 @@ def count(config: DenoiserConfig) -> Counts:
     return Counts(parameters, operations / 1e9, (operations + attention) / 1e9)
 
 
-def growth(below: DenoiserConfig | None, top: DenoiserConfig) -> Counts:
-    """What a level adds: its own unconditional denoiser, and the condition path it gives the level below."""
-    if below is None:
-        return count(top)
-    return count(top) + count(below) - count(replace(below, condition_shape=None))
+def growth(before: Sequence[DenoiserConfig], after: Sequence[DenoiserConfig]) -> Counts:
+    """What a level more adds to a hierarchy's denoisers: its own, and the condition paths that it gives others."""
+    return _total(after) - _total(before)
+
+
+def _total(configs: Sequence[DenoiserConfig]) -> Counts:
+    return sum(map(count, configs), Counts(0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)

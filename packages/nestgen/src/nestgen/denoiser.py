@@ -1,15 +1,17 @@
-"""The denoiser: a U-ViT whose image tokens are joined by the latent of the level above."""
+"""The denoiser: a U-ViT whose image tokens are joined by the latents of the levels above."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from nestgen.blocks import Block, PatchEmbed, sinusoids
 from nestgen.condition import Site
 from nestgen.recipe import Recipe
 
@@ -21,6 +23,7 @@ SIZES = {
     "medium": (768, 16, 12),
     "large": (1024, 20, 16),
 }
+SIGMA_SCALE = 100.0  # sigmas of 0..1.5 are told as 0..150, where sinusoids tell them apart
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,13 @@ class DenoiserConfig:
     dim: int
     depth: int  # without the middle block; even
     heads: int
-    condition_shape: tuple[int, int, int] | None = None
+    condition_shapes: tuple[tuple[int, int, int], ...] = ()  # of the levels that condition it, the nearest first
     labels: int = 0
+    text: tuple[int, int] | None = None  # tokens of a caption and their width
     condition: Literal["replace", "residual"] = "replace"
     null_condition: Literal["zeros", "learned"] = "zeros"
+    sigma_told: bool = False
+    qk_norm: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -45,105 +51,28 @@ class DenoiserConfig:
 
 def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
     """The configuration of a level's denoiser; the top level has no condition."""
-    dim, depth, heads = SIZES[recipe.denoiser.size]
-    above = recipe.levels[level + 1].shape if level + 1 < len(recipe.levels) else None
+    options = recipe.denoiser
+    dim, depth, heads = SIZES[options.size]
     return DenoiserConfig(
         shape=recipe.levels[level].shape,
         patch=recipe.levels[level].patch,
         dim=dim,
         depth=depth,
         heads=heads,
-        condition_shape=above,
-        labels=recipe.denoiser.labels,
-        condition=recipe.denoiser.condition,
-        null_condition=recipe.denoiser.null_condition,
+        condition_shapes=tuple(recipe.levels[above].shape for above in recipe.conditions(level)),
+        labels=options.labels,
+        text=options.text,
+        condition=options.condition,
+        null_condition=options.null_condition,
+        sigma_told=options.sigma_told and bool(recipe.conditions(level)),
+        qk_norm=options.qk_norm,
     )
 
 
-def time_embedding(time_B: Tensor, dim: int) -> Tensor:
-    """Sinusoids (B, dim) of what the network is told: cosines, then sines, of 10000^(-i / (dim / 2)) time."""
-    half = dim // 2
-    exponents = torch.arange(half, device=time_B.device, dtype=time_B.dtype) / half
-    angles_BD = time_B[:, None] * torch.exp(-math.log(10000) * exponents)
-    return torch.cat([angles_BD.cos(), angles_BD.sin()], -1)
-
-
-class PatchEmbed(nn.Module):
-    """A token per patch: a convolution of the patch's size and stride."""
-
-    def __init__(self, channels: int, patch: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, dim, patch, patch)
-
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, L, D), row by row."""
-        return self.proj(z_BCHW).flatten(2).transpose(1, 2)
-
-
-def _attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v."""
-    if q_BHLK.device.type == "cpu" and q_BHLK.dtype == torch.bfloat16:
-        # torch's bfloat16 kernel for CPUs takes three times as long as its float32 one, most of it backward.
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q_BHLK.float(), k_BHLK.float(), v_BHLK.float())
-    return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
-
-
-class Attention(nn.Module):
-    """Self-attention over all tokens, without qkv bias."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        b, n, d = x_BLD.shape
-        q_BHLK, k_BHLK, v_BHLK = self.qkv(x_BLD).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        y_BHLK = _attention(q_BHLK, k_BHLK, v_BHLK)
-        return self.proj(y_BHLK.transpose(1, 2).reshape(b, n, d))
-
-
-class Mlp(nn.Module):
-    """Two linear layers, four times as wide between them."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        return self.fc2(self.act(self.fc1(x_BLD)))
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP; with `skip`, first takes the long skip through a linear layer."""
-
-    def __init__(self, dim: int, heads: int, skip: bool = False) -> None:
-        super().__init__()
-        if skip:
-            self.skip_linear = nn.Linear(2 * dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim)
-
-    def forward(self, x_BLD: Tensor, skip_BLD: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        if skip_BLD is not None:
-            x_BLD = self.skip_linear(torch.cat([x_BLD, skip_BLD], -1))
-        x_BLD = x_BLD + self.attn(self.norm1(x_BLD))
-        return x_BLD + self.mlp(self.norm2(x_BLD))
-
-
 class Denoiser(nn.Module):
-    """eps(z_t, t, condition, label) of one level. Names of the weights are U-ViT's; `sites` is added.
+    """What the process predicts (the noise, by default) of one level. Weights are named as in U-ViT; `sites` is added.
 
-    Tokens are [label, time, image]. The condition joins the image tokens before encoder blocks 0, 2, ...,
+    Tokens are [label, time, text, image]. The conditions join the image tokens before encoder blocks 0, 2, ...,
     before the middle block, before decoder blocks 0, 2, ... and after the last.
     """
 
@@ -152,26 +81,39 @@ class Denoiser(nn.Module):
         self.config = config
         _, _, channels = config.shape
         dim, half = config.dim, config.depth // 2
-        self.extras = 2 if config.labels else 1
+        self.extras = 1 + bool(config.labels) + (config.text[0] if config.text else 0)
+        self.checkpointing = False  # whether the backward pass computes a block's activations anew
 
         self.patch_embed = PatchEmbed(channels, config.patch, dim)
         if config.labels:
             self.label_emb = nn.Embedding(config.labels + 1, dim)
+        if config.text:
+            self.context_embed = nn.Linear(config.text[1], dim)
+            # The empty caption's embedding: set from the store, kept with the weights, so that sampling needs no store.
+            self.null_context: Tensor
+            self.register_buffer("null_context", torch.zeros(config.text))
+        if config.sigma_told:
+            self.sigma_embed = nn.Linear(len(config.condition_shapes) * dim, dim)
         self.pos_embed = nn.Parameter(torch.empty(1, self.extras + math.prod(config.grid), dim))
-        self.in_blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(half))
-        self.mid_block = Block(dim, config.heads)
-        self.out_blocks = nn.ModuleList(Block(dim, config.heads, skip=True) for _ in range(half))
+
+        def block(skip: bool = False) -> Block:
+            return Block(dim, config.heads, skip, config.qk_norm)
+
+        self.in_blocks = nn.ModuleList(block() for _ in range(half))
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(half))
         self.norm = nn.LayerNorm(dim)
         self.decoder_pred = nn.Linear(dim, config.patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
-        if config.condition_shape:
+        if config.condition_shapes:
             sites = 2 * len(range(0, half, 2)) + 2
             self.sites = nn.ModuleList(
-                Site(config.condition_shape, config.grid, dim, config.condition) for _ in range(sites)
+                Site(config.condition_shapes, config.grid, dim, config.condition) for _ in range(sites)
             )
             if config.null_condition == "learned":
-                h, w, c = config.condition_shape
-                self.null_condition = nn.Parameter(torch.empty(c, h, w))
+                nearest, *further = (nn.Parameter(torch.empty(c, h, w)) for h, w, c in config.condition_shapes)
+                self.null_condition = nearest
+                self.null_further = nn.ParameterList(further)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -189,11 +131,14 @@ class Denoiser(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self._initialise_way_through()
-        if self.config.condition_shape and self.config.null_condition == "learned":
-            nn.init.trunc_normal_(self.null_condition, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.startswith("null_"):
+                nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, Site):
                 module.start_as_identity()
+        if self.config.sigma_told:  # nothing at first, as the condition path
+            nn.init.zeros_(self.sigma_embed.weight)
 
     @torch.no_grad()
     def _initialise_way_through(self) -> None:
@@ -210,57 +155,89 @@ class Denoiser(nn.Module):
         self,
         z_BCHW: Tensor,
         time_B: Tensor,
-        condition_BCHW: Tensor | None = None,
+        condition: Tensor | Sequence[Tensor] | None = None,
         keep_B: Tensor | None = None,
         label_B: Tensor | None = None,
+        context_BTD: Tensor | None = None,
+        sigma_BK: Tensor | None = None,
     ) -> Tensor:
-        """The noise in z_BCHW, (B, C, H, W).
+        """What the process predicts of z_BCHW, (B, C, H, W).
 
-        time_B is what the process tells the network; condition_BCHW the noised latent of the level above
-        (None: the null condition for all), kept where keep_B is true; label_B int64, where `labels` is the
-        null class.
+        time_B is what the process tells the network. `condition` is the noised latent of the level above, or those of
+        all levels that condition this one, the nearest first (None: the null condition for all samples), kept where
+        keep_B is true. label_B is int64, where `labels` is the null class; context_BTD the embedded captions (None:
+        the empty caption). sigma_BK are the noises on the conditions, for a denoiser that is told them.
         """
-        x_BLD = self._tokens(z_BCHW, time_B, label_B)
-        condition_BCHW = self._condition(condition_BCHW, keep_B, z_BCHW)
+        conditions = self._conditions(condition, keep_B, z_BCHW)
+        x_BLD = self._tokens(z_BCHW, time_B, label_B, context_BTD)
+        if self.config.sigma_told:
+            x_BLD = self._tell_sigma(x_BLD, None if condition is None else sigma_BK, keep_B)
         sites = iter(getattr(self, "sites", ()))
 
         def join(x_BLD: Tensor) -> Tensor:
-            if condition_BCHW is None:
+            if not conditions:
                 return x_BLD
             extras_BED, image_BLD = x_BLD[:, : self.extras], x_BLD[:, self.extras :]
-            return torch.cat([extras_BED, next(sites)(image_BLD, condition_BCHW)], 1)
+            return torch.cat([extras_BED, self._run(next(sites), image_BLD, conditions)], 1)
 
         skips = []
         for i, block in enumerate(self.in_blocks):
-            x_BLD = block(join(x_BLD) if i % 2 == 0 else x_BLD)
+            x_BLD = self._run(block, join(x_BLD) if i % 2 == 0 else x_BLD)
             skips.append(x_BLD)
-        x_BLD = self.mid_block(join(x_BLD))
+        x_BLD = self._run(self.mid_block, join(x_BLD))
         for i, block in enumerate(self.out_blocks):
-            x_BLD = block(join(x_BLD) if i % 2 == 0 else x_BLD, skips.pop())
+            x_BLD = self._run(block, join(x_BLD) if i % 2 == 0 else x_BLD, skips.pop())
         x_BLD = join(x_BLD)[:, self.extras :]
         return self.final_layer(self._picture(self.decoder_pred(self.norm(x_BLD))))
 
-    def _tokens(self, z_BCHW: Tensor, time_B: Tensor, label_B: Tensor | None) -> Tensor:
+    def _run(self, module: nn.Module, *inputs: Any) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
+
+    def _tokens(self, z_BCHW: Tensor, time_B: Tensor, label_B: Tensor | None, context_BTD: Tensor | None) -> Tensor:
         image_BLD = self.patch_embed(z_BCHW)
-        time_B1D = time_embedding(time_B, self.config.dim).to(image_BLD.dtype)[:, None]
-        tokens = [time_B1D, image_BLD]
+        tokens = [sinusoids(time_B, self.config.dim).to(image_BLD.dtype)[:, None], image_BLD]
+        if self.config.text:
+            if context_BTD is None:
+                context_BTD = self.null_context.expand(len(z_BCHW), *self.config.text)
+            tokens.insert(1, self.context_embed(context_BTD))
         if self.config.labels:
             if label_B is None:
                 label_B = torch.full((len(z_BCHW),), self.config.labels, device=z_BCHW.device)
             tokens.insert(0, self.label_emb(label_B)[:, None])
         return torch.cat(tokens, 1) + self.pos_embed
 
-    def _condition(self, condition_BCHW: Tensor | None, keep_B: Tensor | None, z_BCHW: Tensor) -> Tensor | None:
-        """The condition with the null in place of what is dropped; None for the top of a hierarchy."""
-        if not self.config.condition_shape:
-            return None
-        h, w, c = self.config.condition_shape
-        null_CHW = self.null_condition if self.config.null_condition == "learned" else z_BCHW.new_zeros(c, h, w)
-        if condition_BCHW is None:
-            return null_CHW.expand(len(z_BCHW), c, h, w)
+    def _tell_sigma(self, x_BLD: Tensor, sigma_BK: Tensor | None, keep_B: Tensor | None) -> Tensor:
+        """Adds a linear map of the sigmas' sinusoids to the time token; the null condition has a sigma of 0."""
+        conditions, time = len(self.config.condition_shapes), int(bool(self.config.labels))
+        if sigma_BK is None:
+            sigma_BK = x_BLD.new_zeros(len(x_BLD), conditions)
+        if keep_B is not None:
+            sigma_BK = sigma_BK * keep_B[:, None]
+        told_BKD = sinusoids(SIGMA_SCALE * sigma_BK.flatten(), self.config.dim).view(len(x_BLD), -1)
+        token_B1D = self.sigma_embed(told_BKD.to(x_BLD.dtype))[:, None]
+        return torch.cat([x_BLD[:, :time], x_BLD[:, time : time + 1] + token_B1D, x_BLD[:, time + 1 :]], 1)
+
+    def _conditions(
+        self, condition: Tensor | Sequence[Tensor] | None, keep_B: Tensor | None, z_BCHW: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The conditions with the null in place of what is dropped; none for the top of a hierarchy."""
+        shapes = self.config.condition_shapes
+        if not shapes:
+            return ()
+        if self.config.null_condition == "learned":
+            nulls = [self.null_condition, *self.null_further]
+        else:
+            nulls = [z_BCHW.new_zeros(c, h, w) for h, w, c in shapes]
+        if condition is None:
+            return tuple(null_CHW.expand(len(z_BCHW), *null_CHW.shape) for null_CHW in nulls)
+        conditions = (condition,) if isinstance(condition, Tensor) else tuple(condition)
+        assert len(conditions) == len(shapes), f"{len(conditions)} condition(s) for {len(shapes)} levels"
         if keep_B is None:
-            return condition_BCHW
-        return torch.where(keep_B[:, None, None, None], condition_BCHW, null_CHW)
+            return conditions
+        keep_B111 = keep_B[:, None, None, None]
+        return tuple(torch.where(keep_B111, one_BCHW, null_CHW) for one_BCHW, null_CHW in zip(conditions, nulls))
 
     def _picture(self, x_BLP: Tensor) -> Tensor:
         """Patches (B, L, p p C) to (B, C, H, W)."""

@@ -55,7 +55,7 @@ def sample_below(
 
 def _condition(model: Model, above_BCHW: Tensor | None, indices: Sequence[int], seed: int) -> Tensor | None:
     """The level above, noised as in training; None at the top."""
-    if model.config.condition_shape is None:
+    if not model.config.condition_shapes:
         return None
     assert above_BCHW is not None, f"z_{model.level + 1} is neither frozen nor drawn"
     noise_BCHW = noise.normal(seed, f"sample/condition/z{model.level + 1}", indices, above_BCHW.shape[1:])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nestgen import noise
-from nestgen.process import Process
+from nestgen.process import process_of
 from nestgen.recipe import Recipe
 from nestgen.store import Store, open_hierarchy, read_labels
 
@@ -28,36 +28,42 @@ class Feed:
     recipe: Recipe
     level: int
     z: Store
-    above: Store | None  # the level that conditions this one
+    above: tuple[Store, ...]  # the levels that condition this one, the nearest first
     labels: np.ndarray | None  # (rows,)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step needs, on the CPU; `condition_BCHW` is noised already."""
+    """What a training step needs; the conditions, the nearest level first, are noised already."""
 
     z_BCHW: Tensor
     eps_BCHW: Tensor
     t_B: Tensor
-    condition_BCHW: Tensor | None
-    keep_B: Tensor | None
-    label_B: Tensor | None
+    conditions: tuple[Tensor, ...] = ()
+    sigma_BK: Tensor | None = None  # of each condition
+    keep_B: Tensor | None = None
+    label_B: Tensor | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device, but for the times: the process is evaluated in float64 on the CPU."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch of all tensors changed, but for the times: the process is evaluated in float64 on the CPU."""
+        changed: dict[str, Any] = {
+            field.name: tuple(map(change, value)) if isinstance(value, tuple) else change(value)
             for field in fields(self)
             if field.name != "t_B" and (value := getattr(self, field.name)) is not None
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
+
+    def given(self) -> dict[str, Any]:
+        """What the denoiser takes beside z_t and the time, by argument."""
+        given = {"keep_B": self.keep_B, "label_B": self.label_B, "sigma_BK": self.sigma_BK}
+        return {"condition": self.conditions or None, **given}
 
 
 def open_feed(recipe: Recipe, level: int) -> Feed:
-    """Opens a level's store, the one above it and, where the recipe has labels, those."""
-    stores = open_hierarchy(recipe, range(level, min(level + 2, len(recipe.levels))))
-    labels = read_labels(recipe, stores[0]) if recipe.denoiser.labels else None
-    return Feed(recipe, level, stores[0], stores[1] if len(stores) > 1 else None, labels)
+    """Opens a level's store, those that condition it and, where the recipe has labels, those."""
+    z, *above = open_hierarchy(recipe, (level, *recipe.conditions(level)))
+    labels = read_labels(recipe, z) if recipe.denoiser.labels else None
+    return Feed(recipe, level, z, tuple(above), labels)
 
 
 @lru_cache(maxsize=2)  # a batch may reach into the next epoch
@@ -102,33 +108,44 @@ def make_batch(feed: Feed, step: int, process: int = 0, processes: int = 1) -> B
         h, w, c = shape
         return noise.normal(seed, f"train/z{feed.level}/{name}", samples.tolist(), (c, h, w))
 
-    u_B4 = noise.uniform(seed, f"train/z{feed.level}/draws", samples.tolist(), (4,))
+    above = feed.recipe.conditions(feed.level)
+    u_BN = noise.uniform(seed, f"train/z{feed.level}/draws", samples.tolist(), (4 + len(above),))
     rows = rows_of(seed, feed.z.rows, samples)
-    views = (u_B4[:, 0] * feed.z.views).long().numpy()
+    views = (u_BN[:, 0] * feed.z.views).long().numpy()
 
     codec = feed.z.attributes.get("codec")
     shape = feed.z.latent_shape
     moments = codec is not None and codec["moments"]
     z_BCHW = to_latent(feed.z.read(rows, views), codec, normal("posterior", shape) if moments else None)
 
-    condition_BCHW = keep_B = label_B = None
-    if feed.above is not None:
-        sigma = feed.recipe.levels[feed.level + 1].sigma
-        condition_BCHW = to_latent(feed.above.read(rows, views), None, None)
-        if sigma:
-            condition_BCHW += sigma * normal("condition", feed.above.latent_shape)
-        keep_B = u_B4[:, 1] >= options.condition_drop
+    conditions, sigmas = [], []
+    for number, store, u_B in zip(above, feed.above, u_BN.T[4:]):
+        condition_BCHW = to_latent(store.read(rows, views), None, None)
+        sigma_B = draw_sigma(feed.recipe.levels[number].sigma, u_B)
+        if sigma_B.any():
+            name = "condition" if number == feed.level + 1 else f"condition/z{number}"
+            condition_BCHW += sigma_B[:, None, None, None] * normal(name, store.latent_shape)
+        conditions.append(condition_BCHW)
+        sigmas.append(sigma_B)
+    label_B = None
     if feed.labels is not None:
         null = feed.recipe.denoiser.labels
-        label_B = torch.from_numpy(feed.labels[rows]).masked_fill(u_B4[:, 2] < options.label_drop, null)
+        label_B = torch.from_numpy(feed.labels[rows]).masked_fill(u_BN[:, 2] < options.label_drop, null)
     return Batch(
         z_BCHW=z_BCHW,
         eps_BCHW=normal("eps", shape),
-        t_B=Process(feed.recipe.process.kind).time(u_B4[:, 3]),
-        condition_BCHW=condition_BCHW,
-        keep_B=keep_B,
+        t_B=process_of(feed.recipe, feed.level).time(u_BN[:, 3]),
+        conditions=tuple(conditions),
+        sigma_BK=torch.stack(sigmas, 1) if sigmas else None,
+        keep_B=u_BN[:, 1] >= options.condition_drop if conditions else None,
         label_B=label_B,
     )
+
+
+def draw_sigma(sigma: float | tuple[float, float], u_B: Tensor) -> Tensor:
+    """A level's sigma for each sample, float32: the recipe's number, or one of its range by a uniform number."""
+    low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    return (low + (high - low) * u_B).float()
 
 
 def prefetch(make: Callable[[int], Batch], first: int, last: int) -> Generator[Batch]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from nestgen.checkpoint import newest
 from nestgen.counts import PAPER, Printed, count, growth
 from nestgen.denoiser import denoiser_config
 from nestgen.errors import UserError
-from nestgen.recipe import Recipe, run_dir, shape_name, store_path
+from nestgen.recipe import Level, Recipe, run_dir, shape_name, store_path
 from nestgen.store import open_store
 
 
@@ -37,9 +35,9 @@ def _levels(recipe: Recipe) -> str:
             (
                 f"z_{number}",
                 shape_name(level.shape),
-                f"{level.sigma:g}" if number else "",
+                _sigma(level) if number else "",
                 str(level.grid[0] * level.grid[1]),
-                f"z_{number + 1}" if config.condition_shape else "",
+                ", ".join(f"z_{above}" for above in recipe.conditions(number)),
                 f"{counts.parameters / 1e6:.3f}M",
                 f"{counts.gflops:.3f}",
                 f"{counts.gflops_true:.3f}",
@@ -52,13 +50,20 @@ def _levels(recipe: Recipe) -> str:
     ) + _table(rows)
 
 
+def _sigma(level: Level) -> str:
+    return f"{level.sigma[0]:g} to {level.sigma[1]:g}" if isinstance(level.sigma, tuple) else f"{level.sigma:g}"
+
+
 def _growth(recipe: Recipe) -> str:
     paper = _paper(recipe)
     header = ("L", "adds", "parameters", "GFlops", "with attention")
     rows: list[tuple[str, ...]] = [(*header, "paper: parameters", "GFlops") if paper else header]
     for number, level in enumerate(recipe.levels):
-        below = denoiser_config(recipe, number - 1) if number else None
-        counts = growth(below, replace(denoiser_config(recipe, number), condition_shape=None))
+        before, after = (
+            [denoiser_config(recipe.depth(depth), level) for level in range(depth)] if depth else []
+            for depth in (number, number + 1)
+        )
+        counts = growth(before, after)
         row: tuple[str, ...] = (
             f"{number + 1}",
             f"z_{number} {shape_name(level.shape)}",

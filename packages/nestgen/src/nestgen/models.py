@@ -14,7 +14,7 @@ from nestgen.checkpoint import Checkpoint, checkpoints, denoiser_of, newest
 from nestgen.denoiser import Denoiser, DenoiserConfig, denoiser_config
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
-from nestgen.process import Process
+from nestgen.process import Process, trained_process
 from nestgen.recipe import FLOW_SAMPLERS, Autoguide, Interval, Recipe, run_dir, shape_name
 from nestgen.samplers import Denoise
 
@@ -102,7 +102,7 @@ class Model:
                 out_BCHW = out_BCHW + w * (
                     kept_BCHW - self.weak.denoiser(z_BCHW, told_B, condition_BCHW, None, label_B)
                 )
-            return (z_BCHW - float(one.process.sigma(t)) * out_BCHW) / float(one.process.alpha(t))
+            return one.process.latent(out_BCHW, z_BCHW, t)
 
         return denoise
 
@@ -162,9 +162,13 @@ def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
         steps=options.of("steps", level),
         guidance=None if top and not recipe.denoiser.labels else options.of("guidance", level) * coarse,
         interval=options.of("guidance_interval", level),
-        sigma=0.0 if top else recipe.levels[level + 1].sigma if sigma is None else sigma,
+        sigma=0.0 if top else _lowest(recipe.levels[level + 1].sigma) if sigma is None else sigma,
         autoguidance=autoguide.scale if autoguide else 0.0,
     )
+
+
+def _lowest(sigma: float | tuple[float, float]) -> float:
+    return sigma[0] if isinstance(sigma, tuple) else sigma
 
 
 def _whole(checkpoint: Checkpoint | None, folder: Path, level: int) -> Checkpoint:
@@ -181,7 +185,7 @@ def _weights(checkpoint: Checkpoint, device: torch.device) -> Weights:
     except FileNotFoundError:
         raise UserError(f"{checkpoint.path} is gone: it is being trained; sample once its training has ended") from None
     denoiser = denoiser.to(device).requires_grad_(False).eval()
-    return Weights(denoiser, Process(checkpoint.meta["process"]["kind"]), checkpoint.meta, sha256)
+    return Weights(denoiser, trained_process(checkpoint.meta), checkpoint.meta, sha256)
 
 
 def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: Weights, runs: Path) -> Weights:
@@ -213,14 +217,19 @@ def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: Weights, run
 
 def _check_same(recipe: Recipe, level: int, meta: dict[str, Any], folder: Path) -> None:
     """The recipe must say what the checkpoint was trained with."""
-    pairs: list[tuple[str, Any, Any]] = [("process.kind", meta["process"]["kind"], recipe.process.kind)]
-    for index in range(level, min(level + 2, len(recipe.levels))):
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"process.{key}", meta["process"][key], value) for key, value in recipe.process.model_dump().items()
+    ]
+    pairs.append(
+        (f"levels[{level}].shape", shape_name(meta["levels"][level]["shape"]), shape_name(recipe.levels[level].shape))
+    )
+    pairs.append((f"levels[{level}].shift", meta["levels"][level]["shift"], recipe.levels[level].shift))
+    for index in recipe.conditions(level):
         trained, here = meta["levels"][index], recipe.levels[index]
         pairs.append((f"levels[{index}].shape", shape_name(trained["shape"]), shape_name(here.shape)))
-        if index > level:
-            pairs.append((f"levels[{index}].sigma", trained["sigma"], here.sigma))
-    wanted = asdict(denoiser_config(recipe, level))
-    pairs += [(f"the denoiser's {key}", meta["denoiser"][key], value) for key, value in wanted.items()]
+        pairs.append((f"levels[{index}].sigma", trained["sigma"], here.sigma))
+    trained_config, wanted = asdict(denoiser_of(meta)), asdict(denoiser_config(recipe, level))
+    pairs += [(f"the denoiser's {key}", trained_config[key], value) for key, value in wanted.items()]
     for name, trained, here in pairs:
         trained = tuple(trained) if isinstance(trained, list) else trained
         if trained != here:

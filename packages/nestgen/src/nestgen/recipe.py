@@ -37,7 +37,16 @@ def parse_shape(text: object) -> object:
     return tuple(int(part) for part in text.split("x"))
 
 
-def shape_name(shape: tuple[int, int, int]) -> str:
+def parse_text(text: object) -> object:
+    """(tokens, width) of 'TxD'; anything else raises ValueError."""
+    if text is None or isinstance(text, tuple):
+        return text
+    if not isinstance(text, str) or not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise ValueError("should be tokens x width of the text store, such as 77x768, or null")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def shape_name(shape: tuple[int, ...]) -> str:
     """'HxWxC' of (h, w, c)."""
     return "x".join(map(str, shape))
 
@@ -47,6 +56,8 @@ def _as_tuple(value: object) -> object:
 
 
 Shape = Annotated[tuple[int, int, int], BeforeValidator(parse_shape)]
+TextShape = Annotated[tuple[int, int] | None, BeforeValidator(parse_text)]
+Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], BeforeValidator(_as_tuple)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -71,14 +82,17 @@ class Level(Section):
     """One latent of the hierarchy."""
 
     shape: Shape
-    sigma: NonNegativeFloat = 0.0
+    sigma: NonNegativeFloat | Range = 0.0
     patch: PositiveInt = Field(default_factory=lambda data: 1 if min(data["shape"][:2]) < 4 else 2)
+    shift: PositiveFloat = 1.0
 
     @model_validator(mode="after")
-    def _patch_divides(self) -> Level:
+    def _fits(self) -> Level:
         h, w, _ = self.shape
         if h % self.patch or w % self.patch:
             raise ValueError(f"has patch {self.patch}, which does not divide its {h}x{w} grid")
+        if isinstance(self.sigma, tuple) and self.sigma[0] >= self.sigma[1]:
+            raise ValueError(f"has sigma {list(self.sigma)}: a range rises, such as [0, 1.5]")
         return self
 
     @property
@@ -94,12 +108,29 @@ class DenoiserOptions(Section):
     labels: NonNegativeInt = 0
     condition: Literal["replace", "residual"] = "replace"
     null_condition: Literal["zeros", "learned"] = "zeros"
+    condition_on: Literal["above", "all"] = "above"
+    sigma_told: bool = False
+    text: TextShape = None
+    qk_norm: bool = False
 
 
 class ProcessOptions(Section):
-    """The diffusion process."""
+    """The diffusion process, what of it the network predicts, and how its loss is weighted over time."""
 
-    kind: Literal["discrete", "vp"] = "discrete"
+    kind: Literal["discrete", "vp", "flow"] = "discrete"
+    prediction: Literal["eps", "v", "velocity"] = Field(
+        default_factory=lambda data: "velocity" if data.get("kind") == "flow" else "eps"
+    )
+    weighting: Literal["uniform", "min-snr"] = "uniform"
+
+    @model_validator(mode="after")
+    def _prediction_tells_the_latent(self) -> ProcessOptions:
+        if (self.kind, self.prediction) == ("flow", "eps"):
+            raise ValueError(
+                "has prediction eps, which at the start of flow's sampling says nothing of the latent; "
+                "set velocity or v, or another kind"
+            )
+        return self
 
 
 class TrainingOptions(Section):
@@ -114,6 +145,7 @@ class TrainingOptions(Section):
     ema: Decay = 0.9999
     condition_drop: Probability = 0.5
     label_drop: Probability = 0.1
+    text_drop: Probability = 0.1
     clip: PositiveFloat | None = None
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     checkpoint_every: PositiveInt = 5000
@@ -236,6 +268,12 @@ class Recipe(Section):
                 f"is {side}x{side}x3"
             )
         self._check_sampling()
+        for number, level in enumerate(self.levels):
+            if isinstance(level.sigma, tuple) and not self.denoiser.sigma_told:
+                raise ValueError(
+                    f"levels[{number}].sigma is a range, so the denoisers must be told which sigma they were given; "
+                    "set denoiser.sigma_told: true"
+                )
         return self
 
     def _check_sampling(self) -> None:
@@ -262,6 +300,11 @@ class Recipe(Section):
         recipe = _validated(data, self.file)
         recipe._file = self.file
         return recipe
+
+    def conditions(self, level: int) -> range:
+        """The levels that condition a level's denoiser, the nearest first; none for the top of the hierarchy."""
+        end = len(self.levels) if self.denoiser.condition_on == "all" else min(level + 2, len(self.levels))
+        return range(level + 1, end)
 
 
 def run_dir(recipe: Recipe, level: int) -> Path:
@@ -300,10 +343,16 @@ def _validated(data: Mapping[str, Any], file: Path) -> Recipe:
         raise UserError(f"{file}: {_sentence(first, data)}") from None
 
 
+# What pydantic adds to a key's path where several types are allowed.
+UNION_MEMBERS = ("float", "tuple[", "constrained-float", "function-before[")
+
+
 def _sentence(error: Any, data: Any) -> str:
     """One validation error in words: the key by its path, what was expected, what was found."""
     path = []
     for part in error["loc"]:
+        if str(part).startswith(UNION_MEMBERS):
+            continue
         if isinstance(part, int) and not isinstance(data, list | tuple):
             continue  # the recipe has one value where a list may stand
         path.append(part)

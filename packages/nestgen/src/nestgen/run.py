@@ -25,8 +25,8 @@ def describe(feed: Feed) -> dict[str, Any]:
     """What a checkpoint records besides its step (checkpoint.py), as plain JSON values."""
     recipe, level = feed.recipe, feed.level
     fingerprints = {f"z{level}": feed.z.attributes["fingerprint"]}
-    if feed.above is not None:
-        fingerprints[f"z{level + 1}"] = feed.above.attributes["fingerprint"]
+    for above, store in zip(recipe.conditions(level), feed.above):
+        fingerprints[f"z{above}"] = store.attributes["fingerprint"]
     if feed.labels is not None:
         fingerprints["labels"] = hashlib.sha256(feed.labels.tobytes()).hexdigest()
     meta = {
@@ -46,11 +46,12 @@ def describe(feed: Feed) -> dict[str, Any]:
 
 def _decisive(meta: dict[str, Any]) -> dict[str, Any]:
     """What decides the weights of a given step, by dotted name."""
-    above = meta["level"] + 1
-    conditioned = above < len(meta["levels"])
+    level = meta["level"]
+    above = range(level + 1, level + 1 + len(meta["denoiser"]["condition_shapes"]))
     parts = {
         "seed": {"": meta["seed"]},
-        f"levels[{above}]": {"sigma": meta["levels"][above]["sigma"]} if conditioned else {},
+        f"levels[{level}]": {"shift": meta["levels"][level]["shift"]},
+        **{f"levels[{one}]": {"sigma": meta["levels"][one]["sigma"]} for one in above},
         "training": {key: value for key, value in meta["training"].items() if key not in FREE},
         **{key: meta[key] or {} for key in ("denoiser", "process", "stores", "codec")},
     }

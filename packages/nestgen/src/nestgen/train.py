@@ -23,7 +23,7 @@ from nestgen.checkpoint import Checkpoint, save_checkpoint
 from nestgen.denoiser import Denoiser, denoiser_config
 from nestgen.errors import UserError
 from nestgen.feed import Batch, Feed, make_batch, open_feed, prefetch
-from nestgen.process import Process, loss
+from nestgen.process import process_of
 from nestgen.recipe import Recipe, TrainingOptions, run_dir
 from nestgen.run import describe, find_checkpoint, lay_folder
 
@@ -115,7 +115,7 @@ class Training:
     def __init__(self, accelerator: Accelerator, feed: Feed, checkpoint: Checkpoint | None) -> None:
         recipe, device = feed.recipe, accelerator.device
         self.accelerator, self.feed, self.options = accelerator, feed, recipe.training
-        self.process = Process(recipe.process.kind)
+        self.process = process_of(recipe, feed.level)
         self.denoiser = initial_denoiser(recipe, feed.level).to(device)
         self.weights: dict[str, Tensor] = dict(self.denoiser.named_parameters())
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -138,11 +138,11 @@ class Training:
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """The optimiser step that follows `step` steps; returns the loss before it, of this process's share."""
-        batch = batch.to(self.accelerator.device)
+        batch = batch.each(lambda tensor: tensor.to(self.accelerator.device, non_blocking=True))
         z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
         told_B = self.process.told(batch.t_B).to(z_t_BCHW.device)
-        eps_hat_BCHW = self.model(z_t_BCHW, told_B, batch.condition_BCHW, batch.keep_B, batch.label_B)
-        value = loss(eps_hat_BCHW, batch.eps_BCHW)
+        output_BCHW = self.model(z_t_BCHW, told_B, **batch.given())
+        value = self.process.loss(output_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
         self.accelerator.backward(value)
         if self.options.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
