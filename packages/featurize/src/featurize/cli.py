@@ -56,6 +56,7 @@ _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask c
 @_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
 @_option("--limit", "Take the first so many pictures.", type=click.IntRange(min=1))
 @_option("--split", "Split of scenes, COCO and ImageNet.", type=click.Choice(choices("split")))
+@_option("--classes", "Only these of ImageNet's or a folder's classes: a list, or imagenet100.", metavar="FILE")
 @_option("--base-channels", "Channels kept in the base store.", type=click.IntRange(min=1))
 @_option("--basis", "Take basis and standardisation of this store root: for a validation split.", metavar="DIR")
 @_option("--basis-rows", "Pictures on which the basis is fitted.", type=click.IntRange(min=1))
@@ -72,7 +73,7 @@ def extract(
 ) -> None:
     """Encode the pictures of SOURCE and write base store, levels and z_0.
 
-    SOURCE is scenes, wds:SHARDS, folder:DIR, imagenet:DIR or coco:DIR; without it, what the recipe names.
+    SOURCE is scenes, wds:SHARDS, folder:DIR, imagenet:DIR or coco:DIR (docs/sources.md); without it, what the recipe names.
     Run again, it goes on where it stopped, and does nothing when all is there.
     """
     from featurize.extract import extract as run_extract

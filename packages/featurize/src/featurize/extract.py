@@ -59,7 +59,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None) -> lis
     basis_folder = other_basis(features.basis, features.encoder)
     if basis_folder is not None:
         basis_.load_basis(basis_folder / "basis.safetensors")
-    listing = list_pictures(features.source, features.split, features.limit)
+    listing = list_pictures(features.source, features.split, features.limit, features.classes)
     for remark in listing.remarks:
         log.warning(remark)
 

@@ -254,11 +254,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _listing_sha256(pictures: Sequence[Picture]) -> str:
-    """Digest of what was listed and of the files' times: the same files need no second look."""
-    times: dict[str, int] = {}
-    for picture in pictures:
-        if picture.source not in times:
-            path = Path(picture.source)
-            times[picture.source] = path.stat().st_mtime_ns if path.is_file() else 0
-    lines = [[p.key, p.source, p.offset, p.size, p.label, p.captions, times[p.source]] for p in pictures]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    """Digest of what was listed and of the files' versions: the same files need no second look."""
+    digest = hashlib.sha256()
+    for p in pictures:
+        digest.update(json.dumps([p.key, p.source, p.offset, p.size, p.label, p.captions, p.version]).encode())
+    return digest.hexdigest()

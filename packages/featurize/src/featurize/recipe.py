@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurize.errors import UserError
+from featurize.sources.classes import BUILT_IN
 
 DEFAULT_RECIPE = Path("nested.yaml")
 SECTIONS = (
@@ -37,6 +38,7 @@ class Features(BaseModel):
     views: int = Field(default=1, ge=1, le=2)
     limit: int | None = Field(default=None, ge=1)
     split: Literal["train", "val"] = "train"
+    classes: str | None = None
     base_channels: int = Field(default=64, ge=1)
     basis: str | None = None
     basis_rows: int = Field(default=65536, ge=1)
@@ -125,9 +127,12 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
             anchored[key] = str(root / anchored[key])
     source = anchored.get("source")
     if isinstance(source, str) and ":" in source and not source.startswith("scenes"):
-        kind, _, place = source.partition(":")
-        if "://" not in place:
-            anchored["source"] = f"{kind}:{root / place}"
+        kind, _, places = source.partition(":")
+        anchored["source"] = f"{kind}:" + "::".join(
+            place if "://" in place else str(root / place) for place in places.split("::")
+        )
+    if isinstance(anchored.get("classes"), str) and anchored["classes"] not in BUILT_IN:
+        anchored["classes"] = str(root / anchored["classes"])
     return anchored
 
 

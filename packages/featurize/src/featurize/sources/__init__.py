@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from featurize.errors import UserError
 
+# What can be decoded, and heic, which can't: such a picture is refused in the ledger, not passed over. Of a sample with
+# several (a photo and its mask), the first in this order is the picture.
+EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2",
+    "avif", "avifs", "ico", "heic", "heif",
+)  # fmt: skip
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One picture of a source, not yet read.
 
-    `source` is a file, of which the bytes [offset, offset + size) are the picture; for drawn pictures it is the
-    generator's address and `offset` the index.
+    `source` is a file or a remote address, of which the bytes [offset, offset + size) are the picture; for drawn pictures
+    it is the generator's address and `offset` the index. `version` tells a changed file from the same one: a time, an ETag.
     """
 
     key: str
@@ -23,6 +29,7 @@ class Picture:
     size: int
     label: int | None = None
     captions: tuple[str, ...] = ()
+    version: int | str = 0
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,21 @@ class Listing:
     remarks: tuple[str, ...] = ()
 
 
-Lister = Callable[[str, str, int | None], Listing]  # (address, split, limit) -> Listing
+@dataclass(frozen=True)
+class Query:
+    """What of a source is asked for. `classes` is a file of class names, or the name of a list that ships with the package."""
+
+    address: str
+    split: str
+    limit: int | None = None
+    classes: str | None = None
 
 
-def list_pictures(source: str, split: str, limit: int | None) -> Listing:
-    """The pictures of SOURCE (`scenes[:SIZE]`, `wds:SHARDS`, `folder:DIR`, `imagenet:DIR`, `coco:DIR`).
+Lister = Callable[[Query], Listing]
+
+
+def list_pictures(source: str, split: str, limit: int | None, classes: str | None = None) -> Listing:
+    """The pictures of SOURCE (`scenes[:SIZE]`, `wds:SHARDS`, `folder:DIR`, `imagenet:PLACE`, `coco:DIR`).
 
     Raises UserError for an unknown kind, a place that is not there, and a source without pictures.
     """
@@ -48,39 +65,50 @@ def list_pictures(source: str, split: str, limit: int | None) -> Listing:
         raise UserError(f"SOURCE '{source}' is of no known kind; it starts with one of {known}.")
     if kind != "scenes" and not address:
         raise UserError(f"SOURCE '{source}' names no place; write {kind}:PLACE.")
-    listing = listers[kind](address, split, limit)
+    if classes is not None and kind not in ("folder", "imagenet"):
+        raise UserError(
+            f"SOURCE '{source}' has no class folders to choose by --classes; it goes with imagenet: and folder:."
+        )
+    listing = listers[kind](Query(address, split, limit, classes))
     if not listing.pictures:
         raise UserError(f"SOURCE '{source}' holds no pictures; check the path and the kind of source.")
-    return listing
+    return replace(listing, remarks=(*listing.remarks, *_gaps(listing.pictures)))
 
 
 def read(picture: Picture) -> bytes:
-    """The bytes of the picture file."""
+    """The bytes of the picture file. Raises FileNotFoundError, and UserError for a remote place that does not answer."""
     if picture.source.startswith("scenes:"):
         from featurize.sources import drawn
 
         return drawn.read(picture)
-    with open(picture.source, "rb") as file:
-        file.seek(picture.offset)
-        return file.read(picture.size)
+    from featurize.sources.addresses import read_range
+
+    return read_range(picture.source, picture.offset, picture.size)
 
 
-def existing_folder(address: str) -> Path:
-    """The address as a folder that is there, or UserError."""
-    folder = Path(address).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The folder {folder} is not there; check the path of SOURCE.")
-    return folder.resolve()
+def _gaps(pictures: Sequence[Picture]) -> list[str]:
+    """Some pictures with, some without: seldom what was meant."""
+    gaps = {
+        "label": [picture.key for picture in pictures if picture.label is None],
+        "caption": [picture.key for picture in pictures if not picture.captions],
+    }
+    return [
+        f"{len(bare):,} of {len(pictures):,} pictures have no {what} (first: {bare[0]})."
+        for what, bare in gaps.items()
+        if 0 < len(bare) < len(pictures)
+    ]
 
 
 def _listers() -> dict[str, Lister]:
     # Imported here, so that a source costs its imports only when it is used.
-    from featurize.sources import coco, drawn, folders, shards
+    from featurize.sources import coco, drawn, folders, imagenet, shards
 
     return {
         "scenes": drawn.list_scenes,
         "wds": shards.list_shards,
         "folder": folders.list_folder,
-        "imagenet": folders.list_imagenet,
+        "imagenet": imagenet.list_imagenet,
         "coco": coco.list_coco,
+        "coco2014": coco.list_coco_2014,
+        "coco2017": coco.list_coco_2017,
     }

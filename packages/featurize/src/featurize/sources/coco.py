@@ -4,52 +4,84 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path
 
 from featurize.errors import UserError
-from featurize.sources import Listing, Picture, existing_folder
+from featurize.sources import Listing, Picture, Query
+from featurize.sources.addresses import existing_folder, exists, is_folder, read_text, walk
 
-YEARS = (2014, 2017)
+COUNTS = {
+    "train2014": 82_783,
+    "val2014": 40_504,
+    "train2017": 118_287,
+    "val2017": 5_000,
+}
 
 
-def list_coco(address: str, split: str, limit: int | None) -> Listing:
-    """The pictures that the split's captions file names, in its order, with their captions.
+def list_coco(query: Query) -> Listing:
+    """The pictures that the split's captions file names, in its order, with their captions, of the year that is there."""
+    root = existing_folder(query.address)
+    years = [year for year in (2014, 2017) if exists(f"{root}/annotations/captions_{query.split}{year}.json")]
+    if not years:
+        raise UserError(
+            f"{root} has no annotations/captions_{query.split}2014.json or captions_{query.split}2017.json; COCO's layout needs "
+            f"it, or use folder:{root}."
+        )
+    if len(years) > 1:
+        raise UserError(f"{root} holds COCO 2014 and COCO 2017; name one: coco2014:{root} or coco2017:{root}.")
+    return _list_year(root, query, years[0])
 
-    A picture that the file names and the disk lacks is listed all the same: the ledger says why it has no row.
-    """
-    root = existing_folder(address)
-    year = next((year for year in YEARS if (root / "annotations" / f"captions_{split}{year}.json").is_file()), None)
-    if year is None:
-        wanted = " or ".join(f"captions_{split}{year}.json" for year in YEARS)
-        raise UserError(f"{root} has no annotations/{wanted}; COCO's layout needs it, or use folder:{root}.")
-    annotations = root / "annotations" / f"captions_{split}{year}.json"
-    document = _read(annotations)
+
+def list_coco_2014(query: Query) -> Listing:
+    return _list_year(existing_folder(query.address), query, 2014)
+
+
+def list_coco_2017(query: Query) -> Listing:
+    return _list_year(existing_folder(query.address), query, 2017)
+
+
+def _list_year(root: str, query: Query, year: int) -> Listing:
+    """A picture that the file names and the folder lacks is listed all the same: the ledger says why it has no row."""
+    name = f"{query.split}{year}"
+    annotations = f"{root}/annotations/captions_{name}.json"
+    images, captions = _read(annotations)
+    if not is_folder(f"{root}/{name}"):
+        raise UserError(f"The pictures' folder {root}/{name} is not there; {annotations} is.")
+    files = dict(walk(f"{root}/{name}"))
+    pictures = []
+    for image in images[: query.limit]:
+        file = files.pop(image["file_name"], None)
+        key = image["file_name"].rpartition(".")[0]
+        place = (file.address, 0, file.size) if file else (f"{root}/{name}/{image['file_name']}", 0, 0)
+        told = tuple(captions.pop(image["id"], ()))
+        pictures.append(Picture(key, *place, None, told, file.version if file else 0))
+    if query.limit is not None:
+        return Listing(tuple(pictures))
+    remarks = []
+    if len(pictures) != COUNTS[name]:
+        remarks.append(f"{annotations} names {len(pictures):,} pictures; COCO's {name} has {COUNTS[name]:,}.")
+    if captions:
+        remarks.append(f"{len(captions):,} captioned pictures of {annotations} are not among its images.")
+    if files:
+        first = min(files)
+        remarks.append(
+            f"{len(files):,} files in {root}/{name} are not in the captions file and were passed over (first: {first})."
+        )
+    return Listing(tuple(pictures), tuple(remarks))
+
+
+def _read(annotations: str) -> tuple[list[dict], dict[int, list[str]]]:
+    """The images, and the captions by image id."""
     captions: defaultdict[int, list[str]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        # Some of COCO's captions contain line breaks.
-        captions[annotation["image_id"]].append(" ".join(str(annotation["caption"]).split()))
-    folder = root / f"{split}{year}"
-    pictures = tuple(
-        _picture(folder / image["file_name"], captions.pop(image["id"], []))
-        for image in document["images"][: limit or len(document["images"])]
-    )
-    bare = sum(not picture.captions for picture in pictures)
-    remarks = [f"{bare} pictures have no caption in {annotations.name}."] if bare else []
-    if captions and limit is None:
-        remarks.append(f"{len(captions)} captioned pictures of {annotations.name} are not among its images.")
-    return Listing(pictures, tuple(remarks))
-
-
-def _picture(path: Path, captions: list[str]) -> Picture:
-    size = path.stat().st_size if path.is_file() else 0
-    return Picture(path.stem, str(path), 0, size, None, tuple(captions))
-
-
-def _read(annotations: Path) -> dict[str, list[dict]]:
     try:
-        document = json.loads(annotations.read_text(encoding="utf-8"))
-        if all(isinstance(document[key], list) for key in ("images", "annotations")):
-            return document
+        document = json.loads(read_text(annotations))
+        images = [{"id": image["id"], "file_name": str(image["file_name"])} for image in document["images"]]
+        for annotation in document["annotations"]:
+            # Some of COCO's captions contain line breaks.
+            captions[annotation["image_id"]].append(" ".join(str(annotation["caption"]).split()))
+    except FileNotFoundError:
+        raise UserError(f"{annotations} is not there; COCO's captions belong to its layout.") from None
     except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{annotations} is no COCO captions file: it needs the lists 'images' and 'annotations'.")
+        raise UserError(
+            f"{annotations} is no COCO captions file: it needs the lists 'images' and 'annotations'."
+        ) from None
+    return images, captions

@@ -1,0 +1,240 @@
+"""Files here or far away: a path, or an address of fsspec like `s3://bucket/train-000000.tar`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from glob import glob
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+
+from featurize.errors import UserError
+
+T = TypeVar("T")
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before a remote place is asked again
+WINDOW = 16 << 10  # bytes a request fetches ahead: a sample's annotations and the next header, not the next picture
+AT_ONCE = 16  # places that are asked side by side
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that is there. `version` changes when its content does: the time of change in ns, or an ETag."""
+
+    address: str
+    size: int
+    version: int | str
+
+
+def is_remote(address: str) -> bool:
+    return "://" in address
+
+
+def find(address: str) -> File:
+    """Size and version of one file. Raises FileNotFoundError."""
+    if not is_remote(address):
+        status = os.stat(address)
+        return File(address, status.st_size, status.st_mtime_ns)
+    return _file_of(address, patiently(address, lambda: _file_system(address).info(address)))
+
+
+def read_range(address: str, offset: int, size: int) -> bytes:
+    """The bytes [offset, offset + size). Raises FileNotFoundError, and UserError for a place that does not answer."""
+    if not is_remote(address):
+        with open(address, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    if size == 0:
+        return b""
+    data = patiently(address, lambda: _file_system(address).cat_file(address, start=offset, end=offset + size))
+    if len(data) != size:
+        raise UserError(
+            f"{address} gave {len(data)} bytes where {size} were asked for: it has changed, or its server serves no byte ranges."
+        )
+    return data
+
+
+def read_text(address: str) -> str:
+    """A whole text file; bytes that are no UTF-8 are replaced. Raises FileNotFoundError."""
+    return read_range(address, 0, find(address).size).decode("utf-8-sig", errors="replace")
+
+
+def open_ranged(file: File) -> BinaryIO:
+    """The file for reading here and there; a remote one is fetched by ranges, a little ahead."""
+    if not is_remote(file.address):
+        return open(file.address, "rb")
+    options: dict[str, Any] = {"block_size": WINDOW, "cache_type": "readahead", "size": file.size}
+    return cast(BinaryIO, _file_system(file.address).open(file.address, "rb", **options))
+
+
+def exists(address: str) -> bool:
+    if is_remote(address):
+        return bool(patiently(address, lambda: _file_system(address).exists(address)))
+    return Path(address).exists()
+
+
+def is_folder(address: str) -> bool:
+    if address.startswith(("http://", "https://")):
+        return False
+    if is_remote(address):
+        return bool(patiently(address, lambda: _file_system(address).isdir(address)))
+    return Path(address).is_dir()
+
+
+def existing_folder(address: str) -> str:
+    """The address of a folder that is there, without a slash at the end, or UserError."""
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address} can't be listed, the web has no folders; put the pictures into shards and use wds:."
+        )
+    place = address.rstrip("/") if is_remote(address) else str(Path(address).expanduser().resolve())
+    if not is_folder(place):
+        raise UserError(f"The folder {place} is not there; check the path of SOURCE.")
+    return place
+
+
+def matching(pattern: str) -> list[str]:
+    """What a pattern with wildcards names, sorted; the `.tar` files of a folder; anything else as it stands."""
+    if not is_remote(pattern):
+        pattern = str(Path(pattern).expanduser().absolute())
+        if Path(pattern).is_file():
+            return [pattern]
+    if is_folder(pattern):
+        pattern = f"{pattern.rstrip('/')}/*.tar"
+    if not any(sign in pattern for sign in "*?[") or pattern.startswith(("http://", "https://")):
+        return [pattern]
+    if not is_remote(pattern):
+        return sorted(glob(pattern))
+    system = _file_system(pattern)
+    return sorted(system.unstrip_protocol(name) for name in patiently(pattern, lambda: system.glob(pattern)))
+
+
+def subfolders(root: str) -> list[str]:
+    """Names of the folders right in `root`, sorted."""
+    return [name for name, file in _entries(root) if file is None]
+
+
+def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, File]]:
+    """(path below `root`, file) of every file, sorted by that path. With `folders`, only of these, which lie right in `root`.
+
+    Hidden files and folders are passed over; links to folders are followed, though not in circles. The folders are read
+    side by side, because on a network file system each answer takes its time, and each file is asked for its size once.
+    """
+    entries = (
+        _entries(root) if folders is None else [(name, None) for name in sorted(folders, key=lambda name: f"{name}/")]
+    )
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        parts: list[Any] = [file or pool.submit(_below, f"{root}/{name}", f"{name}/") for name, file in entries]
+        try:
+            for index, (name, _) in enumerate(entries):
+                part, parts[index] = parts[index], None
+                if isinstance(part, File):
+                    yield name, part
+                elif part is not None:
+                    yield from part.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def patiently(address: str, action: Callable[[], T]) -> T:
+    """What the action gives, tried again a few times: a network that hiccups must not end a run of days.
+
+    Raises FileNotFoundError, and UserError when there is no answer at the end or no permission.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except (FileNotFoundError, UserError):
+            raise
+        except PermissionError as error:
+            raise UserError(f"{address} may not be read ({_said(error)}); check the credentials.") from None
+        except Exception as error:  # each file system has exceptions of its own
+            if wait is None:
+                raise UserError(
+                    f"{address} can't be read ({_said(error)}), tried {len(WAITS) + 1} times; check address, network and "
+                    "credentials, and run the same command again, it goes on."
+                ) from None
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def _file_system(address: str) -> Any:
+    return _file_system_of(address.partition("://")[0])
+
+
+@cache  # one a process: fsspec's own instances are one a thread
+def _file_system_of(protocol: str) -> Any:
+    try:
+        # Without its cache of listings, which would not see that a file has changed.
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    except ImportError:
+        extra = EXTRAS.get(protocol)
+        bring = f"pip install 'featurize[{extra}]'" if extra else "install what fsspec needs for it"
+        raise UserError(f"To read {protocol}:// a package is missing: {bring}.") from None
+    except ValueError:
+        raise UserError(f"{protocol}:// is no kind of address that is known; s3://, gs:// and https:// are.") from None
+
+
+def _file_of(address: str, info: dict[str, Any]) -> File:
+    if info.get("size") is None:
+        raise UserError(
+            f"The server of {address} does not say how long it is, so it can't be read in parts; copy it here."
+        )
+    marks = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "updated", "created"))
+    return File(address, info["size"], str(next((mark for mark in marks if mark), "")))
+
+
+def _entries(folder: str) -> list[tuple[str, File | None]]:
+    """(name, file or None for a folder) right in a folder, sorted as the paths of all files below it would be."""
+    found: list[tuple[str, File | None]] = []
+    if is_remote(folder):
+        for entry in patiently(folder, lambda: _file_system(folder).ls(folder, detail=True)):
+            address = _file_system(folder).unstrip_protocol(entry["name"].rstrip("/"))
+            found.append(
+                (address.rpartition("/")[2], None if entry["type"] == "directory" else _file_of(address, entry))
+            )
+    else:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, None if entry.is_dir() else _file_of_entry(entry)) for entry in entries]
+    return sorted(
+        (pair for pair in found if not pair[0].startswith(".")), key=lambda pair: pair[0] if pair[1] else f"{pair[0]}/"
+    )
+
+
+def _file_of_entry(entry: os.DirEntry[str]) -> File:
+    try:
+        status = entry.stat()
+    except FileNotFoundError:  # a link to nowhere: the ledger says so
+        return File(entry.path, 0, 0)
+    return File(entry.path, status.st_size, status.st_mtime_ns)
+
+
+def _below(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> list[tuple[str, File]]:
+    """(prefix + path, file) of every file below a folder; `above` are the real folders on the way to it."""
+    if is_remote(folder):
+        system = _file_system(folder)
+        found = patiently(folder, lambda: system.find(folder, detail=True))
+        start = len(system._strip_protocol(folder)) + 1
+        pairs = [(prefix + name[start:], _file_of(system.unstrip_protocol(name), info)) for name, info in found.items()]
+        return sorted((pair for pair in pairs if "/." not in f"/{pair[0]}"), key=lambda pair: pair[0])
+    real = os.path.realpath(folder)
+    if real in above:
+        return []
+    files: list[tuple[str, File]] = []
+    for name, file in _entries(folder):
+        if file is None:
+            files += _below(os.path.join(folder, name), f"{prefix}{name}/", above | {real})
+        else:
+            files.append((prefix + name, file))
+    return files

@@ -1,0 +1,155 @@
+"""ImageNet as people have it: the folder tree, the flat validation folder, the official tar files, webdataset shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from featurize.errors import UserError
+from featurize.sources import Listing, Picture, Query
+from featurize.sources.addresses import existing_folder, is_folder, is_remote, subfolders
+from featurize.sources.classes import read_classes
+from featurize.sources.folders import list_tree
+from featurize.sources.shards import list_shards
+from featurize.sources.val_labels import find_val_labels
+
+WNID = re.compile(r"n\d{8}")
+VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+COUNTS = {"train": 1_281_167, "val": 50_000}
+# Where the split lies below the folder that is named: as torchvision wants it, and as Kaggle's archive unpacks.
+BELOW = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
+
+
+def list_imagenet(query: Query) -> Listing:
+    """ImageNet's pictures with their labels: the class's place among the sorted wnids.
+
+    Those are the wnids of `classes` where it is given, else the folders that are here, and for shards all 1000. The
+    address is a folder that holds `train/` and `val/`, or the `<wnid>/` folders, or the flat validation pictures beside a
+    file of their labels (`val_labels.py`); or tar files, webdataset shards as well as the official ones.
+    """
+    if ".tar" in query.address:
+        return _list_tars(query)
+    root = existing_folder(query.address)
+    root = next((f"{root}/{b}" for b in (b.format(split=query.split) for b in BELOW) if is_folder(f"{root}/{b}")), root)
+    wnids = subfolders(root)
+    if not wnids:
+        return _list_flat(root, query)
+    strange = [name for name in wnids if not WNID.fullmatch(name)]
+    if strange:
+        raise UserError(
+            f"{root} is no ImageNet tree: its folders are named like n01440764, found '{strange[0]}'; use folder:{root}."
+        )
+    classes = _classes(query)
+    if classes is not None:
+        return list_tree(root, classes, query.limit, chosen=True)
+    listing = list_tree(root, wnids, query.limit)
+    return replace(listing, remarks=(*listing.remarks, *_checked(wnids, listing, query)))
+
+
+def _classes(query: Query) -> tuple[str, ...] | None:
+    if query.classes is None:
+        return None
+    classes = read_classes(query.classes)
+    strange = next((name for name in classes if not WNID.fullmatch(name)), None)
+    if strange:
+        raise UserError(f"The list of classes {query.classes} names '{strange}', which is no wnid like n01440764.")
+    return classes
+
+
+def _checked(wnids: Sequence[str], listing: Listing, query: Query) -> list[str]:
+    known = read_classes("imagenet")
+    foreign = set(wnids).difference(known)
+    if foreign:
+        return [f"{len(foreign)} of the {len(wnids)} folders are no classes of ImageNet-1k, like {min(foreign)}."]
+    if len(wnids) < len(known):
+        return [
+            f"{len(wnids)} of ImageNet's 1000 classes are here, numbered among themselves; --classes imagenet numbers them "
+            "as in the whole."
+        ]
+    return _counted(len(listing.pictures), query)
+
+
+def _counted(found: int, query: Query) -> list[str]:
+    wanted = COUNTS[query.split]
+    if query.limit is not None or found == wanted:
+        return []
+    return [f"{found:,} pictures are here; the {query.split} split of ImageNet-1k has {wanted:,}."]
+
+
+def _list_flat(root: str, query: Query) -> Listing:
+    """The official validation folder, `ILSVRC2012_val_00000001.JPEG` and so on, labelled from a file beside it."""
+    listing = list_tree(root, (), None)
+    if not listing.pictures or not all(VAL_NAME.match(picture.key) for picture in listing.pictures):
+        raise UserError(
+            f"{root} is no ImageNet tree: it has neither folders named like n01440764 nor pictures named like "
+            f"ILSVRC2012_val_00000001.JPEG; use folder:{root}."
+        )
+    wnids, remark = _val_wnids(root, listing.pictures)
+    return _chosen(query, listing, wnids, (remark,))
+
+
+def _list_tars(query: Query) -> Listing:
+    """Shards with integer `.cls`, or with wnids in the keys (`n01440764_10026`); the official tar files as they are."""
+    listing = list_shards(replace(query, limit=None if query.classes else query.limit))
+    if all(VAL_NAME.match(picture.key) and picture.label is None for picture in listing.pictures):
+        wnids, remark = _val_wnids(str(Path(listing.pictures[0].source).parent), listing.pictures)
+        return _chosen(query, listing, wnids, (remark,))
+    wnids = [_wnid_of(picture) for picture in listing.pictures]
+    if not any(wnids):
+        raise UserError(
+            f"The shards {query.address} have no labels: neither .cls nor wnids in the keys; use wds:{query.address}."
+        )
+    return _chosen(query, listing, wnids, ())
+
+
+def _wnid_of(picture: Picture) -> str | None:
+    """By the picture's label or by the wnid in its key, which must not contradict each other."""
+    known = read_classes("imagenet")
+    found = WNID.search(picture.key)
+    if picture.label is None:
+        return found.group() if found else None
+    if not 0 <= picture.label < len(known):
+        raise UserError(
+            f"The label {picture.label} of {picture.key} in {picture.source} is not from 0 to 999; use wds:."
+        )
+    wnid = known[picture.label]
+    if found and found.group() in known and found.group() != wnid:
+        raise UserError(
+            f"{picture.key} in {picture.source} has the label {picture.label}, which in ImageNet's sorted order is {wnid}: "
+            "these shards number the classes in another way; use wds: to keep it."
+        )
+    return wnid
+
+
+def _val_wnids(folder: str, pictures: Sequence[Picture]) -> tuple[list[str | None], str]:
+    """The wnid of each official validation picture, and where that is said."""
+    truth = None if is_remote(folder) else find_val_labels(Path(folder))
+    if truth is None:
+        raise UserError(
+            f"The labels of the pictures in {folder} are not beside them; bring LOC_val_solution.csv, "
+            "imagenet_2012_validation_synset_labels.txt, val.txt or the ILSVRC2012_devkit_t12 folder."
+        )
+    numbers = [int(match.group(1)) for match in (VAL_NAME.match(picture.key) for picture in pictures) if match]
+    lost = next((number for number in numbers if number not in truth.wnids), None)
+    if lost is not None:
+        raise UserError(f"{truth.path} has no label for ILSVRC2012_val_{lost:08d}; bring the whole file.")
+    return [truth.wnids[number] for number in numbers], f"The labels are those of {truth.path}."
+
+
+def _chosen(query: Query, listing: Listing, wnids: Sequence[str | None], remarks: tuple[str, ...]) -> Listing:
+    """The listing labelled by its wnids; with `classes`, the pictures of these classes only."""
+    classes = _classes(query)
+    labels = {wnid: label for label, wnid in enumerate(classes or read_classes("imagenet"))}
+    pictures = [
+        replace(picture, label=labels.get(wnid or ""))
+        for picture, wnid in zip(listing.pictures, wnids, strict=True)
+        if classes is None or wnid in labels
+    ]
+    if classes is None:
+        remarks = (*remarks, *_counted(len(pictures), query))
+    else:
+        empty = len(set(labels.values()) - {picture.label for picture in pictures})
+        remarks = (*remarks, *([f"{empty} of the {len(classes)} classes have no picture."] if empty else []))
+    return Listing(tuple(pictures[: query.limit]), (*listing.remarks, *remarks))
