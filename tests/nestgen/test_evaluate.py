@@ -14,15 +14,17 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestgen import measure
 from nestgen.cards import Request
 from nestgen.cli import main
 from nestgen.errors import UserError
-from nestgen.evaluate import DIMENSIONS, evaluate, pool
+from nestgen.evaluate import Against, evaluate
 from nestgen.files import read_json
 from nestgen.frechet import frechet_distance
 from nestgen.latents import create_latents, open_latents
-from nestgen.recipe import Recipe, load_recipe
+from nestgen.recipe import EvaluationOptions, Recipe, load_recipe
 from nestgen.sample import sample
+from nestgen.spaces import DIMENSIONS, pool
 from nestgen.store import open_hierarchy, open_store
 
 Trained = Callable[..., Path]
@@ -30,8 +32,7 @@ Writer = Callable[..., Path]
 
 
 def scores(recipe: Recipe, samples: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    defaults = {"reference": None, "samples_store": None, "encoder_level": "1x1x5", "out": samples / "card.json"}
-    evaluate(recipe, samples, **(defaults | options))
+    evaluate(recipe, samples, Against(**({"encoder_level": "1x1x5"} | options)), samples / "card.json")
     return {score["space"]: score for score in read_json(samples / "card.json")["scores"]}
 
 
@@ -42,6 +43,9 @@ def replace_latents(samples: Path, level: int, z_NHWC: np.ndarray) -> None:
     latents = create_latents(samples, level, z_NHWC.shape, 16)  # type: ignore[arg-type]
     for rows in latents.blocks():
         latents.write(rows, torch.from_numpy(z_NHWC[rows.start : rows.stop]).permute(0, 3, 1, 2))
+
+
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 
 @pytest.fixture
@@ -74,15 +78,20 @@ def test_each_level_is_scored_against_its_training_rows(recipe: Recipe, samples:
 
 def test_training_rows_as_samples_score_zero_and_noise_raises_it(recipe: Recipe, samples: Path) -> None:
     rng = np.random.default_rng(0)
-    distances = []
+    distances, neighbours = [], []
     for amount in (0.0, 0.3, 1.0):
         for level, store in enumerate(open_hierarchy(recipe)):
             real = store.load()[:, 0].astype(np.float32)
             replace_latents(samples, level, real + amount * rng.normal(size=real.shape).astype(np.float32))
         found = scores(recipe, samples)
         distances.append([found[f"z_{level}"]["frechet_distance"] for level in range(3)])
+        neighbours.append([[found[f"z_{level}"][key] for key in NEIGHBOURS] for level in range(3)])
     assert np.abs(distances[0]).max() < 1e-5
     assert (np.diff(distances, axis=0) > 0.01).all()
+    fidelity = np.array(neighbours)
+    assert (fidelity[0, :, [0, 1, 3]] == 1).all()
+    assert (np.diff(fidelity, axis=0) <= 0).all()
+    assert (np.diff(fidelity[:, :, 2], axis=0) < 0).all()  # density
 
 
 def test_a_shallower_folder_is_scored_on_its_levels(recipe: Recipe, tmp_path: Path) -> None:
@@ -131,7 +140,8 @@ def test_moments_are_compared_as_the_denoiser_sees_them(trained: Trained, tmp_pa
     folder = tmp_path / "samples"
     level = {"shape": "4x4x2", "store_fingerprint": store.attributes["fingerprint"]}
     folder.mkdir()
-    (folder / "sample.json").write_text(json.dumps({"recipe": "toy", "depth": 1, "count": 400, "levels": [level]}))
+    card = {"recipe": "toy", "depth": 1, "count": 400, "seed": 0, "levels": [level]}
+    (folder / "sample.json").write_text(json.dumps(card))
     replace_latents(folder, 0, z_0)
     at_scale = scores(recipe, folder)["z_0"]["frechet_distance"]
     replace_latents(folder, 0, 2 * z_0)
@@ -198,7 +208,7 @@ def test_bad_input_is_one_sentence(recipe: Recipe, samples: Path, tmp_path: Path
     with pytest.raises(UserError, match="8x8 is no level; --level-shape is height x width x channels"):
         scores(recipe, samples, samples_store=tmp_path, encoder_level="8x8")
     copy_root(recipe, tmp_path / "one", store_writer, lambda values: values[:1])
-    with pytest.raises(UserError, match="cannot be scored in z_2: two sets of 2 or more"):
+    with pytest.raises(UserError, match="reference cannot be scored in z_2: two sets of 2 or more"):
         scores(recipe, samples, reference=tmp_path / "one")
     copy_root(recipe, tmp_path / "nan", store_writer, lambda values: np.full_like(values, np.nan))
     with pytest.raises(UserError, match=r"cannot be scored in z_2: .*not finite"):
@@ -227,6 +237,37 @@ def test_pooling_keeps_means_and_bounds_dimensions(h: int, w: int, c: int) -> No
         assert vectors.shape[1] <= DIMENSIONS
     means = vectors.reshape(2, c, -1).mean(-1)
     np.testing.assert_allclose(means, z_NHWC.mean((1, 2)), atol=1e-12)
+
+
+def test_statistics_of_a_reference_are_computed_once(
+    recipe: Recipe, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scores(recipe, samples)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "statistics").iterdir()}
+    assert len(kept) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "statistics_of", None)  # not called again
+        assert scores(recipe, samples) == first
+    cut = next(iter(kept))
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert scores(recipe, samples) == first  # one that was cut off is computed again
+    assert set((tmp_path / "statistics").iterdir()) == kept.keys()
+
+
+def test_a_protocol_fixes_count_and_reference(recipe: Recipe, samples: Path, tmp_path: Path) -> None:
+    def following(name: str) -> Recipe:
+        options = EvaluationOptions.model_validate({"protocol": name})
+        return recipe.model_copy(update={"evaluation": options})
+
+    assert following("coco30k").evaluation.count == 30_000
+    with pytest.raises(UserError, match="protocol imagenet50k: it takes 50000 samples, and there are 12"):
+        scores(following("imagenet50k"), samples)
+    text = (samples / "sample.json").read_text()
+    (samples / "sample.json").write_text(text.replace('"count": 12', '"count": 30000'))
+    with pytest.raises(UserError, match=r"coco30k: its reference is the validation set: set evaluation.reference"):
+        scores(following("coco30k"), samples)
+    with pytest.raises(ValueError, match="has count 9, but protocol coco30k takes 30000 samples"):
+        EvaluationOptions.model_validate({"protocol": "coco30k", "count": 9})
 
 
 def test_command_prints_a_line_a_score_and_never_says_fid(

@@ -236,6 +236,14 @@ def hierarchy(
 @click.option(
     "--level-shape", default="1x1x64", show_default=True, help="The level of --samples-store that is compared."
 )
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Real pictures for an FID: a folder, or an .npz of mu and sigma; the recipe's evaluation.pictures by default.",
+)
+@click.option(
+    "--inception", type=click.Path(path_type=Path), help="Inception's weights for an FID, if not in torch's cache."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The card; SAMPLES/evaluation.json by default.")
 @recipe_option
 def evaluate(
@@ -243,15 +251,69 @@ def evaluate(
     reference: Path | None,
     samples_store: Path | None,
     level_shape: str,
+    pictures: Path | None,
+    inception: Path | None,
     out: Path | None,
     recipe_file: Path | None,
 ) -> None:
-    """Scores samples by Fréchet distances, per level and in the frozen encoder's space (docs/evaluation.md)."""
-    from nestgen.evaluate import evaluate
-    from nestgen.recipe import load_recipe
+    """Scores samples per level, in the frozen encoder's space and by FID, into one card (docs/evaluation.md)."""
+    from nestgen.evaluate import Against, evaluate
 
-    out = out or samples / "evaluation.json"
-    evaluate(load_recipe(recipe_file), samples, reference, samples_store, level_shape, out)
+    against = Against(reference, samples_store, level_shape, pictures, inception)
+    evaluate(_recipe(recipe_file, None), samples, against, out or samples / "evaluation.json")
+
+
+reference_option = click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Store root of held-out pictures; by default the recipe's evaluation.reference, else the training rows.",
+)
+
+
+@main.command()
+@click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
+@reference_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("diagnosis.png"), show_default=True)
+@recipe_option
+def diagnose(samples: Path, reference: Path | None, out: Path, recipe_file: Path | None) -> None:
+    """Says which level loses quality: its score given true levels above it, given generated ones, and the gap.
+
+    The numbers go to OUT with the ending .json, the latents drawn for it to the folder OUT without an ending.
+    """
+    from nestgen.diagnose import diagnose
+
+    diagnose(_recipe(recipe_file, None), samples, reference, out)
+
+
+@main.command()
+@click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
+@click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="Samples on the sheet.")
+@reference_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("nearest.png"), show_default=True)
+@vae_option
+@recipe_option
+def nearest(
+    samples: Path, count: int, reference: Path | None, out: Path, vae: Path | None, recipe_file: Path | None
+) -> None:
+    """Looks for memorised pictures: a sheet of samples with their nearest training rows at each level.
+
+    How near all samples lie, beside held-out pictures, goes to OUT with the ending .json.
+    """
+    from nestgen.nearest import nearest
+
+    nearest(_recipe(recipe_file, None), samples, out, count, reference, vae)
+
+
+@main.command()
+@click.argument("cards", metavar="CARD...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--grid", type=click.Path(path_type=Path), help="Draw a grid of depths and sigmas to this PNG instead.")
+@click.option("--space", help="Space of the grid; by default the last that all cards have.")
+@click.option("--score", default="frechet_distance", show_default=True, help="Score of the grid.")
+def compare(cards: tuple[Path, ...], grid: Path | None, space: str | None, score: str) -> None:
+    """Puts score cards of `nestgen evaluate` side by side, or says why they cannot be compared."""
+    from nestgen import compare
+
+    click.echo(compare.compare(cards) if grid is None else compare.grid(cards, space, score, grid))
 
 
 @main.command()

@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from nestgen.errors import UserError
+from nestgen.protocols import PROTOCOLS
+from nestgen.protocols import Name as Protocol
 from nestgen.yaml12 import read_yaml
 
 DEFAULT = Path("nested.yaml")
@@ -225,10 +227,23 @@ PER_LEVEL = [key for key in SamplingOptions.model_fields if key not in ("guidanc
 
 
 class EvaluationOptions(Section):
-    """What samples are scored against."""
+    """How many samples are scored, and against what."""
 
-    count: PositiveInt = 1000
+    protocol: Protocol | None = None
+    count: PositiveInt = Field(
+        default_factory=lambda data: PROTOCOLS[data["protocol"]].count if data.get("protocol") else 1000
+    )
     reference: str | None = None
+    pictures: str | None = None
+
+    @model_validator(mode="after")
+    def _protocol_fixes_the_count(self) -> EvaluationOptions:
+        if self.protocol and self.count != PROTOCOLS[self.protocol].count:
+            raise ValueError(
+                f"has count {self.count}, but protocol {self.protocol} takes {PROTOCOLS[self.protocol].count} samples; "
+                "leave count out"
+            )
+        return self
 
 
 class Recipe(Section):

@@ -114,28 +114,45 @@ def sample(recipe: Recipe, out: Path, request: Request, processes: int = 1) -> N
     Goes on where an earlier run stopped; a level is drawn anew where its settings or those of a level above changed.
     Raises UserError for a folder of anything else than samples.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("`nestgen sample` starts its own processes: run it once, with --processes N")
-    drawer = Drawer(recipe, request, out, load_models(recipe, device() if processes == 1 else torch.device("cpu")))
-    check_labels(drawer.models, request.label)
-    card = describe(recipe, drawer.models, request, drawer.stores)
+    drawer = _open(recipe, out, request, processes)
     if processes == 1:
         _ = drawer.decoder  # before anything is drawn: its weights may be missing
     else:
         load_decoder(drawer.models[0].weights.meta["codec"], request.vae)
+    card = describe(recipe, drawer.models, request, drawer.stores)
     card["batch"] = block = settle(out, card)
-
     with _workers(drawer, processes) as workers:
-        for model in reversed(drawer.models):
-            latents = create_latents(out, model.level, (request.count, *model.config.shape), block)
-            todo = [rows for rows in latents.blocks() if not latents.has(rows)]
-            calls = model.sampling.steps
-            with _bar(f"z_{model.level}", request.count, sum(map(len, todo)), calls) as bar:
-                workers(model.level, todo, bar, calls)
+        _fill(drawer, workers, block, 0)
         blocks = list(open_latents(out, 0).blocks())
         with _bar("pictures", request.count, request.count, 1) as bar:
             workers(None, blocks, bar, 1)
     _finish(out, card)
+
+
+def draw_levels(recipe: Recipe, out: Path, request: Request, lowest: int) -> None:
+    """Draws only the latents of a sample folder, from the top down to a level, with the same care."""
+    drawer = _open(recipe, out, request, 1)
+    block = settle(out, describe(recipe, drawer.models, request, drawer.stores))
+    with _workers(drawer, 1) as workers:
+        _fill(drawer, workers, block, lowest)
+
+
+def _open(recipe: Recipe, out: Path, request: Request, processes: int) -> Drawer:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("`nestgen sample` starts its own processes: run it once, with --processes N")
+    drawer = Drawer(recipe, request, out, load_models(recipe, device() if processes == 1 else torch.device("cpu")))
+    check_labels(drawer.models, request.label)
+    return drawer
+
+
+def _fill(drawer: Drawer, workers: Workers, block: int, lowest: int) -> None:
+    """Draws the blocks that are not there, level by level from the top down."""
+    for model in reversed(drawer.models[lowest:]):
+        latents = create_latents(drawer.out, model.level, (drawer.request.count, *model.config.shape), block)
+        todo = [rows for rows in latents.blocks() if not latents.has(rows)]
+        calls = model.sampling.steps
+        with _bar(f"z_{model.level}", drawer.request.count, sum(map(len, todo)), calls) as bar:
+            workers(model.level, todo, bar, calls)
 
 
 def _bar(name: str, count: int, left: int, calls: int) -> tqdm:

@@ -1,0 +1,42 @@
+"""The paper's evaluations by name: how many samples, against which pictures, and of which classes or captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Name = Literal["coco30k", "imagenet100-50k", "imagenet50k"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an evaluation fixes. `held_out`: against a reference root of its own, else against the training rows."""
+
+    count: int
+    held_out: bool
+    policy: str
+
+    def fault(self, card: dict[str, Any], held_out: bool) -> str | None:
+        """Why samples with this card, against such a reference, do not follow the protocol; None if they do."""
+        if card["count"] != self.count:
+            return f"it takes {self.count} samples, and there are {card['count']}"
+        if any("frozen" in level for level in card["levels"]):
+            return "it takes samples drawn from the top, and levels of these are frozen"
+        if held_out != self.held_out:
+            return "its reference is " + (
+                "the validation set: set evaluation.reference"
+                if self.held_out
+                else "the training rows, not another root"
+            )
+        if card.get("label") is not None:
+            return "each of its samples has a class drawn at random: leave --label out"
+        if card.get("text") and card["text"].get("captions") != "one of each row":
+            return "each of its samples has a caption of another picture of the reference: give --prompts its root"
+        return None
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "coco30k": Protocol(30_000, True, "validation set; with text, one seeded caption of each of its first 30,000 rows"),
+    "imagenet100-50k": Protocol(50_000, False, "training pictures; with labels, classes drawn uniformly from the seed"),
+    "imagenet50k": Protocol(50_000, False, "training pictures; with labels, classes drawn uniformly from the seed"),
+}
