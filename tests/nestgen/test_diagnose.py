@@ -121,8 +121,8 @@ def test_like_and_freeze_take_what_they_say(recipe: Recipe, tmp_path: Path) -> N
         np.testing.assert_array_equal(each[level], stores[level][:5])
     frozen = drawn("--freeze-from", "1")
     for level in (1, 2):
-        np.testing.assert_allclose(frozen[level], free[level][[0] * 5], atol=1e-5)
-    np.testing.assert_allclose(frozen[0][0], free[0][0], atol=1e-5)
+        assert np.abs(frozen[level] - free[level][[0] * 5]).max() < 1e-4 * free[level].std()
+    assert np.abs(frozen[0] - free[0])[0].max() < 1e-4 * free[0].std()
     assert np.abs(frozen[0] - free[0])[1:].max() > 0.01
     levels = read_json(tmp_path / "--like-7---freeze-from-2" / "sample.json")["levels"]
     assert levels[2]["frozen"]["row"] == 7

@@ -12,7 +12,7 @@ from nestgen.files import replacing, write_json
 from nestgen.frechet import between, fit
 from nestgen.recipe import Recipe
 from nestgen.sample import draw_levels
-from nestgen.sources import Source
+from nestgen.sources import Source, open_real
 from nestgen.spaces import Space, level_space
 
 
@@ -27,6 +27,11 @@ def diagnose(recipe: Recipe, samples: Path, reference: Path | None, out: Path) -
     card = sample_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
     root = reference_root(recipe, reference)
+    if (rows := open_real(recipe, 0, root).rows) < card["count"]:
+        raise UserError(
+            f"{root} has {rows} rows, and each of the {card['count']} samples needs one of its own; "
+            "name a larger --reference, or diagnose a folder of fewer samples"
+        )
     levels: list[dict[str, Any]] = []
     for level in reversed(range(card["depth"])):
         generated = level_space(recipe, level, root, card, samples)
@@ -36,11 +41,6 @@ def diagnose(recipe: Recipe, samples: Path, reference: Path | None, out: Path) -
         if generated.floor is not None:
             found["floor"] = between(fit(generated.floor(count)), generated.reference().gaussian)
         if level + 1 < card["depth"]:
-            if generated.origin["rows"] < count:
-                raise UserError(
-                    f"{root} has {generated.origin['rows']} rows, and each of the {count} samples needs one of its own; "
-                    "name a larger --reference, or diagnose a folder of fewer samples"
-                )
             folder = out.with_suffix("") / f"z{level}-given-true"
             source = Source(freeze_from=level + 1, root=root)
             request = Request(count, card["seed"], card["batch"], card.get("label"), source)
