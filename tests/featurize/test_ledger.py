@@ -8,15 +8,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize import ledger as ledger_
 from featurize.errors import UserError
 from featurize.ledger import allowed_bad, draft_path, ledger_path, make_ledger
-from featurize.sources import list_pictures
+from featurize.recipe import read_request
+from featurize.sources import Listing, Picture, list_pictures
 
-from .conftest import options, random_picture
+from .conftest import random_picture
 
 
 def here(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -88,11 +89,41 @@ def test_a_share_is_exact(hundredths: int, pictures: int) -> None:
     assert allowed_bad(share, pictures) == hundredths * pictures // 10_000
 
 
-@pytest.mark.parametrize("max_bad", ["-1", "1.5", "101%", "many", "1 %"])
-def test_another_max_bad_is_one_sentence(
-    max_bad: str, picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable
-) -> None:
-    wanted = options(picture_folder, vit_weights, tmp_path / "out")
-    outcome = featurize("extract", wanted["source"], "--out", wanted["out"], f"--max-bad={max_bad}")
-    assert outcome.code == 1
-    assert "a count like 100 or a share like 1%" in outcome.err
+@pytest.mark.parametrize("max_bad", ["-1", "1.5", "101%", "many", "1 %", True, None])
+def test_another_max_bad_is_one_sentence(max_bad: object) -> None:
+    with pytest.raises(UserError, match=r"'the options\.max_bad' is .* a count like 100 or a share like 1%"):
+        read_request(None, {"out": "x", "max_bad": max_bad}, None)
+
+
+kinds = st.lists(st.sampled_from(["good", "empty", "garbage", "cut", "lost", "again"]), min_size=1, max_size=8)
+
+
+@settings(max_examples=20)
+@given(kinds=kinds)
+def test_rows_in_are_rows_stored_and_rows_refused(tmp_path_factory: pytest.TempPathFactory, kinds: list[str]) -> None:
+    """Any mix of good and bad pictures: each is stored or refused with a reason, and label and captions are those of its key."""
+    folder = tmp_path_factory.mktemp("mix")
+    pictures = []
+    for index, kind in enumerate(kinds):
+        path = folder / f"{index}.png"
+        random_picture(index, 12, 10).save(path)
+        data = {"empty": b"", "garbage": b"x" * 99, "cut": path.read_bytes()[:-25]}.get(kind, path.read_bytes())
+        path.write_bytes(data)
+        if kind == "lost":
+            path.unlink()
+        key = "0" if kind == "again" else str(index)
+        pictures.append(Picture(key, str(path), 0, len(data), index % 3, (f"caption {index}",)))
+    good = [index for index, kind in enumerate(kinds) if kind == "good" or (kind == "again" and index == 0)]
+    if not good:
+        with pytest.raises(UserError, match="None of the"):
+            make_ledger(folder / "out", "mix", Listing(tuple(pictures)), "100%", here)
+        return
+    ledger = make_ledger(folder / "out", "mix", Listing(tuple(pictures)), "100%", here)
+    lines = pq.read_table(ledger_path(folder / "out")).to_pylist()
+    assert len(lines) == len(kinds) == ledger.rows + ledger.refused
+    assert [index for index, line in enumerate(lines) if line["row"] is not None] == good
+    assert all(bool(line["reason"]) == (line["row"] is None) == (line["status"] == "refused") for line in lines)
+    assert [(p.key, p.label, p.captions) for p in ledger.pictures] == [
+        (pictures[index].key, index % 3, (f"caption {index}",)) for index in good
+    ]
+    assert ledger.labels.tolist() == [index % 3 for index in good]

@@ -162,6 +162,8 @@ def _look_at_one(picture: Picture) -> _Seen:
         return _Seen(reason=str(error))
     except FileNotFoundError:
         return _Seen(reason="the file is not there")
+    except PermissionError:
+        return _Seen(reason="the file may not be read: permission is denied")
     return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, mode)
 
 

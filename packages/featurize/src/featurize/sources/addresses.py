@@ -51,7 +51,8 @@ def read_range(address: str, offset: int, size: int) -> bytes:
         with open(address, "rb") as file:
             file.seek(offset)
             return file.read(size)
-    if size == 0:
+    if size == 0:  # no range, but is it there?
+        find(address)
         return b""
     data = patiently(address, lambda: _file_system(address).cat_file(address, start=offset, end=offset + size))
     if len(data) != size:
@@ -130,8 +131,9 @@ def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, Fil
     entries = (
         _entries(root) if folders is None else [(name, None) for name in sorted(folders, key=lambda name: f"{name}/")]
     )
+    above = frozenset({root if is_remote(root) else os.path.realpath(root)})
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        parts: list[Any] = [file or pool.submit(_below, f"{root}/{name}", f"{name}/") for name, file in entries]
+        parts: list[Any] = [file or pool.submit(_below, f"{root}/{name}", f"{name}/", above) for name, file in entries]
         try:
             for index, (name, _) in enumerate(entries):
                 part, parts[index] = parts[index], None
@@ -220,7 +222,7 @@ def _file_of_entry(entry: os.DirEntry[str]) -> File:
     return File(entry.path, status.st_size, status.st_mtime_ns)
 
 
-def _below(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> list[tuple[str, File]]:
+def _below(folder: str, prefix: str, above: frozenset[str]) -> list[tuple[str, File]]:
     """(prefix + path, file) of every file below a folder; `above` are the real folders on the way to it."""
     if is_remote(folder):
         system = _file_system(folder)
