@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import scipy.linalg
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
 
 from featurize.errors import UserError
 from featurize.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tokens: TypeAlias = "np.ndarray | Tensor"
+
+OUTLIERS = 1e-3  # share of the tokens that count as outliers: those farthest from the mean
+EDGES = np.geomspace(1e-3, 1e3, 4096)  # 0.34 % from one to the next
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,71 @@ class Basis:
         """Share of the total variance per channel."""
         return self.eigenvalues / self.eigenvalues.sum()
 
-    def project(self, f: np.ndarray, channels: int) -> np.ndarray:
-        """f (..., D) on the first `channels` directions, float32."""
-        components = self.components[:, :channels].astype(np.float32)
-        return (f - self.mean.astype(np.float32)) @ components
+    def project(self, f: Tokens, channels: int) -> np.ndarray:
+        """f (..., D) on the first `channels` directions, float32; a tensor is projected on its own device."""
+        f = _tensor(f).float()
+        components = f.new_tensor(self.components[:, :channels])
+        return ((f - f.new_tensor(self.mean)) @ components).cpu().numpy()
 
 
-def moments_of(tokens_ND: np.ndarray) -> Moments:
-    """Moments of tokens (N, D), centred before they are squared: safe where a mean is large beside its spread."""
-    tokens = tokens_ND.astype(np.float64)
-    mean = tokens.mean(axis=0)
-    tokens -= mean
-    return Moments(len(tokens), mean, tokens.T @ tokens)
+@dataclass(frozen=True)
+class Outliers:
+    """Tokens by their distance from the mean: `counts` of the tokens, and `energy`, the sum of their squared scores on the
+    first direction, in bins of EDGES (in units of the basis's standard deviation over all channels together)."""
+
+    counts: np.ndarray
+    energy: np.ndarray
+
+
+def moments_of(tokens_ND: Tokens) -> Moments:
+    """Moments of tokens (N, D) in float64, centred before they are squared: safe where a mean is large beside its spread.
+
+    A tensor is worked on on its own device.
+    """
+    tokens = _tensor(tokens_ND).double()
+    mean = tokens.mean(dim=0)
+    tokens = tokens - mean
+    return Moments(len(tokens), mean.cpu().numpy(), (tokens.T @ tokens).cpu().numpy())
+
+
+def outliers_of(basis: Basis, tokens_ND: Tokens) -> Outliers:
+    """The tokens counted by their distance from the basis's mean."""
+    tokens = _tensor(tokens_ND).double()
+    tokens = tokens - tokens.new_tensor(basis.mean)
+    distance = tokens.norm(dim=1).cpu().numpy() / np.sqrt(basis.eigenvalues.sum())
+    score = (tokens @ tokens.new_tensor(basis.components[:, 0])).cpu().numpy()
+    bins = np.searchsorted(EDGES, distance)
+    size = len(EDGES) + 1
+    return Outliers(np.bincount(bins, minlength=size), np.bincount(bins, score**2, minlength=size))
+
+
+def add_all(parts: Iterable[Outliers]) -> Outliers:
+    """Added from the first to the last."""
+    return reduce(lambda a, b: Outliers(a.counts + b.counts, a.energy + b.energy), parts)
+
+
+def outlier_share(outliers: Outliers, top: float = OUTLIERS) -> float:
+    """Share of the first direction's variance that the `top` share of tokens, those farthest from the mean, make.
+
+    Near `top` where no token stands out; a few tokens with huge norms, as some ViTs have, bring it towards 1. The bin that
+    the limit falls into counts in proportion.
+    """
+    wanted = top * outliers.counts.sum()
+    beyond = np.cumsum(outliers.counts[::-1]) - outliers.counts[::-1]  # tokens farther out than each bin, from the last
+    share = np.clip((wanted - beyond) / np.maximum(outliers.counts[::-1], 1), 0.0, 1.0)
+    return float((share * outliers.energy[::-1]).sum() / outliers.energy.sum())
+
+
+def effective_rank(variances: np.ndarray) -> float:
+    """exp of the entropy of the variances' shares (Roy and Vetterli, 2007)."""
+    p = variances[variances > 0] / variances.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def _tensor(values: Tokens) -> Tensor:
+    import torch  # takes seconds, and reading a basis needs none of it
+
+    return torch.as_tensor(values)
 
 
 def merge(first: Moments, second: Moments) -> Moments:
@@ -107,16 +170,37 @@ def drift(basis: Basis, moments: Moments, channels: int) -> dict[str, float]:
     }
 
 
-def save_moments(path: Path, moments: Moments) -> None:
+def quality(basis: Basis, moments: Moments, outliers: Outliers, channels: int) -> dict[str, float]:
+    """What the seal of a base store says of its basis, measured on all tokens: `drift`, the effective rank of their whole
+    covariance, and the share of outlier tokens in the first direction's variance."""
+    return {
+        **drift(basis, moments, channels),
+        "effective_rank": effective_rank(fit(moments).eigenvalues),
+        "outlier_share": outlier_share(outliers),
+    }
+
+
+def save_moments(path: Path, moments: Moments, outliers: Outliers) -> None:
     """Written whole or not at all."""
-    tensors = {"count": np.array(moments.count), "mean": moments.mean, "scatter": moments.scatter}
+    tensors = {
+        "count": np.array(moments.count),
+        "mean": moments.mean,
+        "scatter": moments.scatter,
+        "outlier_counts": outliers.counts,
+        "outlier_energy": outliers.energy,
+    }
     with replacing(path) as temporary:
         save_file(tensors, temporary)
 
 
-def load_moments(path: Path) -> Moments:
-    tensors = load_file(path)
-    return Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
+def load_moments(path: Path) -> tuple[Moments, Outliers]:
+    """Raises UserError where there are none, or no whole ones."""
+    try:
+        tensors = load(path.read_bytes())
+        moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
+        return moments, Outliers(tensors["outlier_counts"], tensors["outlier_energy"])
+    except (OSError, SafetensorError, KeyError):
+        raise UserError(f"The moments {path} are damaged; `featurize repair` makes them again.") from None
 
 
 def save_basis(path: Path, basis: Basis, owner: str) -> None:
@@ -133,16 +217,18 @@ def save_basis(path: Path, basis: Basis, owner: str) -> None:
 def owner_of(path: Path) -> str | None:
     """The owner that a basis was saved with, None for a damaged file."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("owner")
-    except (OSError, SafetensorError):
+        data = path.read_bytes()
+        load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return header.get("__metadata__", {}).get("owner")
+    except (OSError, SafetensorError, ValueError):
         return None
 
 
 def load_basis(path: Path) -> Basis:
     """Raises UserError where there is no whole basis."""
     try:
-        tensors = load_file(path)
+        tensors = load(path.read_bytes())
         return Basis(tensors["mean"], tensors["components"], tensors["eigenvalues"])
     except (OSError, SafetensorError, KeyError):
         raise UserError(

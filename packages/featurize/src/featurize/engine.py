@@ -2,38 +2,116 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from featurize.errors import UserError, explain_os_error
+from featurize.interrupt import asked_to_stop
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
 
 class Run(Protocol):
-    """Calls a function on each task; yields (index of the task, result) as they are done, in any order."""
+    """Calls a function on each task; yields (index of the task, result) as they are done, in any order.
 
-    def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]: ...
+    Tasks are drawn from the iterable as they are needed. After a first Ctrl-C none is begun any more, those in hand are
+    finished and yielded, then KeyboardInterrupt is raised.
+    """
+
+    def __call__(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[int, R]]: ...
 
 
 @contextmanager
 def engine(workers: int | None, scheduler: str | None) -> Iterator[Run]:
     """`workers` processes of this machine (None: one a core, or one a GPU; 0: this very process), or the cluster at
-    `scheduler`. A task's result never depends on which of them ran it."""
+    `scheduler`. They are started when the first task comes. A task's result never depends on which of them ran it."""
     if scheduler is None and workers == 0:
-        yield _run_here
+        yield run_here
         return
+    with ExitStack() as stack:
+        started: list[Any] = []
+
+        def run(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[int, R]]:
+            tasks = iter(tasks)
+            first = next(tasks, None)
+            if first is None:
+                return
+            if not started:
+                started.append(stack.enter_context(_client(workers, scheduler)))
+            yield from _run_on(started[0], function, chain([first], tasks), is_local=scheduler is None)
+
+        yield run
+
+
+def cores() -> int:
+    """Cores that this process may use, as Dask counts them (affinity and cgroups are heeded)."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
+
+
+@cache
+def gpus() -> int:
+    """GPUs of this machine. Torch takes seconds to import, so it is asked only where a driver is."""
+    from pathlib import Path
+
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or "torch" in sys.modules):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def default_workers() -> int:
+    """One process a GPU (it decodes in threads beside the encoder), else one a core."""
+    return gpus() or cores()
+
+
+def device_of_worker() -> str:
+    """The device a task computes on: a GPU of its own when there is one."""
+    if not gpus():
+        return "cpu"
+    return f"cuda:{_number_of_worker() % gpus()}"
+
+
+def decoding_threads() -> int:
+    """Threads that read and decode beside the encoder: a GPU's share of the cores; none where the encoder needs the core."""
+    return max(1, cores() // gpus()) if gpus() else 0
+
+
+def _number_of_worker() -> int:
+    """Of a local cluster's worker; 0 in other processes (a cluster's own launcher shows each worker its GPU)."""
+    if "distributed" not in sys.modules:
+        return 0
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:
+        return 0
+    return int(name) if name.isdecimal() else 0
+
+
+@contextmanager
+def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     import dask
 
     # Read when `distributed` is first imported: its start and stop messages would break the progress line.
-    dask.config.set({"logging": {"distributed": "critical", "tornado": "critical"}})
+    dask.config.set(
+        {
+            "logging": {"distributed": "critical", "tornado": "critical"},
+            "distributed.worker.preload": ["featurize.interrupt"],
+        }
+    )
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
@@ -42,49 +120,57 @@ def engine(workers: int | None, scheduler: str | None) -> Iterator[Run]:
         except (OSError, TimeoutError, ValueError):
             raise UserError(f"No Dask scheduler answers at {scheduler}; check --scheduler ADDRESS.") from None
         with client:
-            yield partial(_run_on, client)
+            log.info("Dask: %s, dashboard %s", scheduler, client.dashboard_link)
+            yield client
         return
-    count = workers if workers is not None else torch.cuda.device_count() or os.cpu_count() or 1
-    options: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None}
+    count = default_workers() if workers is None else workers
+    # Port 0: any that is free. Without bokeh there is no dashboard, only the scheduler's own pages.
+    options: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
-        yield partial(_run_on, client)
+        if importlib.util.find_spec("bokeh"):
+            log.info("Dask: %d workers, dashboard %s", count, client.dashboard_link)
+        yield client
 
 
-def device_of_worker() -> str:
-    """The device a task computes on: a GPU of its own when there is one."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    name = os.environ.get("DASK_WORKER_NAME", "0")
-    return f"cuda:{int(name) % torch.cuda.device_count() if name.isdecimal() else 0}"
-
-
-def _run_here(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+def run_here(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[int, R]]:
+    """The tasks one after the other in this process."""
     for index, task in enumerate(tasks):
         yield index, _call(function, task)
+        if asked_to_stop():
+            raise KeyboardInterrupt
 
 
-def _run_on(client: Any, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+def _run_on(
+    client: Any, function: Callable[[T], R], tasks: Iterator[T], is_local: bool
+) -> Iterator[tuple[int, R]]:
     from distributed import KilledWorker, as_completed
 
-    # Only a few tasks are in the cluster at a time: memory stays bounded whatever the number of blocks.
-    ahead = 2 * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    waiting = iter(enumerate(tasks))
+    waiting = enumerate(tasks)
     running: dict[Any, int] = {}
     done = as_completed(loop=client.loop)
 
-    def submit() -> None:
-        for index, task in waiting:
+    def fill() -> None:
+        """Only a few tasks are in the cluster at a time: memory stays bounded whatever the number of blocks."""
+        threads = client.nthreads()
+        # A cluster that grows on demand must see some demand; on this machine what is in hand is what is computed.
+        ahead = max(1, sum(threads.values())) if is_local else 2 * sum(threads.values()) + 8
+        while len(running) < ahead and not asked_to_stop():
+            index, task = next(waiting, (None, None))
+            if index is None:
+                return
             future = client.submit(_call, function, task, pure=False)
             running[future] = index
             done.add(future)
-            return
 
-    for _ in range(ahead):
-        submit()
     try:
+        fill()
         while running:
+            if asked_to_stop():
+                _drop_waiting(client, running)
             future = next(done)
-            index = running.pop(future)
+            index = running.pop(future, None)
+            if index is None:
+                continue
             try:
                 result = future.result()
             except KilledWorker:
@@ -92,15 +178,29 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Sequence[T]) -> Iter
                     "A worker died several times over one block of rows (out of memory?); what is done is kept, "
                     "run the same command again with fewer --workers."
                 ) from None
-            submit()
+            fill()
             yield index, result
+        if asked_to_stop():
+            raise KeyboardInterrupt
     finally:
         client.cancel(list(running))
 
 
+def _drop_waiting(client: Any, running: dict[Any, int]) -> None:
+    """Take back the tasks that no worker has begun."""
+    begun = {key for stacks in client.call_stack().values() for key in stacks} if running else set()
+    dropped = [future for future in running if future.key not in begun and not future.done()]
+    client.cancel(dropped)
+    for future in dropped:
+        running.pop(future)
+
+
 def _call(function: Callable[[T], R], task: T) -> R:
+    from threadpoolctl import threadpool_limits
+
     # One thread a task: sums are made in the same order whatever the number of cores, and workers don't fight for them.
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     with threadpool_limits(1):
         try:
             return function(task)

@@ -1,27 +1,76 @@
-"""Files written whole or not at all."""
+"""Where stores lie (a local disk, or a bucket through fsspec), and files written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from featurize.errors import UserError
 
 
+def place(address: str | Path) -> Path:
+    """The path that an address names: a local one made absolute, or for `s3://bucket/root` and its like a UPath.
+
+    A UPath has the methods of a Path and reaches its files through fsspec. Raises UserError for a protocol that is unknown
+    or lacks its library.
+    """
+    text = str(address)
+    if "://" not in text:
+        return Path(text).expanduser().resolve()
+    from upath import UPath
+
+    protocol = text.partition("://")[0]
+    try:
+        found = UPath(text)
+        _ = found.fs  # fsspec imports the protocol's library here
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"{text} can't be reached: {' '.join(str(error).split())}; install the fsspec library of {protocol}://."
+        ) from None
+    return cast(Path, found)
+
+
+def is_local(path: Path) -> bool:
+    """Whether the path is on a file system that this machine mounts."""
+    return isinstance(path, Path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, which takes the place of `path` when the block ends without an error."""
+    """A temporary local path, which takes the place of `path` when the block ends without an error.
+
+    The data is on the disk before the name is, so that a power cut leaves the old file or the new one, never half of it. In
+    a bucket an object appears whole by itself.
+    """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory(prefix="featurize-") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.write_bytes(temporary.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        to_disk(temporary)
         os.replace(temporary, path)
+        to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the disk holds a local file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -37,3 +86,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged (no valid JSON); remove it and run the command that made it again."
         ) from None
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what it holds, wherever it is."""
+    for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):
+        path.rmdir() if is_local(path) and path.is_dir() else path.unlink(missing_ok=True)
+    if is_local(folder):
+        folder.rmdir()

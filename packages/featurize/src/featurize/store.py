@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 import zarr
 
+from featurize.engine import Run, in_order, run_here
 from featurize.errors import UserError
-from featurize.files import read_json, write_json
+from featurize.files import is_local, read_json, remove_folder, to_disk, write_json
 
 FORMAT = "nested-store/1"
 LIBRARIES = ("featurize", "numpy", "torch", "timm", "pillow", "zarr")
@@ -66,17 +66,30 @@ def is_sealed(array: Path) -> bool:
     return seal_path(array).is_file()
 
 
+def opened(path: Path, mode: Any = "r") -> zarr.Array:
+    """The zarr array at a path of a local disk or of a bucket."""
+    return zarr.open_array(**_address(path), mode=mode)
+
+
+def _address(path: Path) -> dict[str, Any]:
+    options = {} if is_local(path) else dict(path.storage_options)  # type: ignore[attr-defined]
+    return {"store": str(path)} | ({"storage_options": options} if options else {})
+
+
 def prepare(spec: ArraySpec) -> list[int]:
     """Create the array, or take up one that is there; the blocks still to write, none when it is sealed.
 
     Raises UserError when the path holds something with another fingerprint.
     """
     refuse_other(spec)
+    records = blocks_folder(spec.path)
     if is_sealed(spec.path):
+        if records.exists():  # a run ended between the seal and the tidying up
+            remove_folder(records)
         return []
-    if not spec.path.exists():
+    if not is_there(spec.path):
         zarr.create_array(
-            store=str(spec.path),
+            **_address(spec.path),
             shape=spec.shape,
             chunks=(spec.block_rows, *spec.shape[1:]),
             dtype=spec.dtype,
@@ -85,15 +98,23 @@ def prepare(spec: ArraySpec) -> list[int]:
             fill_value=_fill(spec.dtype),
             attributes=_attributes(spec),
         )
-    return [block for block in range(spec.blocks) if not _record_path(spec.path, block).is_file()]
+    if is_local(records):
+        records.mkdir(parents=True, exist_ok=True)
+    written = written_blocks(spec.path)
+    return [block for block in range(spec.blocks) if block not in written]
+
+
+def is_there(array: Path) -> bool:
+    """Whether an array has been begun: a run that dies before its metadata is written leaves an empty folder at most."""
+    return (array / "zarr.json").is_file()
 
 
 def refuse_other(spec: ArraySpec) -> None:
     """Raise UserError when the path holds something that is not what `spec` describes."""
-    if not spec.path.exists():
+    if not is_there(spec.path):
         return
     try:
-        found = dict(zarr.open_array(str(spec.path), mode="r").attrs)
+        found = dict(opened(spec.path).attrs)
     except Exception:  # zarr raises many kinds for a folder that is no array
         raise UserError(
             f"{spec.path} is there but is no whole zarr array; remove it and run the command again."
@@ -137,13 +158,27 @@ def _fill(dtype: str) -> float | int:
     return float("nan") if np.dtype(dtype).kind == "f" else -1
 
 
-def _record_path(array: Path, block: int) -> Path:
-    return array.with_suffix(".blocks") / f"{block:06d}.json"
+def blocks_folder(array: Path) -> Path:
+    """The records of an array that is not sealed yet."""
+    return array.with_suffix(".blocks")
+
+
+def record_path(array: Path, block: int) -> Path:
+    return blocks_folder(array) / f"{block:06d}.json"
 
 
 def moments_path(array: Path, block: int) -> Path:
     """Where a block's moments wait for the sealing."""
-    return array.with_suffix(".blocks") / f"{block:06d}.moments.safetensors"
+    return blocks_folder(array) / f"{block:06d}.moments.safetensors"
+
+
+def written_blocks(array: Path) -> set[int]:
+    """The blocks of an unfinished array that have a record."""
+    folder = blocks_folder(array)
+    if not folder.exists():
+        return set()
+    names = (path.name for path in folder.iterdir())
+    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json") and name[0] != "."}
 
 
 def write_block(path: Path, block: int, values: np.ndarray) -> None:
@@ -153,7 +188,7 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
     """
     # Without this zarr would leave out a chunk that holds nothing but fill values.
     with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.open_array(str(path), mode="r+")
+        array = opened(path, mode="r+")
     block_rows = array.chunks[0]
     rows = rows_of(block, block_rows, array.shape[0])
     if values.shape != (len(rows), *array.shape[1:]):
@@ -166,26 +201,38 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
             "check the encoder's weights and precision."
         )
     array[rows.start : rows.stop] = stored
+    if is_local(path):  # the data must not be younger than its record after a power cut
+        chunk_file = chunk_path(path, block, array.ndim)
+        for written in (chunk_file, *chunk_file.parents[: array.ndim + 1]):
+            to_disk(written)
     chunk = np.full((block_rows, *array.shape[1:]), _fill(str(array.dtype)), dtype=array.dtype)
     chunk[: len(rows)] = stored
     data = chunk.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     record = {"rows": [rows.start, rows.stop], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(_record_path(path, block), record)
+    write_json(record_path(path, block), record)
 
 
-def seal(spec: ArraySpec, extra: dict[str, Any] | None = None) -> None:
-    """Check that every block is there and whole, then write the seal. Raises UserError when one is not."""
-    records = []
-    for block in range(spec.blocks):
-        record = read_json(_record_path(spec.path, block))
-        chunk = chunk_path(spec.path, block, len(spec.shape))
-        size = chunk.stat().st_size if chunk.is_file() else 0
-        if size != record["bytes"]:
-            _record_path(spec.path, block).unlink()
-            raise UserError(
-                f"{chunk} has {size} bytes instead of {record['bytes']}; run the same command again, it is redone."
-            )
-        records.append(record)
+def seal(spec: ArraySpec, extra: dict[str, Any] | None = None, run: Run = run_here) -> None:
+    """Read every block back, compare it with its record, then write the seal.
+
+    Raises UserError when a block is not what was written; it loses its record, so that the next run does it again.
+    """
+    records = [read_json(record_path(spec.path, block)) for block in range(spec.blocks)]
+    checks = ((spec.path, block, record, len(spec.shape)) for block, record in enumerate(records))
+    damaged = {block: found for block, found in enumerate(in_order(run(_damage_of, checks))) if found}
+    for block in damaged:
+        record_path(spec.path, block).unlink()
+    if damaged:
+        block, found = next(iter(damaged.items()))
+        raise UserError(
+            f"{len(damaged)} of {spec.blocks} blocks of {spec.path} are not on the disk as they were written (block {block} "
+            f"{found}); run the same command again, they are redone. If it comes again, suspect the disk."
+        )
+    write_seal(spec, records, extra or {})
+
+
+def write_seal(spec: ArraySpec, records: list[dict[str, Any]], extra: dict[str, Any]) -> None:
+    """The seal over blocks that were checked; it takes the place of the records."""
     document = {
         "format": FORMAT,
         "kind": spec.kind,
@@ -193,46 +240,74 @@ def seal(spec: ArraySpec, extra: dict[str, Any] | None = None) -> None:
         "block_rows": spec.block_rows,
         "keys_sha256": spec.keys_sha256,
         "fingerprint": spec.fingerprint,
-        "sha256": _digest(record["sha256"] for record in records),
-        **(extra or {}),
+        "sha256": digest_of(record["sha256"] for record in records),
+        **extra,
         "blocks": records,
     }
     write_json(seal_path(spec.path), document)
-    shutil.rmtree(spec.path.with_suffix(".blocks"))
+    if blocks_folder(spec.path).exists():
+        remove_folder(blocks_folder(spec.path))
+
+
+def damage(array: Path, block: int, record: dict[str, Any], dimensions: int) -> str | None:
+    """What is wrong with a block's chunk beside its record, in words that follow `block 3 ...`; None when nothing is."""
+    try:
+        data = chunk_path(array, block, dimensions).read_bytes()
+    except FileNotFoundError:
+        return "has no chunk"
+    if len(data) != record["bytes"]:
+        return f"has {len(data)} bytes instead of {record['bytes']}"
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        return "has other bytes than were written (SHA-256)"
+    return None
+
+
+def _damage_of(check: tuple[Path, int, dict[str, Any], int]) -> str | None:
+    return damage(*check)
 
 
 def chunk_path(array: Path, block: int, dimensions: int) -> Path:
-    """The file of a block's chunk on a local disk."""
+    """The file, or object, of a block's chunk."""
     return array.joinpath("c", str(block), *["0"] * (dimensions - 1))
 
 
-def _digest(parts: Iterable[str]) -> str:
+def digest_of(parts: Iterable[str]) -> str:
+    """SHA-256 over hexadecimal digests in their order: the digest of a whole array over its blocks'."""
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def open_sealed(path: Path) -> zarr.Array:
-    """A finished array for reading. Raises UserError when it is missing, unfinished or damaged."""
-    if not path.is_dir():
+    """A finished array for reading. Raises UserError when it is missing, unfinished or damaged (sizes only are looked at)."""
+    if not is_there(path):
         raise UserError(f"There is no store at {path}; `featurize extract` or `featurize levels` makes it.")
     if not is_sealed(path):
         raise UserError(f"The store {path} is unfinished; run the command that was making it again, it goes on.")
     try:
-        array = zarr.open_array(str(path), mode="r")
+        array = opened(path)
     except Exception:  # zarr raises many kinds for a damaged array
         raise UserError(
             f"The store {path} is damaged (its zarr.json can't be read); remove it and make it again."
         ) from None
     if array.attrs.get("format") != FORMAT:
         raise UserError(f"{path} is not in the format {FORMAT}; make it again with this version of featurize.")
+    sizes = dict(_chunk_sizes(path))
     for block, record in enumerate(read_json(seal_path(path))["blocks"]):
-        chunk = chunk_path(path, block, array.ndim)
-        size = chunk.stat().st_size if chunk.is_file() else 0
-        if size != record["bytes"]:
+        chunk = chunk_path(path, block, array.ndim).relative_to(path).as_posix()
+        if sizes.get(chunk, 0) != record["bytes"]:
             raise UserError(
-                f"The store {path} is damaged: {chunk.relative_to(path)} has {size} bytes instead of {record['bytes']}; "
-                "remove the store and its seal, and make it again."
+                f"The store {path} is damaged: {chunk} has {sizes.get(chunk, 0)} bytes instead of {record['bytes']}; "
+                f"`featurize repair` mends it."
             )
     return array
+
+
+def _chunk_sizes(path: Path) -> Iterator[tuple[str, int]]:
+    """(name below the array, bytes) of each of its files; of a bucket in one listing."""
+    if is_local(path):
+        yield from ((file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("c/**/*") if file.is_file())
+        return
+    found = path.fs.find(path.path, detail=True)  # type: ignore[attr-defined]
+    yield from ((name.partition(f"{path.name}/")[2], int(entry["size"])) for name, entry in found.items())
 
 
 def read_slice(array: zarr.Array, start: int, stop: int) -> np.ndarray:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featurize import basis as basis_
-from featurize.basis import Moments
-from featurize.codecs import Codec, CodecSpec, load_codec
+from featurize.basis import Moments, Outliers
+from featurize.codecs import CodecSpec, load_codec
 from featurize.encoders import EncoderSpec, encode, load_encoder
-from featurize.engine import device_of_worker
+from featurize.engine import decoding_threads, device_of_worker
 from featurize.errors import UserError
 from featurize.ledger import Ledger
-from featurize.pictures import Box, crop, decode
+from featurize.pictures import BadPicture, Box, crop, decode
 from featurize.sources import Picture, read
 from featurize.store import moments_path, write_block
 
 INNER_BATCH = 32  # views a forward pass: fixed and padded, so that no setting changes a rounding
+PICTURES_AHEAD = 4 * INNER_BATCH  # decoded beside a GPU
+STAGES = ("read", "decode", "encode", "write")
+
+Look = tuple[int, str]  # how a network sees a crop: its side in pixels, the interpolation
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Batch:
 
     pictures: tuple[Picture, ...]
     boxes: tuple[Box, ...]
+    sha256s: tuple[str, ...]
     encoder: EncoderSpec
     views: int
 
@@ -47,86 +56,166 @@ class BlockTask:
     codec: CodecSpec
 
 
-def batch_of(ledger: Ledger, rows: range | list[int], spec: EncoderSpec, views: int) -> Batch:
-    return Batch(tuple(ledger.pictures[row] for row in rows), tuple(ledger.boxes[row] for row in rows), spec, views)
+@dataclass
+class Clock:
+    """Seconds spent in each stage; threads that decode beside the encoder count together."""
 
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
-def batch_moments(batch: Batch) -> Moments:
-    parts = [basis_.moments_of(f.reshape(-1, f.shape[-1])) for f in _features(batch, _decode_all(batch))]
-    return basis_.merge_all(parts)
-
-
-def write_one(task: BlockTask) -> int:
-    """Write the task's block into each array that lacks it; the number of pictures."""
-    images = _decode_all(task.batch)
-    if task.z0 is not None:
-        codec = load_codec(CodecSpec(**(vars(task.codec) | {"device": device_of_worker()})))
-        write_block(task.z0, task.block, _encode_z0(codec, images, task.batch))
-    if task.base is not None:
-        basis = basis_.load_basis(task.basis)
-        projected, moments = [], []
-        for f in _features(task.batch, images):
-            moments.append(basis_.moments_of(f.reshape(-1, f.shape[-1])))
-            projected.append(basis.project(f, task.channels))
-        basis_.save_moments(moments_path(task.base, task.block), basis_.merge_all(moments))
-        write_block(task.base, task.block, _with_views(np.concatenate(projected), task.batch.views))
-    return len(task.batch.pictures)
-
-
-def _decode_all(batch: Batch) -> list[Any]:
-    """The pictures as RGB. Raises UserError for one that could be read when the ledger was made and can't be now."""
-
-    def one(picture: Picture) -> Any:
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
         try:
-            return decode(read(picture))
-        except Exception as error:
-            raise UserError(
-                f"The picture {picture.key} ({picture.source}) has changed since the ledger was made: {error}; "
-                "bring it back, or remove the store root and extract again."
-            ) from None
-
-    if device_of_worker() == "cpu":
-        return [one(picture) for picture in batch.pictures]
-    with ThreadPoolExecutor(8) as pool:  # a GPU waits for pictures; Pillow decodes without the interpreter's lock
-        return list(pool.map(one, batch.pictures))
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
 
 
-def _crops(images: list[Any], batch: Batch, size: int, interpolation: str) -> Iterator[np.ndarray]:
-    """uint8 (S, S, 3) of each picture, and of its flip when there are two views, row by row."""
-    for image, box in zip(images, batch.boxes, strict=True):
-        picture = crop(image, box, size, interpolation)
-        yield picture
-        if batch.views == 2:
-            yield picture[:, ::-1]
+@dataclass(frozen=True)
+class Encoded:
+    """`z_0` and base store of some rows, (rows, views, ...) float32, and of their tokens the moments and the outliers."""
+
+    z0: np.ndarray | None
+    base: np.ndarray | None
+    moments: Moments | None
+    outliers: Outliers | None
 
 
-def _features(batch: Batch, images: list[Any]) -> Iterator[np.ndarray]:
-    """f_BHWD float32, in batches of a fixed size, views of a row next to each other."""
+@dataclass(frozen=True)
+class Done:
+    """What a task did: pictures, and the seconds each stage took."""
+
+    pictures: int
+    seconds: dict[str, float]
+
+
+def batch_of(ledger: Ledger, rows: range | list[int], spec: EncoderSpec, views: int) -> Batch:
+    """The pictures of some rows, ready to be sent to a worker."""
+    return Batch(*ledger.part(rows), spec, views)
+
+
+def batch_moments(batch: Batch) -> tuple[Moments, Done]:
+    """The moments of a batch's tokens, for the fit of the basis."""
+    clock = Clock()
     device = device_of_worker()
     encoder = load_encoder(batch.encoder, device)
-    for x_BHWC, count in _inner_batches(_crops(images, batch, encoder.input_size, encoder.interpolation)):
-        yield encode(encoder, x_BHWC, device, batch.encoder.precision).numpy()[:count]
+    parts = []
+    for (x_BHWC,), count in _views(batch, ((encoder.input_size, encoder.interpolation),), clock):
+        with clock.during("encode"):
+            f_BHWD = encode(encoder, x_BHWC, device, batch.encoder.precision)[:count]
+            parts.append(basis_.moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))
+    return basis_.merge_all(parts), Done(len(batch.pictures), clock.seconds)
 
 
-def _encode_z0(codec: Codec, images: list[Any], batch: Batch) -> np.ndarray:
-    crops = _crops(images, batch, codec.size, codec.interpolation)
-    z = np.concatenate([codec.encode(x_BHWC)[:count] for x_BHWC, count in _inner_batches(crops)])
-    return _with_views(z, batch.views)
+def write_one(task: BlockTask) -> Done:
+    """Write the task's block into each array that lacks it."""
+    clock = Clock()
+    found = encode_batch(task, clock)
+    with clock.during("write"):
+        if task.z0 is not None and found.z0 is not None:
+            write_block(task.z0, task.block, found.z0)
+        if task.base is not None and found.base is not None and found.moments is not None and found.outliers is not None:
+            basis_.save_moments(moments_path(task.base, task.block), found.moments, found.outliers)
+            write_block(task.base, task.block, found.base)
+    return Done(len(task.batch.pictures), clock.seconds)
 
 
-def _inner_batches(crops: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    """(uint8 batch of INNER_BATCH, how many of it are real): the last one is filled up with black."""
-    waiting: list[np.ndarray] = []
-    for picture in crops:
-        waiting.append(picture)
-        if len(waiting) == INNER_BATCH:
-            yield np.stack(waiting), INNER_BATCH
-            waiting = []
-    if waiting:
-        count = len(waiting)
-        yield np.stack(waiting + [np.zeros_like(waiting[0])] * (INNER_BATCH - count)), count
+def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
+    """What the task asks for of its rows; nothing is written."""
+    device = device_of_worker()
+    takers: list[tuple[Look, Callable[[np.ndarray, int], None]]] = []
+    z0: list[np.ndarray] = []
+    base: list[np.ndarray] = []
+    moments: list[Moments] = []
+    outliers: list[Outliers] = []
+    if task.z0 is not None:
+        codec = load_codec(CodecSpec(**(vars(task.codec) | {"device": device})))
+        takers.append(((codec.size, codec.interpolation), lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n])))
+    if task.base is not None:
+        encoder = load_encoder(task.batch.encoder, device)
+        basis = basis_.load_basis(task.basis)
+
+        def take_features(x_BHWC: np.ndarray, count: int) -> None:
+            f_BHWD = encode(encoder, x_BHWC, device, task.batch.encoder.precision)[:count]
+            tokens_ND = f_BHWD.reshape(-1, f_BHWD.shape[-1])
+            moments.append(basis_.moments_of(tokens_ND))
+            outliers.append(basis_.outliers_of(basis, tokens_ND))
+            base.append(basis.project(f_BHWD, task.channels))
+
+        takers.append(((encoder.input_size, encoder.interpolation), take_features))
+    for views, count in _views(task.batch, tuple(look for look, _ in takers), clock):
+        with clock.during("encode"):
+            for x_BHWC, (_, take) in zip(views, takers, strict=True):
+                take(x_BHWC, count)
+    views = task.batch.views
+    return Encoded(
+        _with_views(z0, views) if z0 else None,
+        _with_views(base, views) if base else None,
+        basis_.merge_all(moments) if moments else None,
+        basis_.add_all(outliers) if outliers else None,
+    )
 
 
-def _with_views(values: np.ndarray, views: int) -> np.ndarray:
-    """(rows * views, ...) to (rows, views, ...)."""
+def _views(batch: Batch, looks: tuple[Look, ...], clock: Clock) -> Iterator[tuple[list[np.ndarray], int]]:
+    """(for each look uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side."""
+    crops = _crops(batch, looks, clock)
+    while part := list(islice(crops, INNER_BATCH // batch.views)):
+        yield [_stacked(pictures, batch.views) for pictures in zip(*part)], len(part) * batch.views
+
+
+def _stacked(pictures: Sequence[np.ndarray], views: int) -> np.ndarray:
+    """The pictures, each followed by its flip when there are two views, filled up with black."""
+    x_BHWC = np.zeros((INNER_BATCH, *pictures[0].shape), dtype=np.uint8)
+    x_BHWC[: len(pictures) * views : views] = pictures
+    if views == 2:
+        x_BHWC[1 : len(pictures) * views : views] = np.stack(pictures)[:, :, ::-1]
+    return x_BHWC
+
+
+def _crops(batch: Batch, looks: tuple[Look, ...], clock: Clock) -> Iterator[tuple[np.ndarray, ...]]:
+    """The crops of each picture, one a look. Only they are kept: a decoded picture may be a hundred times larger."""
+    threads = decoding_threads()
+    jobs = zip(batch.pictures, batch.boxes, batch.sha256s, strict=True)
+
+    def timed(found: tuple[tuple[np.ndarray, ...], float, float]) -> tuple[np.ndarray, ...]:
+        clock.seconds["read"] += found[1] / max(1, threads)
+        clock.seconds["decode"] += found[2] / max(1, threads)
+        return found[0]
+
+    if not threads:
+        yield from (timed(_crops_of(*job, looks)) for job in jobs)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
+        waiting: deque[Future] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(_crops_of, *job, looks))
+            if len(waiting) > PICTURES_AHEAD:
+                yield timed(waiting.popleft().result())
+        while waiting:
+            yield timed(waiting.popleft().result())
+
+
+def _crops_of(
+    picture: Picture, box: Box, digest: str, looks: tuple[Look, ...]
+) -> tuple[tuple[np.ndarray, ...], float, float]:
+    """(uint8 (S, S, 3) for each look, seconds of reading, seconds of decoding and resizing)."""
+    start = time.perf_counter()
+    try:
+        data = read(picture)
+        read_at = time.perf_counter()
+        if sha256(data).hexdigest() != digest:
+            raise BadPicture("its bytes are others")
+        image = decode(data)
+    except Exception as error:
+        raise UserError(
+            f"The picture {picture.key} ({picture.source}) has changed since the ledger was made: {error}; "
+            "bring it back, or remove the store root and extract again."
+        ) from None
+    crops = tuple(crop(image, box, size, interpolation) for size, interpolation in looks)
+    return crops, read_at - start, time.perf_counter() - read_at
+
+
+def _with_views(parts: list[np.ndarray], views: int) -> np.ndarray:
+    """(rows * views, ...) in parts to (rows, views, ...)."""
+    values = np.concatenate(parts)
     return values.reshape(-1, views, *values.shape[1:])
