@@ -170,25 +170,24 @@ def drift(basis: Basis, moments: Moments, channels: int) -> dict[str, float]:
     }
 
 
-def quality(basis: Basis, moments: Moments, outliers: Outliers, channels: int) -> dict[str, float]:
-    """What the seal of a base store says of its basis, measured on all tokens: `drift`, the effective rank of their whole
-    covariance, and the share of outlier tokens in the first direction's variance."""
+def quality(basis: Basis, moments: Moments, outliers: Outliers, channels: int) -> dict[str, dict[str, float]]:
+    """What the seal of a base store says of its basis, measured on all tokens: how far it drifted, and of the features
+    the effective rank of their whole covariance and the share of outlier tokens in the first direction's variance."""
     return {
-        **drift(basis, moments, channels),
-        "effective_rank": effective_rank(fit(moments).eigenvalues),
-        "outlier_share": outlier_share(outliers),
+        "basis_drift": drift(basis, moments, channels),
+        "features": {
+            "tokens": moments.count,
+            "effective_rank": effective_rank(fit(moments).eigenvalues),
+            "outlier_share": outlier_share(outliers),
+        },
     }
 
 
-def save_moments(path: Path, moments: Moments, outliers: Outliers) -> None:
+def save_moments(path: Path, moments: Moments, outliers: Outliers | None = None) -> None:
     """Written whole or not at all."""
-    tensors = {
-        "count": np.array(moments.count),
-        "mean": moments.mean,
-        "scatter": moments.scatter,
-        "outlier_counts": outliers.counts,
-        "outlier_energy": outliers.energy,
-    }
+    tensors = {"count": np.array(moments.count), "mean": moments.mean, "scatter": moments.scatter}
+    if outliers is not None:
+        tensors |= {"outlier_counts": outliers.counts, "outlier_energy": outliers.energy}
     with replacing(path) as temporary:
         save_file(tensors, temporary)
 
@@ -198,7 +197,8 @@ def load_moments(path: Path) -> tuple[Moments, Outliers]:
     try:
         tensors = load(path.read_bytes())
         moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
-        return moments, Outliers(tensors["outlier_counts"], tensors["outlier_energy"])
+        none = np.zeros(0)
+        return moments, Outliers(tensors.get("outlier_counts", none), tensors.get("outlier_energy", none))
     except (OSError, SafetensorError, KeyError):
         raise UserError(f"The moments {path} are damaged; `featurize repair` makes them again.") from None
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from featurize.errors import UserError, explain_os_error
+from featurize.errors import Interrupted, UserError, explain_os_error
+from featurize.files import place
 from featurize.recipe import Features, choices, read_request
 
+SMALL_STORE = 1 << 30  # bytes
 DEFAULTS = {name: field.default for name, field in Features.model_fields.items()}
 
 
@@ -38,6 +41,7 @@ _workers = click.option(
     type=click.IntRange(min=0),
     help="Dask worker processes; 0 works in this one. [default: one a core, or one a GPU]",
 )
+_wait = click.option("--wait", is_flag=True, help="Wait for another run that holds the store root, then go on.")
 _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")
 
 
@@ -58,16 +62,27 @@ _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask c
 @_option("--split", "Split of scenes, COCO and ImageNet.", type=click.Choice(choices("split")))
 @_option("--classes", "Only these of ImageNet's or a folder's classes: a list, or imagenet100.", metavar="FILE")
 @_option("--base-channels", "Channels kept in the base store.", type=click.IntRange(min=1))
-@_option("--basis", "Take basis and standardisation of this store root: for a validation split.", metavar="DIR")
+@_option(
+    "--basis",
+    "Take basis and standardisation of this store root: for a validation split. 'own' fits one on held-out pictures.",
+    metavar="DIR",
+)
 @_option("--basis-rows", "Pictures on which the basis is fitted.", type=click.IntRange(min=1))
+@_option(
+    "--basis-tolerance",
+    "Stop when that basis loses more than this share of the variance of all pictures.",
+    type=click.FloatRange(min=0),
+)
 @_option("--max-bad", "Stop when more pictures than this can't be read: a count, or a share like 1%.", metavar="COUNT")
 @_workers
 @_scheduler
+@_wait
 def extract(
     recipe: Path | None,
     levels: str | None,
     workers: int | None,
     scheduler: str | None,
+    wait: bool,
     model_args: str | None,
     **options: Any,
 ) -> None:
@@ -83,8 +98,8 @@ def extract(
     if model_args is not None:
         overrides["model_args"] = _parse_model_args(model_args)
     request = read_request(recipe, overrides, levels)
-    run_extract(request, workers, scheduler)
-    click.echo(describe(Path(request.features.out)))
+    run_extract(request, workers, scheduler, wait)
+    click.echo(describe(place(request.features.out)))
 
 
 @commands.command()
@@ -95,24 +110,34 @@ def extract(
 @click.option("--basis", metavar="DIR", help="Store root whose standardisation is taken: for a validation split.")
 @_workers
 @_scheduler
+@_wait
 def levels(
-    shapes: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, **options: str | None
+    shapes: str | None,
+    recipe: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    wait: bool,
+    **options: str | None,
 ) -> None:
     """Derive the levels SHAPES (like 4x4x16,2x2x8) from the base store; the encoder is not needed."""
     from featurize.engine import engine
+    from featurize.interrupt import finishing_tasks
     from featurize.levels import derive_level
-    from featurize.store import folder_name
+    from featurize.lock import holding
+    from featurize.plan import other_basis
+    from featurize.store import folder_name, open_sealed
 
-    request = read_request(recipe, {key: value for key, value in options.items() if value is not None}, shapes)
+    features = {key: value for key, value in options.items() if value is not None}
+    request = read_request(recipe, features, shapes)
     if not request.levels:
         raise UserError("Which levels? Give SHAPES like 4x4x16,2x2x8, or a recipe (nested.yaml) with levels.")
-    folder = folder_name(request.features.encoder)
-    basis = Path(request.features.basis) / folder if request.features.basis else None
-    with engine(0 if workers is None else workers, scheduler) as run:
+    root = place(request.features.out)
+    base = root / folder_name(request.features.encoder) / "base.zarr"
+    # A small base store is pooled sooner than workers start.
+    few = workers is None and scheduler is None and open_sealed(base).nbytes < SMALL_STORE
+    with engine(0 if few else workers, scheduler) as run, holding(root, wait), finishing_tasks():
         for shape in request.levels:
-            click.echo(
-                f"{derive_level(Path(request.features.out) / folder / 'base.zarr', shape, basis, run)} is sealed"
-            )
+            click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")
 
 
 @commands.command("knn-viz")
@@ -245,6 +270,89 @@ def info(root: Path | None, recipe: Path | None) -> None:
     click.echo(describe(root or Path(read_request(recipe, {}, None).features.out)))
 
 
+@commands.command("ls")
+@click.argument("folder", required=False)
+def ls(folder: str | None) -> None:
+    """List all store roots in FOLDER (default: stores, else the working directory): arrays, sizes, states, what made them."""
+    from featurize.catalogue import catalogue
+
+    default = "stores" if Path("stores").is_dir() else "."
+    click.echo(catalogue(place(folder or default)))
+
+
+@commands.command()
+@click.argument("root", required=False)
+@_recipe
+@click.option(
+    "--re-encode", type=click.IntRange(min=0), default=0, metavar="K", help="Encode K random rows again as well."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses those rows.")
+@_workers
+@_scheduler
+def verify(
+    root: str | None, recipe: Path | None, re_encode: int, seed: int, workers: int | None, scheduler: str | None
+) -> None:
+    """Check the store ROOT (the recipe's without it): the ledger, every block's digest, NaN and constant rows, mean and std,
+    levels against their base store. One line a finding, and exit code 1 when there is one."""
+    from featurize.engine import engine
+    from featurize.verify import arrays_of
+    from featurize.verify import verify as run_verify
+
+    folder = _root(root, recipe)
+    with engine(workers if workers is not None else _few_workers(folder, scheduler), scheduler) as run:
+        findings = run_verify(folder, run)
+        if re_encode:
+            from featurize.spot_check import spot_check
+
+            findings += spot_check(folder, re_encode, seed, run)
+    _report(findings, f"{folder} is whole: {len(arrays_of(folder))} arrays, every block as it was written.")
+
+
+@commands.command()
+@click.argument("root", required=False)
+@_recipe
+@_workers
+@_scheduler
+@_wait
+def repair(root: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, wait: bool) -> None:
+    """Do again exactly what `verify` finds wrong in the store ROOT (the recipe's without it)."""
+    from featurize.engine import engine
+    from featurize.interrupt import finishing_tasks
+    from featurize.lock import holding
+    from featurize.repair import repair as run_repair
+
+    folder = _root(root, recipe)
+    few = workers if workers is not None else _few_workers(folder, scheduler)
+    with engine(few, scheduler) as run, holding(folder, wait), finishing_tasks():
+        findings = run_repair(folder, run, click.echo)
+    _report(findings, f"{folder} is whole.")
+
+
+def _root(root: str | None, recipe: Path | None) -> Path:
+    return place(root or read_request(recipe, {}, None).features.out)
+
+
+def _few_workers(root: Path, scheduler: str | None) -> int | None:
+    """None, or 0 where a store is read sooner than workers start."""
+    from featurize.store import opened
+    from featurize.verify import arrays_of
+
+    if scheduler is not None:
+        return None
+    try:
+        return 0 if sum(opened(path).nbytes for path in arrays_of(root)) < SMALL_STORE else None
+    except Exception:  # zarr raises many kinds for a damaged array
+        return 0
+
+
+def _report(findings: Sequence[object], whole: str) -> None:
+    for finding in findings:
+        click.echo(str(finding))
+    if findings:
+        sys.exit(1)
+    click.echo(whole)
+
+
 @commands.command()
 @click.option("--count", type=click.IntRange(min=1), default=6000, show_default=True, help="How many.")
 @click.option("--size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side in pixels.")
@@ -276,6 +384,7 @@ def _parse_model_args(text: str) -> dict[str, Any]:
 def main() -> None:
     """Entry point: 0 done, 1 for an error of the input or the machine, 2 for a wrong command line, 130 interrupted."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("featurize").setLevel(logging.INFO)
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
@@ -288,6 +397,9 @@ def main() -> None:
         if sentence is None:
             raise
         _fail(str(sentence))
+    except Interrupted as error:
+        click.echo(f"\n{error}", err=True)
+        sys.exit(130)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted: what is written is kept; run the same command again to go on.", err=True)
         sys.exit(130)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import chain
@@ -31,9 +31,13 @@ class Run(Protocol):
 
 
 @contextmanager
-def engine(workers: int | None, scheduler: str | None) -> Iterator[Run]:
+def engine(workers: int | None, scheduler: str | None, imports: Sequence[str] = ()) -> Iterator[Run]:
     """`workers` processes of this machine (None: one a core, or one a GPU; 0: this very process), or the cluster at
-    `scheduler`. They are started when the first task comes. A task's result never depends on which of them ran it."""
+    `scheduler`. They are started when the first task comes. A task's result never depends on which of them ran it.
+
+    `imports` are modules that take long to import: local workers are forked from one process that has them (it has no threads
+    yet, so forking it is safe).
+    """
     if scheduler is None and workers == 0:
         yield run_here
         return
@@ -46,7 +50,7 @@ def engine(workers: int | None, scheduler: str | None) -> Iterator[Run]:
             if first is None:
                 return
             if not started:
-                started.append(stack.enter_context(_client(workers, scheduler)))
+                started.append(stack.enter_context(_client(workers, scheduler, imports)))
             yield from _run_on(started[0], function, chain([first], tasks), is_local=scheduler is None)
 
         yield run
@@ -102,7 +106,7 @@ def _number_of_worker() -> int:
 
 
 @contextmanager
-def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+def _client(workers: int | None, scheduler: str | None, imports: Sequence[str]) -> Iterator[Any]:
     import dask
 
     # Read when `distributed` is first imported: its start and stop messages would break the progress line.
@@ -110,6 +114,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         {
             "logging": {"distributed": "critical", "tornado": "critical"},
             "distributed.worker.preload": ["featurize.interrupt"],
+            "distributed.worker.multiprocessing-method": "forkserver",
         }
     )
     from distributed import Client, LocalCluster
@@ -123,6 +128,9 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
             log.info("Dask: %s, dashboard %s", scheduler, client.dashboard_link)
             yield client
         return
+    from distributed.utils import get_mp_context
+
+    get_mp_context().set_forkserver_preload(["distributed", *imports])
     count = default_workers() if workers is None else workers
     # Port 0: any that is free. Without bokeh there is no dashboard, only the scheduler's own pages.
     options: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": ":0"}
@@ -140,9 +148,7 @@ def run_here(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[i
             raise KeyboardInterrupt
 
 
-def _run_on(
-    client: Any, function: Callable[[T], R], tasks: Iterator[T], is_local: bool
-) -> Iterator[tuple[int, R]]:
+def _run_on(client: Any, function: Callable[[T], R], tasks: Iterator[T], is_local: bool) -> Iterator[tuple[int, R]]:
     from distributed import KilledWorker, as_completed
 
     waiting = enumerate(tasks)

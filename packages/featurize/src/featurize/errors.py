@@ -7,6 +7,10 @@ class UserError(Exception):
     """Bad input or a bad state of the world, in one sentence: what, where and how to mend it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after what was in hand is done: says what is kept."""
+
+
 def explain_os_error(error: OSError) -> UserError | None:
     """The sentence for a failed write or read that the user can mend, or None when it is not of that kind."""
     import errno

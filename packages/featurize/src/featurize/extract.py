@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from featurize import basis as basis_
-from featurize.basis import Moments
-from featurize.codecs import load_codec, parse_codec
-from featurize.encoders import EncoderSpec, load_encoder
-from featurize.engine import Run, engine, in_order
-from featurize.errors import UserError
-from featurize.ledger import Ledger, make_ledger
+from featurize.basis import Moments, Outliers
+from featurize.cards import heavy_imports, known_cards, make_cards
+from featurize.engine import Run, engine
+from featurize.errors import Interrupted, UserError
+from featurize.files import place, remove_folder
+from featurize.interrupt import finishing_tasks
+from featurize.ledger import Ledger, known_ledger, make_ledger
 from featurize.levels import derive_level
-from featurize.plan import base_channels, base_spec, basis_rule, other_basis, rows_a_block, z0_spec
-from featurize.recipe import Request
+from featurize.lock import holding
+from featurize.plan import Plan, other_basis, plan_of, with_basis
+from featurize.progress import LOG, Journal, progress_line
+from featurize.recipe import Features, Request, check_basis_choice
 from featurize.sources import list_pictures
 from featurize.store import (
     ArraySpec,
-    folder_name,
     is_sealed,
     moments_path,
     prepare,
@@ -33,141 +30,188 @@ from featurize.store import (
     rows_of,
     seal,
     write_block,
+    written_blocks,
 )
-from featurize.work import INNER_BATCH, BlockTask, batch_moments, batch_of, write_one
+from featurize.work import BlockTask, FitTask, batch_of, fit_part, write_one
 
 log = logging.getLogger(__name__)
 
+FIT_PART = 256  # pictures of the basis's subset a task
+FEW_PICTURES = 128  # starting workers would take longer than the work
 
-def extract(request: Request, workers: int | None, scheduler: str | None) -> list[Path]:
-    """Do what is asked, or what is left of it; the paths of the sealed arrays. Everything there already is kept."""
+
+def extract(request: Request, workers: int | None, scheduler: str | None, wait: bool = False) -> list[Path]:
+    """Do what is asked, or what is left of it; the paths of the sealed arrays. Everything there already is kept.
+
+    Raises UserError for a request that can't be met, and when another run holds the store root and `wait` is false;
+    Interrupted after Ctrl-C, when the blocks in hand are written.
+    """
     features = request.features
-    root = Path(features.out).expanduser().resolve()
-    spec = EncoderSpec(
-        features.encoder,
-        features.weights,
-        json.dumps(features.model_args, sort_keys=True),
-        features.precision,
-    )
-    # Both are loaded here first: a wrong weights file is found before any picture is read.
-    encoder = load_encoder(spec, "cpu")
-    codec_spec = parse_codec(features.z0, features.z0_weights, features.z0_scale)
-    codec = load_codec(codec_spec)
-    channels = base_channels(request, encoder)
+    root = place(features.out)
     if features.source is None:
         raise UserError("Which pictures? Name a SOURCE, or a recipe (nested.yaml) with features.source.")
-    basis_folder = other_basis(features.basis, features.encoder)
-    if basis_folder is not None:
-        basis_.load_basis(basis_folder / "basis.safetensors")
+    check_basis_choice(features)
+    other = other_basis(features)
+    if other is not None:
+        basis_.load_basis(other / "basis.safetensors")
     listing = list_pictures(features.source, features.split, features.limit, features.classes)
     for remark in listing.remarks:
         log.warning(remark)
 
-    if workers is None and len(listing.pictures) <= INNER_BATCH * 4:
-        workers = 0  # starting workers would take longer than the work
-    with engine(workers, scheduler) as run:
-        ledger = make_ledger(root, features.source, listing, features.max_bad, run)
-        if ledger.refused:
-            log.warning("%d pictures are refused; the reasons are in %s.", ledger.refused, root / "rows.parquet")
-        block_rows = rows_a_block(ledger.rows, features.views, encoder, channels, codec)
-        folder = root / folder_name(features.encoder)
-        _write_labels(root, ledger, block_rows)
-
-        rule = basis_rule(features.basis, features.encoder, features.basis_rows, ledger)
-        base = base_spec(folder, ledger, features.views, block_rows, encoder, channels, rule)
-        z0 = z0_spec(root, ledger, features.views, block_rows, codec)
-        refuse_other(base)
-        refuse_other(z0)
-        basis_path = folder / "basis.safetensors"
-        if not is_sealed(base.path):
-            _provide_basis(
-                basis_path,
-                base.fingerprint,
-                features.basis,
-                ledger,
-                spec,
-                features.views,
-                features.basis_rows,
-                run,
-            )
-        base = replace(base, attributes=base.attributes | _basis_attributes(basis_path, channels))
-        base_todo, z0_todo = set(prepare(base)), set(prepare(z0))
-
-        tasks = [
-            BlockTask(
-                block,
-                batch_of(ledger, rows_of(block, block_rows, ledger.rows), spec, features.views),
-                base.path if block in base_todo else None,
-                basis_path,
-                channels,
-                z0.path if block in z0_todo else None,
-                codec_spec,
-            )
-            for block in sorted(base_todo | z0_todo)
-        ]
-        with tqdm(total=ledger.rows, desc="extracting", unit=" pictures", smoothing=0.1) as progress:
-            progress.update(ledger.rows - sum(len(task.batch.pictures) for task in tasks))
-            for _, count in run(write_one, tasks):
-                progress.update(count)
-        if not is_sealed(base.path):
-            seal(base, {"basis_drift": _drift(base, basis_path, channels)})
-        if not is_sealed(z0.path):
-            seal(z0)
-        levels = [derive_level(base.path, shape, basis_folder, run) for shape in request.levels]
-    return [base.path, *levels, z0.path]
+    if workers is None and len(listing.pictures) <= FEW_PICTURES:
+        workers = 0
+    with engine(workers, scheduler, heavy_imports(features)) as run:
+        cards = known_cards(features) or make_cards(features, run)
+        ledger = known_ledger(root, listing)
+        if ledger is not None and (plan := plan_of(request, root, cards, ledger)).is_done:
+            return _finish(plan, run)
+        with holding(root, wait), finishing_tasks():
+            journal = Journal(root)
+            journal("start", request=request.model_dump(mode="json"), pictures=len(listing.pictures))
+            try:
+                ledger = make_ledger(root, features.source, listing, features.max_bad, run)
+                del listing
+                journal("ledger", rows=ledger.rows, refused=ledger.refused)
+                if ledger.refused:
+                    log.warning(
+                        "%d pictures are refused; the reasons are in %s.", ledger.refused, root / "rows.parquet"
+                    )
+                paths = _do(plan_of(request, root, cards, ledger), features, ledger, run, journal)
+                journal("end")
+            except KeyboardInterrupt:
+                journal("interrupted")
+                raise Interrupted(_kept(root)) from None
+            except UserError as error:
+                journal("stopped", reason=str(error))
+                raise
+            finally:
+                journal.write()
+    return paths
 
 
-def _write_labels(root: Path, ledger: Ledger, block_rows: int) -> None:
+def _do(plan: Plan, features: Features, ledger: Ledger, run: Run, journal: Journal) -> list[Path]:
+    """Everything of the plan that is not sealed."""
+    for spec in (plan.base, plan.z0):
+        refuse_other(spec)
+    _write_labels(plan, ledger)
+    if not is_sealed(plan.base.path):
+        _provide_basis(plan, features, ledger, run, journal)
+    base = with_basis(plan.base, basis_.load_basis(plan.basis))
+    base_todo, z0_todo = set(prepare(base)), set(prepare(plan.z0))
+    todo = sorted(base_todo | z0_todo)
+
+    def task(block: int) -> BlockTask:
+        return BlockTask(
+            block,
+            batch_of(ledger, rows_of(block, plan.block_rows, ledger.rows), features),
+            base.path if block in base_todo else None,
+            plan.basis,
+            plan.channels,
+            plan.z0.path if block in z0_todo else None,
+        )
+
+    left = sum(len(rows_of(block, plan.block_rows, ledger.rows)) for block in todo)
+    with progress_line(ledger.rows, ledger.rows - left, "extracting", ledger.refused) as advance:
+        for index, done in run(write_one, map(task, todo)):
+            journal("block", block=todo[index], **advance(done.pictures, done.seconds))
+    if not is_sealed(plan.z0.path):
+        seal(plan.z0, run=run)
+        journal("sealed", array=str(plan.z0.path))
+    if not is_sealed(base.path):
+        extra = measure_basis(base.path, base.blocks, plan.basis, plan.channels)
+        if plan.other is None:
+            check_tolerance(extra, base, features.basis_tolerance)
+        seal(base, extra, run)
+        journal("sealed", array=str(base.path), **extra)
+    return _finish(plan, run)
+
+
+def _finish(plan: Plan, run: Run) -> list[Path]:
+    """Derive the levels that are missing; the paths of all arrays but the labels."""
+    for spec in (plan.base, plan.z0):
+        refuse_other(spec)
+    levels = [derive_level(plan.base.path, shape, plan.other, run) for shape in plan.levels]
+    return [plan.base.path, *levels, plan.z0.path]
+
+
+def _write_labels(plan: Plan, ledger: Ledger) -> None:
     labels = ledger.labels
-    spec = ArraySpec(
-        root / "labels.zarr", "labels", labels.shape, "int64", block_rows, ledger.keys_sha256,
-        {"labels_sha256": sha256(labels.tobytes()).hexdigest(), "block_rows": block_rows}, {},
-    )  # fmt: skip
-    for block in prepare(spec):
-        rows = rows_of(block, block_rows, ledger.rows)
-        write_block(spec.path, block, labels[rows.start : rows.stop])
-    if not is_sealed(spec.path):
-        seal(spec)
+    for block in prepare(plan.labels):
+        rows = rows_of(block, plan.block_rows, ledger.rows)
+        write_block(plan.labels.path, block, labels[rows.start : rows.stop])
+    if not is_sealed(plan.labels.path):
+        seal(plan.labels)
 
 
-def _provide_basis(
-    path: Path,
-    owner: str,
-    basis_root: str | None,
-    ledger: Ledger,
-    spec: EncoderSpec,
-    views: int,
-    basis_rows: int,
-    run: Run,
-) -> None:
-    """The basis of the unfinished base store `owner` at `path`: the one already there, another store's, or a new fit."""
-    if path.is_file() and basis_.owner_of(path) == owner:
+def _provide_basis(plan: Plan, features: Features, ledger: Ledger, run: Run, journal: Journal) -> None:
+    """The basis of the unfinished base store: the one already there, another store's, or a new fit.
+
+    A fit's parts are kept until it is done, so that a run that is stopped goes on.
+    """
+    owner = plan.base.fingerprint
+    if plan.basis.is_file() and basis_.owner_of(plan.basis) == owner:
         return
-    folder = other_basis(basis_root, spec.name)
-    if folder is not None:
-        basis_.save_basis(path, basis_.load_basis(folder / "basis.safetensors"), owner)
+    if plan.other is not None:
+        basis_.save_basis(plan.basis, basis_.load_basis(plan.other / "basis.safetensors"), owner)
         return
-    rows = sorted(
-        sorted(range(ledger.rows), key=lambda row: sha256(ledger.pictures[row].key.encode()).digest())[:basis_rows]
+    rows = sorted(by_hash(ledger.keys)[: features.basis_rows])
+    starts = range(0, len(rows), FIT_PART)
+    folder = plan.basis.parent / f"basis-{owner[:12]}.parts"
+    parts = [folder / f"{start // FIT_PART:06d}.moments.safetensors" for start in starts]
+    todo = [index for index, part in enumerate(parts) if not part.is_file()]
+
+    def task(index: int) -> FitTask:
+        chosen = rows[starts[index] : starts[index] + FIT_PART]
+        return FitTask(batch_of(ledger, chosen, features), parts[index])
+
+    left = sum(len(rows[starts[index] : starts[index] + FIT_PART]) for index in todo)
+    with progress_line(len(rows), len(rows) - left, "fitting the basis", ledger.refused) as advance:
+        for index, done in run(fit_part, map(task, todo)):
+            journal("basis part", part=todo[index], **advance(done.pictures, done.seconds))
+    total = basis_.merge_all(basis_.load_moments(part)[0] for part in parts)
+    basis_.save_basis(plan.basis, basis_.fit(total), owner)
+    remove_folder(folder)
+
+
+def by_hash(keys: list[str]) -> list[int]:
+    """All rows in an order that depends on their keys only."""
+    return sorted(range(len(keys)), key=lambda row: sha256(keys[row].encode()).digest())
+
+
+def measure_basis(base: Path, blocks: int, basis: Path, channels: int) -> dict[str, dict[str, float]]:
+    """What the seal says of the basis, from the moments of all tokens, which are kept beside it as `moments.safetensors`."""
+    kept = base.parent / "moments.safetensors"
+    parts = (basis_.load_moments(moments_path(base, block)) for block in range(blocks))
+    if moments_path(base, 0).is_file():
+        basis_.save_moments(kept, *_merged(parts))
+    return basis_.quality(basis_.load_basis(basis), *basis_.load_moments(kept), channels)
+
+
+def _merged(parts: Iterator[tuple[Moments, Outliers]]) -> tuple[Moments, Outliers]:
+    moments, outliers = next(parts)
+    for more, beyond in parts:
+        moments, outliers = basis_.merge(moments, more), basis_.add_all([outliers, beyond])
+    return moments, outliers
+
+
+def check_tolerance(measured: dict[str, dict[str, float]], base: ArraySpec, tolerance: float) -> None:
+    """Raises UserError when the basis of a base store loses more than this share of the variance."""
+    lost, angle = measured["basis_drift"]["lost_variance"], measured["basis_drift"]["largest_angle_degrees"]
+    if lost > tolerance:
+        raise UserError(
+            f"The basis, fitted on {base.provenance['basis']['rows']} pictures, loses {lost:.2%} of the variance that the best "
+            f"one for all pictures keeps (largest angle {angle:.1f} degrees), more than --basis-tolerance {tolerance:.2%}. What "
+            f"is written is kept: accept it with --basis-tolerance {lost * 1.01:.2g}, or fit on more pictures (a larger "
+            f"--basis-rows) with another --out, or after removing {base.path.parent}."
+        )
+
+
+def _kept(root: Path) -> str:
+    """What an interrupted run leaves behind, in words."""
+    arrays = [path for path in root.glob("*/*.zarr") if not is_sealed(path)]
+    written = sum(len(written_blocks(path)) for path in arrays)
+    sealed = sum(is_sealed(path) for path in root.glob("**/*.zarr"))
+    return (
+        f"interrupted: {written} blocks of unfinished and {sealed} whole arrays are kept in {root} ({LOG} there says what was "
+        "done); run the same command again to go on."
     )
-    batches = [batch_of(ledger, rows[start : start + 256], spec, views) for start in range(0, len(rows), 256)]
-    with tqdm(total=len(rows), desc="fitting the basis", unit=" pictures", smoothing=0.1) as progress:
-
-        def counted() -> Iterator[Moments]:
-            for batch, moments in zip(batches, in_order(run(batch_moments, batches))):
-                progress.update(len(batch.pictures))
-                yield moments
-
-        total = basis_.merge_all(counted())
-    basis_.save_basis(path, basis_.fit(total), owner)
-
-
-def _basis_attributes(path: Path, channels: int) -> dict[str, Any]:
-    basis = basis_.load_basis(path)
-    return {"basis_sha256": basis.sha256, "explained_variance": basis.explained[:channels].tolist()}
-
-
-def _drift(base: ArraySpec, basis_path: Path, channels: int) -> dict[str, float]:
-    """How far the basis is from the one that all pictures would give (0 where it was fitted on all of them)."""
-    moments = basis_.merge_all(basis_.load_moments(moments_path(base.path, block)) for block in range(base.blocks))
-    return basis_.drift(basis_.load_basis(basis_path), moments, channels)

@@ -35,6 +35,16 @@ def place(address: str | Path) -> Path:
     return cast(Path, found)
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: `FEATURIZE_CACHE`, else `featurize` in the user's cache folder."""
+    own = os.environ.get("FEATURIZE_CACHE")
+    return (
+        Path(own).expanduser()
+        if own
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featurize"
+    )
+
+
 def is_local(path: Path) -> bool:
     """Whether the path is on a file system that this machine mounts."""
     return isinstance(path, Path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import zarr
 
 from featurize.files import read_json
@@ -17,7 +18,7 @@ def describe(root: Path) -> str:
     ledger = read_ledger(root)
     labels = ledger.labels
     classes = len(np.unique(labels[labels >= 0]))
-    captions = sum(len(picture.captions) for picture in ledger.pictures)
+    captions = pc.sum(pc.list_value_length(ledger.table["captions"])).as_py() or 0
     lines = [
         f"{root}: {ledger.rows:,} rows from {ledger.source}; {ledger.refused:,} pictures refused; "
         f"{f'{classes} classes' if classes else 'no labels'}; {f'{captions:,} captions' if captions else 'no captions'}."

@@ -20,7 +20,7 @@ def asked_to_stop() -> bool:
 
 @contextmanager
 def finishing_tasks() -> Iterator[None]:
-    """While the block runs, the first signal only asks: see `asked_to_stop`. Elsewhere than in the main thread nothing changes."""
+    """While the block runs, the first signal only asks (`asked_to_stop`). Nothing changes outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -24,7 +27,11 @@ from featurize.pictures import BadPicture, Box, decode_with_mode, square_box
 from featurize.sources import Listing, Picture, read
 from featurize.store import FORMAT
 
-PER_TASK = 256
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+PER_TASK = 256  # pictures
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -47,30 +54,78 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Ledger:
-    """The stored rows of a root, in order, and what the root was made from."""
+    """The stored rows of a root, in order, and what the root was made from.
+
+    The lines stay in an Arrow table: as Python objects a million of them would take gigabytes.
+    """
 
     source: str
-    pictures: tuple[Picture, ...]
-    boxes: tuple[Box, ...]
-    sha256s: tuple[str, ...]
+    table: pa.Table
     refused: int
 
     @property
     def rows(self) -> int:
-        return len(self.pictures)
+        return len(self.table)
 
-    @property
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of each row."""
+        return self.table["key"].to_pylist()
+
+    @cached_property
     def keys_sha256(self) -> str:
-        return hashlib.sha256("".join(f"{picture.key}\n" for picture in self.pictures).encode()).hexdigest()
+        """SHA-256 of the keys, each followed by a newline."""
+        return _digest(self.table["key"], "\n")
 
-    @property
+    @cached_property
     def pictures_sha256(self) -> str:
-        return hashlib.sha256("".join(self.sha256s).encode()).hexdigest()
+        """SHA-256 over the pictures' digests."""
+        return _digest(self.table["sha256"], "")
 
     @property
     def labels(self) -> np.ndarray:
         """(rows,) int64, -1 where a picture has none."""
-        return np.array([-1 if picture.label is None else picture.label for picture in self.pictures], dtype=np.int64)
+        return pc.fill_null(self.table["label"], -1).to_numpy().astype(np.int64)
+
+    @property
+    def pictures(self) -> Lines[Picture]:
+        """The picture of each row."""
+        return Lines(self.table, _picture)
+
+    @property
+    def boxes(self) -> Lines[Box]:
+        """The crop of each row."""
+        return Lines(self.table, lambda line: tuple(line["box"]))
+
+    def part(self, rows: range | list[int]) -> tuple[tuple[Picture, ...], tuple[Box, ...], tuple[str, ...]]:
+        """Pictures, boxes and digests of some rows."""
+        lines = self.table.take(list(rows)).to_pylist()
+        return (
+            tuple(_picture(line) for line in lines),
+            tuple(tuple(line["box"]) for line in lines),
+            tuple(line["sha256"] for line in lines),
+        )
+
+
+class Lines(Sequence[T]):
+    """The lines of a table, each made an object when it is asked for."""
+
+    def __init__(self, table: pa.Table, make: Callable[[dict[str, Any]], T]) -> None:
+        self._table, self._make = table, make
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        return self._make(self._table.slice(int(row) % len(self), 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[T]:
+        for batch in self._table.to_batches(max_chunksize=PER_TASK):
+            yield from map(self._make, batch.to_pylist())
 
 
 @dataclass(frozen=True)
@@ -91,6 +146,14 @@ def draft_path(root: Path) -> Path:
     return root / "rows.draft.parquet"
 
 
+def known_ledger(root: Path, listing: Listing) -> Ledger | None:
+    """The ledger of a root that was made of this very listing; None where there is none, or another."""
+    path = ledger_path(root)
+    if path.is_file() and _metadata(path).get("listing_sha256") == _listing_sha256(listing.pictures):
+        return read_ledger(root)
+    return None
+
+
 def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, run: Run) -> Ledger:
     """Decode every picture once and write the ledger, or take the one that is there.
 
@@ -99,25 +162,16 @@ def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, r
     """
     path = ledger_path(root)
     listed = _listing_sha256(listing.pictures)
-    if path.exists():
-        metadata = _metadata(path)
-        if metadata.get("listing_sha256") != listed:
-            raise UserError(
-                f"{root} already holds other pictures ({metadata.get('source', 'an unknown source')}); choose another --out."
-            )
-        return read_ledger(root)
-    parts = [listing.pictures[start : start + PER_TASK] for start in range(0, len(listing.pictures), PER_TASK)]
-    seen: list[_Seen] = []
-    bad = 0
-    with tqdm(total=len(listing.pictures), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
-        for part in in_order(run(_look_at, parts)):
-            seen += part
-            bad += sum(bool(look.reason) for look in part)
-            progress.update(len(part))
-            if bad > allowed_bad(max_bad, len(listing.pictures)):
-                break
-    table = _table(listing.pictures[: len(seen)], seen)
-    _check_bad(root, table, len(listing.pictures), max_bad)
+    old = _metadata(path) if path.exists() else None
+    if old is not None:
+        if old.get("listing_sha256") == listed:
+            return read_ledger(root)
+        if _all_keys(path) != [picture.key for picture in listing.pictures]:
+            raise _other_pictures(root, old)
+        log.info("The pictures' files have other places or times than in %s; they are read again.", path)
+    table = _look_at_all(root, listing.pictures, max_bad, run)
+    if old is not None and not _same_rows(table, pq.read_table(path)):
+        raise _other_pictures(root, old)
     metadata = {
         "format": FORMAT,
         "source": source,
@@ -128,6 +182,39 @@ def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, r
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
     draft_path(root).unlink(missing_ok=True)
     return read_ledger(root)
+
+
+def _look_at_all(root: Path, pictures: Sequence[Picture], max_bad: int | str, run: Run) -> pa.Table:
+    parts = [range(start, min(start + PER_TASK, len(pictures))) for start in range(0, len(pictures), PER_TASK)]
+    lines: list[pa.RecordBatch] = []
+    keys: set[str] = set()
+    row = bad = 0
+    with tqdm(total=len(pictures), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
+        looks = in_order(run(_look_at, (pictures[part.start : part.stop] for part in parts)))
+        for part, seen in zip(parts, looks):
+            lines.append(_lines(pictures[part.start : part.stop], seen, keys, row))
+            row += len(part) - lines[-1]["row"].null_count
+            bad += sum(bool(look.reason) for look in seen)
+            progress.update(len(part))
+            progress.set_postfix_str(f"{bad} refused", refresh=False)
+            if bad > allowed_bad(max_bad, len(pictures)):
+                break
+    table = pa.Table.from_batches(lines, SCHEMA)
+    _check_bad(root, table, len(pictures), max_bad)
+    return table
+
+
+def _other_pictures(root: Path, metadata: dict[str, str]) -> UserError:
+    was = metadata.get("source", "an unknown source")
+    return UserError(f"{root} already holds other pictures ({was}); choose another --out.")
+
+
+def _all_keys(path: Path) -> list[str]:
+    return _table_of(path, ["key"])["key"].to_pylist()
+
+
+def _same_rows(first: pa.Table, second: pa.Table) -> bool:
+    return all(first[name].equals(second[name]) for name in ("row", "key", "label", "captions", "sha256", "box"))
 
 
 def allowed_bad(max_bad: int | str, pictures: int) -> int:
@@ -142,8 +229,13 @@ def read_ledger(root: Path) -> Ledger:
         raise UserError(
             f"{root} is no store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
         )
+    return _from_table(_table_of(path), _metadata(path).get("source", ""))
+
+
+def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        return _from_table(pq.read_table(path), _metadata(path).get("source", ""))
+        with path.open("rb") as file:
+            return pq.read_table(file, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"The ledger {path} is damaged ({str(error).splitlines()[0]}); remove it and extract again."
@@ -167,10 +259,9 @@ def _look_at_one(picture: Picture) -> _Seen:
     return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, mode)
 
 
-def _table(pictures: Sequence[Picture], seen: Sequence[_Seen]) -> pa.Table:
+def _lines(pictures: Sequence[Picture], seen: Sequence[_Seen], keys: set[str], row: int) -> pa.RecordBatch:
+    """The lines of some pictures, the first stored one being `row`; `keys` are those seen before and get these too."""
     lines: list[dict[str, Any]] = []
-    keys: set[str] = set()
-    row = 0
     for picture, look in zip(pictures, seen, strict=True):
         reason = look.reason or ("an earlier picture has the same key" if picture.key in keys else "")
         keys.add(picture.key)
@@ -194,7 +285,7 @@ def _table(pictures: Sequence[Picture], seen: Sequence[_Seen]) -> pa.Table:
             }
         )
         row += not reason
-    return pa.Table.from_pylist(lines, schema=SCHEMA)
+    return pa.RecordBatch.from_pylist(lines, schema=SCHEMA)
 
 
 def _check_bad(root: Path, table: pa.Table, total: int, max_bad: int | str) -> None:
@@ -226,30 +317,25 @@ def _summed_up(refused: Sequence[dict[str, str]]) -> str:
 
 
 def _from_table(table: pa.Table, source: str) -> Ledger:
-    lines = table.to_pylist()
-    kept = [line for line in lines if line["row"] is not None]
-    return Ledger(
-        source=source,
-        pictures=tuple(
-            Picture(
-                line["key"],
-                line["source"],
-                line["offset"],
-                line["size"],
-                line["label"],
-                tuple(line["captions"]),
-            )
-            for line in kept
-        ),
-        boxes=tuple(tuple(line["box"]) for line in kept),
-        sha256s=tuple(line["sha256"] for line in kept),
-        refused=len(lines) - len(kept),
-    )
+    kept = table.filter(pc.is_valid(table["row"])) if table["row"].null_count else table
+    return Ledger(source, kept.combine_chunks(), refused=len(table) - len(kept))
+
+
+def _picture(line: dict[str, Any]) -> Picture:
+    return Picture(line["key"], line["source"], line["offset"], line["size"], line["label"], tuple(line["captions"]))
+
+
+def _digest(column: pa.ChunkedArray, after_each: str) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(column), PER_TASK):
+        digest.update("".join(f"{text}{after_each}" for text in column.slice(start, PER_TASK).to_pylist()).encode())
+    return digest.hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, str]:
     try:
-        stored = pq.read_schema(path).metadata or {}
+        with path.open("rb") as file:
+            stored = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
         raise UserError(f"The ledger {path} is damaged; remove it and extract again.") from None
     return {key.decode(): value.decode() for key, value in stored.items()}

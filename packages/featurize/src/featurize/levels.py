@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,18 @@ from featurize.engine import Run, in_order
 from featurize.errors import UserError
 from featurize.pooling import pool, pooling_matrix
 from featurize.recipe import Shape
-from featurize.store import ArraySpec, is_sealed, open_sealed, prepare, read_slice, rows_of, seal, write_block
+from featurize.store import (
+    ArraySpec,
+    is_sealed,
+    is_there,
+    open_sealed,
+    opened,
+    prepare,
+    read_slice,
+    rows_of,
+    seal,
+    write_block,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,15 @@ class LevelTask:
     level: Path | None = None
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Count, mean (C) and sum of squared deviations (C) of some values, float64."""
+
+    count: int
+    mean: np.ndarray
+    square: np.ndarray
 
 
 def derive_level(base_path: Path, shape: Shape, standard: Path | None, run: Run) -> Path:
@@ -73,10 +94,10 @@ def derive_level(base_path: Path, shape: Shape, standard: Path | None, run: Run)
     todo = prepare(spec)
     writes = [LevelTask(base_path, block, rows, columns, channels, path, *known) for block in todo]
     with tqdm(total=base.shape[0], desc=f"level {name}", unit=" rows", smoothing=0.1, disable=not writes) as progress:
-        for _, count in run(_write_one, writes):
+        for _, count in run(write_level_block, writes):
             progress.update(count)
     if not is_sealed(path):
-        seal(spec)
+        seal(spec, run=run)
     return path
 
 
@@ -91,7 +112,7 @@ def _check_fits(base: zarr.Array, path: Path, name: str, shape: Shape) -> None:
 
 
 def _standard_of(path: Path, base: zarr.Array) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_dir():
+    if not is_there(path):
         raise UserError(
             f"The standardisation is to be that of {path}, which is not there; make that level first: "
             f"featurize levels {path.stem} --out {path.parent.parent}."
@@ -104,21 +125,34 @@ def _standard_of(path: Path, base: zarr.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.array(attributes["mean"], dtype=np.float64), np.array(attributes["std"], dtype=np.float64)
 
 
+def sums_of(values: np.ndarray) -> Sums:
+    """Sums per channel over everything but the last axis, in float64."""
+    flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    mean = flat.mean(axis=0)
+    return Sums(len(flat), mean, ((flat - mean) ** 2).sum(axis=0))
+
+
+def merge_sums(parts: Iterable[Sums]) -> Sums:
+    """The sums of all, merged from the first to the last (Chan et al.): the order is part of the result."""
+    count, mean, square = 0, np.zeros(1), np.zeros(1)
+    for part in parts:
+        delta = part.mean - mean
+        square = square + part.square + delta**2 * (count * part.count / (count + part.count))
+        mean = mean + delta * (part.count / (count + part.count))
+        count += part.count
+    return Sums(count, mean, square)
+
+
 def _fit_standard(tasks: list[LevelTask], name: str, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std (C), float64, from per-block sums merged in the order of the blocks (Chan et al.)."""
-    count, mean, square = 0, np.zeros(tasks[0].channels), np.zeros(tasks[0].channels)
-    for n, block_mean, block_square in in_order(run(_moments_of_one, tasks)):
-        delta = block_mean - mean
-        square = square + block_square + delta**2 * (count * n / (count + n))
-        mean = mean + delta * (n / (count + n))
-        count += n
-    std = np.sqrt(square / count)
+    """Mean and std (C), float64, over all blocks."""
+    sums = merge_sums(in_order(run(_sums_of_one, tasks)))
+    std = np.sqrt(sums.square / sums.count)
     constant = np.flatnonzero(~(std > 1e-6 * std.max(initial=0.0)))
     if constant.size:
         raise UserError(
             f"Channel {constant[0]} of the level {name} is constant over these pictures; ask for fewer channels."
         )
-    return mean, std
+    return sums.mean, std
 
 
 def _level_spec(
@@ -152,9 +186,19 @@ def _level_spec(
     )
 
 
-def _pooled(task: LevelTask) -> np.ndarray:
+def level_task(path: Path, block: int) -> LevelTask:
+    """The task that writes a block of a level as its attributes say, beside its base store."""
+    attributes: dict[str, Any] = dict(opened(path).attrs)
+    pooling = attributes["pooling"]
+    rows, columns = np.array(pooling["rows"]), np.array(pooling["columns"])
+    mean, std = np.array(attributes["mean"]), np.array(attributes["std"])
+    channels = attributes["latent_shape"][-1]
+    return LevelTask(path.parent / "base.zarr", block, rows, columns, channels, path, mean, std)
+
+
+def pooled_block(task: LevelTask) -> np.ndarray:
     """(rows, views, h, w, C) float32 of one block of the base store."""
-    base = zarr.open_array(str(task.base), mode="r")
+    base = opened(task.base)
     rows = rows_of(task.block, base.chunks[0], base.shape[0])
     chunk = read_slice(base, rows.start, rows.stop)[..., : task.channels]
     n, views = chunk.shape[:2]
@@ -162,14 +206,19 @@ def _pooled(task: LevelTask) -> np.ndarray:
     return pooled.reshape(n, views, *pooled.shape[1:])
 
 
-def _moments_of_one(task: LevelTask) -> tuple[int, np.ndarray, np.ndarray]:
-    values = _pooled(task).reshape(-1, task.channels).astype(np.float64)
-    mean = values.mean(axis=0)
-    return len(values), mean, ((values - mean) ** 2).sum(axis=0)
+def _sums_of_one(task: LevelTask) -> Sums:
+    return sums_of(pooled_block(task))
 
 
-def _write_one(task: LevelTask) -> int:
-    assert task.level is not None and task.mean is not None and task.std is not None
-    values = (_pooled(task) - task.mean) / task.std
+def standardised_block(task: LevelTask) -> np.ndarray:
+    """The block as it is stored, but for the rounding to float16."""
+    assert task.mean is not None and task.std is not None
+    return (pooled_block(task) - task.mean) / task.std
+
+
+def write_level_block(task: LevelTask) -> int:
+    """Write the task's block; its number of rows."""
+    assert task.level is not None
+    values = standardised_block(task)
     write_block(task.level, task.block, values)
     return len(values)

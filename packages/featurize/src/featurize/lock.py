@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -36,7 +36,9 @@ def holding(root: Path, wait: bool) -> Iterator[None]:
     told = False
     while not (held := _flock(path) if is_local(root) else _mark(path)):
         if not wait:
-            raise UserError(f"{root} is {_holder(path)}; let it end, or give --wait to go on after it. {_if_dead(path)}")
+            raise UserError(
+                f"{root} is {_holder(path)}; let it end, or give --wait to go on after it. {_if_dead(path)}"
+            )
         if not told:
             log.info("%s is %s; waiting for it to end.", root, _holder(path))
         told = True
@@ -95,7 +97,7 @@ def _mark(path: Path) -> int:
 
 
 def _myself() -> bytes:
-    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    since = datetime.now(UTC).isoformat(timespec="seconds")
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": " ".join(sys.argv)[:500]}
     return json.dumps(me | {"started": psutil.Process().create_time()}).encode()
 

@@ -2,22 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from featurize import basis as basis_
-from featurize.codecs import Codec
-from featurize.encoders import Encoder
+from featurize.cards import Cards, CodecCard, EncoderCard
 from featurize.errors import UserError
+from featurize.files import place
 from featurize.ledger import Ledger
-from featurize.recipe import Request
-from featurize.store import ArraySpec, folder_name
+from featurize.recipe import OWN_BASIS, Features, Request, Shape
+from featurize.store import ArraySpec, folder_name, is_sealed, is_there, opened
 
 MAX_BLOCK_ROWS = 1024
 MAX_BLOCK_BYTES = 128 << 20  # of the largest array
 
 
-def base_channels(request: Request, encoder: Encoder) -> int:
+@dataclass(frozen=True)
+class Plan:
+    """The arrays of one extraction. `other` is the encoder folder whose basis and standardisation are taken, if any."""
+
+    labels: ArraySpec
+    base: ArraySpec
+    z0: ArraySpec
+    levels: tuple[Shape, ...]
+    basis: Path
+    other: Path | None
+
+    @property
+    def channels(self) -> int:
+        return self.base.shape[-1]
+
+    @property
+    def block_rows(self) -> int:
+        return self.base.block_rows
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every array is sealed."""
+        levels = [self.base.path.parent / f"{'x'.join(map(str, shape))}.zarr" for shape in self.levels]
+        return all(is_sealed(path) for path in (self.labels.path, self.base.path, self.z0.path, *levels))
+
+
+def plan_of(request: Request, root: Path, cards: Cards, ledger: Ledger) -> Plan:
+    """Raises UserError for levels that the encoder can't give, and for a basis that is not there."""
+    features = request.features
+    channels = base_channels(request, cards.encoder)
+    block_rows = _block_rows_of(root) or rows_a_block(ledger.rows, features.views, cards.encoder, channels, cards.codec)
+    folder = root / folder_name(features.encoder)
+    return Plan(
+        labels=_labels_spec(root, ledger, block_rows),
+        base=_base_spec(folder, ledger, features, block_rows, cards.encoder, channels),
+        z0=_z0_spec(root, ledger, features, block_rows, cards.codec),
+        levels=request.levels,
+        basis=folder / "basis.safetensors",
+        other=other_basis(features),
+    )
+
+
+def with_basis(spec: ArraySpec, basis: basis_.Basis) -> ArraySpec:
+    """The base store, once its basis is known."""
+    known = {"basis_sha256": basis.sha256, "explained_variance": basis.explained[: spec.shape[-1]].tolist()}
+    return replace(spec, attributes=spec.attributes | known)
+
+
+def base_channels(request: Request, encoder: EncoderCard) -> int:
     """K: as many as asked for, and never fewer than a level needs or more than the encoder has."""
     for height, width, channels in request.levels:
         name = f"{height}x{width}x{channels}"
@@ -31,7 +81,7 @@ def base_channels(request: Request, encoder: Encoder) -> int:
     return min(wanted, encoder.channels)
 
 
-def rows_a_block(rows: int, views: int, encoder: Encoder, channels: int, codec: Codec) -> int:
+def rows_a_block(rows: int, views: int, encoder: EncoderCard, channels: int, codec: CodecCard) -> int:
     """Rows a block: a power of two, at least eight blocks where there are rows enough, and bounded in bytes."""
     h, w, _ = codec.latent_shape
     bytes_a_row = 2 * views * max(encoder.grid[0] * encoder.grid[1] * channels, h * w * codec.stored_channels)
@@ -40,71 +90,103 @@ def rows_a_block(rows: int, views: int, encoder: Encoder, channels: int, codec: 
     return min(wanted, 1 << (ceiling.bit_length() - 1))
 
 
-def other_basis(basis_root: str | None, encoder: str) -> Path | None:
-    return Path(basis_root).expanduser().resolve() / folder_name(encoder) if basis_root else None
+def _block_rows_of(root: Path) -> int | None:
+    """A root's rows a block are decided once: a second encoder's arrays have the blocks of the first's."""
+    labels = root / "labels.zarr"
+    return int(opened(labels).chunks[0]) if is_there(labels) else None
 
 
-def basis_rule(basis_root: str | None, encoder: str, basis_rows: int, ledger: Ledger) -> dict[str, Any]:
+def other_basis(features: Features) -> Path | None:
+    """The encoder folder of the store root that `--basis` names."""
+    if features.basis in (None, OWN_BASIS):
+        return None
+    return place(str(features.basis)) / folder_name(features.encoder)
+
+
+def _basis_rule(features: Features, ledger: Ledger) -> dict[str, Any]:
     """How the basis comes about: fitted on a subset of these pictures, or taken from another store."""
-    folder = other_basis(basis_root, encoder)
+    folder = other_basis(features)
     if folder is not None:
         return {"taken": basis_.load_basis(folder / "basis.safetensors").sha256}
     return {
         "fitted_on": "the rows with the smallest SHA-256 of their keys",
-        "rows": min(basis_rows, ledger.rows),
+        "rows": min(features.basis_rows, ledger.rows),
     }
 
 
-def _rows_provenance(ledger: Ledger, views: int, block_rows: int) -> dict[str, Any]:
+def _rows_provenance(ledger: Ledger, views: int) -> dict[str, Any]:
     """What decides the rows of the base store and of `z_0` alike."""
     return {
-        "source": ledger.source,
         "pictures_sha256": ledger.pictures_sha256,
         "keys_sha256": ledger.keys_sha256,
         "views": views,
         "dtype": "float16",
-        "block_rows": block_rows,
     }
 
 
-def base_spec(
-    folder: Path,
-    ledger: Ledger,
-    views: int,
-    block_rows: int,
-    encoder: Encoder,
-    channels: int,
-    rule: dict[str, Any],
+def _labels_spec(root: Path, ledger: Ledger, block_rows: int) -> ArraySpec:
+    return ArraySpec(
+        path=root / "labels.zarr",
+        kind="labels",
+        shape=(ledger.rows,),
+        dtype="int64",
+        block_rows=block_rows,
+        keys_sha256=ledger.keys_sha256,
+        provenance={"labels_sha256": sha256(ledger.labels.tobytes()).hexdigest()},
+        attributes={},
+    )
+
+
+def _base_spec(
+    folder: Path, ledger: Ledger, features: Features, block_rows: int, encoder: EncoderCard, channels: int
 ) -> ArraySpec:
     return ArraySpec(
         path=folder / "base.zarr",
         kind="base",
-        shape=(ledger.rows, views, *encoder.grid, channels),
+        shape=(ledger.rows, features.views, *encoder.grid, channels),
         dtype="float16",
         block_rows=block_rows,
         keys_sha256=ledger.keys_sha256,
         provenance={
-            **_rows_provenance(ledger, views, block_rows),
+            **_rows_provenance(ledger, features.views),
             "encoder": encoder.identity,
-            "basis": rule,
+            "basis": _basis_rule(features, ledger),
             "channels": channels,
         },
-        attributes={"encoder": encoder.name},
+        attributes={
+            "encoder": encoder.name,
+            "source": ledger.source,
+            "options": {
+                "encoder": features.encoder,
+                "weights": features.weights,
+                "model_args": features.model_args,
+                "precision": features.precision,
+                "views": features.views,
+                "basis_tolerance": features.basis_tolerance,
+            },
+        },
     )
 
 
-def z0_spec(root: Path, ledger: Ledger, views: int, block_rows: int, codec: Codec) -> ArraySpec:
+def _z0_spec(root: Path, ledger: Ledger, features: Features, block_rows: int, codec: CodecCard) -> ArraySpec:
     h, w, c = codec.latent_shape
     return ArraySpec(
         path=root / codec.name / f"{h}x{w}x{c}.zarr",
         kind="z0",
-        shape=(ledger.rows, views, h, w, codec.stored_channels),
+        shape=(ledger.rows, features.views, h, w, codec.stored_channels),
         dtype="float16",
         block_rows=block_rows,
         keys_sha256=ledger.keys_sha256,
-        provenance={
-            **_rows_provenance(ledger, views, block_rows),
-            "codec": codec.identity,
+        provenance={**_rows_provenance(ledger, features.views), "codec": codec.identity},
+        attributes={
+            "latent_shape": [h, w, c],
+            "codec": codec.attributes,
+            "source": ledger.source,
+            "options": {
+                "z0": features.z0,
+                "z0_weights": features.z0_weights,
+                "z0_scale": features.z0_scale,
+                "views": features.views,
+            },
         },
-        attributes={"latent_shape": [h, w, c], "codec": codec.attributes},
     )

@@ -18,6 +18,9 @@ SECTIONS = (
     "name", "seed", "features", "levels", "denoiser", "process", "training", "sampling", "evaluation",
 )  # fmt: skip
 
+OWN_BASIS = "own"  # as basis: fit one, even on held-out pictures
+HELD_OUT = {"val", "valid", "validation", "test"}
+
 Shape = tuple[int, int, int]
 
 
@@ -42,6 +45,7 @@ class Features(BaseModel):
     base_channels: int = Field(default=64, ge=1)
     basis: str | None = None
     basis_rows: int = Field(default=65536, ge=1)
+    basis_tolerance: float = Field(default=0.01, ge=0)
     max_bad: int | str = 100
 
     @field_validator("max_bad", mode="before")
@@ -62,6 +66,22 @@ class Request(BaseModel):
 
     features: Features
     levels: tuple[Shape, ...]
+
+
+def check_basis_choice(features: Features) -> None:
+    """Raises UserError where held-out pictures would silently get a basis of their own: their latents could not be compared
+    with the training pictures'. Held-out is `split: val`, and a shard or folder whose name says so."""
+    kind, _, address = (features.source or "").partition(":")
+    named = (
+        set(re.split(r"[^a-z]+", address.rstrip("/").rpartition("/")[2].lower()))
+        if kind in ("wds", "folder")
+        else set()
+    )
+    if features.basis is None and (features.split == "val" or named & HELD_OUT):
+        raise UserError(
+            "These pictures are held out, so they need the training pictures' basis and standardisation: give --basis STORE, "
+            f"the store root of the training split, or --basis {OWN_BASIS} to fit one on them all the same."
+        )
 
 
 def parse_shape(text: str) -> Shape:
@@ -123,7 +143,8 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
         raise UserError(f"The recipe's key features must hold a mapping, not {section!r}.")
     anchored = dict(section)
     for key in ("out", "weights", "z0_weights", "basis"):
-        if isinstance(anchored.get(key), str) and (key, anchored[key]) != ("z0_weights", "tiny"):
+        words = (("z0_weights", "tiny"), ("basis", OWN_BASIS))
+        if isinstance(anchored.get(key), str) and (key, anchored[key]) not in words and "://" not in anchored[key]:
             anchored[key] = str(root / anchored[key])
     source = anchored.get("source")
     if isinstance(source, str) and ":" in source and not source.startswith("scenes"):

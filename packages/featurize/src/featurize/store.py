@@ -18,6 +18,7 @@ from featurize.errors import UserError
 from featurize.files import is_local, read_json, remove_folder, to_disk, write_json
 
 FORMAT = "nested-store/1"
+COMMON = ("format", "kind", "rows", "views", "block_rows", "keys_sha256", "fingerprint", "provenance", "versions")
 LIBRARIES = ("featurize", "numpy", "torch", "timm", "pillow", "zarr")
 
 
@@ -152,6 +153,22 @@ def _attributes(spec: ArraySpec) -> dict[str, Any]:
         "versions": {name: version(name) for name in LIBRARIES},
     }
     return common | spec.attributes
+
+
+def spec_of(array: zarr.Array, path: Path) -> ArraySpec:
+    """What an array that is there was to be. Raises KeyError where its attributes are not a store's."""
+    attributes: dict[str, Any] = dict(array.attrs)
+    own = {key: value for key, value in attributes.items() if key not in COMMON}
+    return ArraySpec(
+        path,
+        attributes["kind"],
+        array.shape,
+        str(array.dtype),
+        attributes["block_rows"],
+        attributes["keys_sha256"],
+        attributes["provenance"],
+        own,
+    )
 
 
 def _fill(dtype: str) -> float | int:
@@ -304,7 +321,9 @@ def open_sealed(path: Path) -> zarr.Array:
 def _chunk_sizes(path: Path) -> Iterator[tuple[str, int]]:
     """(name below the array, bytes) of each of its files; of a bucket in one listing."""
     if is_local(path):
-        yield from ((file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("c/**/*") if file.is_file())
+        yield from (
+            (file.relative_to(path).as_posix(), file.stat().st_size) for file in path.rglob("c/**/*") if file.is_file()
+        )
         return
     found = path.fs.find(path.path, detail=True)  # type: ignore[attr-defined]
     yield from ((name.partition(f"{path.name}/")[2], int(entry["size"])) for name, entry in found.items())

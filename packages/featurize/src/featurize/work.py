@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurize import basis as basis_
 from featurize.basis import Moments, Outliers
-from featurize.codecs import CodecSpec, load_codec
-from featurize.encoders import EncoderSpec, encode, load_encoder
 from featurize.engine import decoding_threads, device_of_worker
 from featurize.errors import UserError
 from featurize.ledger import Ledger
 from featurize.pictures import BadPicture, Box, crop, decode
+from featurize.recipe import Features
 from featurize.sources import Picture, read
 from featurize.store import moments_path, write_block
+
+if TYPE_CHECKING:  # torch takes seconds to import: the main process, which only hands out tasks, does without it
+    from featurize.codecs import CodecSpec
+    from featurize.encoders import EncoderSpec
 
 INNER_BATCH = 32  # views a forward pass: fixed and padded, so that no setting changes a rounding
 PICTURES_AHEAD = 4 * INNER_BATCH  # decoded beside a GPU
@@ -39,8 +44,15 @@ class Batch:
     pictures: tuple[Picture, ...]
     boxes: tuple[Box, ...]
     sha256s: tuple[str, ...]
-    encoder: EncoderSpec
-    views: int
+    features: Features
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """A part of the subset that the basis is fitted on, and the file of its moments."""
+
+    batch: Batch
+    part: Path
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,6 @@ class BlockTask:
     basis: Path
     channels: int
     z0: Path | None
-    codec: CodecSpec
 
 
 @dataclass
@@ -89,22 +100,41 @@ class Done:
     seconds: dict[str, float]
 
 
-def batch_of(ledger: Ledger, rows: range | list[int], spec: EncoderSpec, views: int) -> Batch:
+def encoder_spec(features: Features) -> EncoderSpec:
+    """The encoder that a recipe or the command line asks for."""
+    from featurize.encoders import EncoderSpec
+
+    model_args = json.dumps(features.model_args, sort_keys=True)
+    return EncoderSpec(features.encoder, features.weights, model_args, features.precision)
+
+
+def codec_spec(features: Features) -> CodecSpec:
+    """The codec of `z_0` that a recipe or the command line asks for."""
+    from featurize.codecs import parse_codec
+
+    return parse_codec(features.z0, features.z0_weights, features.z0_scale)
+
+
+def batch_of(ledger: Ledger, rows: range | list[int], features: Features) -> Batch:
     """The pictures of some rows, ready to be sent to a worker."""
-    return Batch(*ledger.part(rows), spec, views)
+    return Batch(*ledger.part(rows), features)
 
 
-def batch_moments(batch: Batch) -> tuple[Moments, Done]:
-    """The moments of a batch's tokens, for the fit of the basis."""
-    clock = Clock()
+def fit_part(task: FitTask) -> Done:
+    """Write the moments of a part's tokens, for the fit of the basis."""
+    from featurize.encoders import encode, load_encoder
+
+    clock, batch = Clock(), task.batch
     device = device_of_worker()
-    encoder = load_encoder(batch.encoder, device)
+    encoder = load_encoder(encoder_spec(batch.features), device)
     parts = []
     for (x_BHWC,), count in _views(batch, ((encoder.input_size, encoder.interpolation),), clock):
         with clock.during("encode"):
-            f_BHWD = encode(encoder, x_BHWC, device, batch.encoder.precision)[:count]
+            f_BHWD = encode(encoder, x_BHWC, device, batch.features.precision)[:count]
             parts.append(basis_.moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))
-    return basis_.merge_all(parts), Done(len(batch.pictures), clock.seconds)
+    with clock.during("write"):
+        basis_.save_moments(task.part, basis_.merge_all(parts))
+    return Done(len(batch.pictures), clock.seconds)
 
 
 def write_one(task: BlockTask) -> Done:
@@ -114,7 +144,12 @@ def write_one(task: BlockTask) -> Done:
     with clock.during("write"):
         if task.z0 is not None and found.z0 is not None:
             write_block(task.z0, task.block, found.z0)
-        if task.base is not None and found.base is not None and found.moments is not None and found.outliers is not None:
+        if (
+            task.base is not None
+            and found.base is not None
+            and found.moments is not None
+            and found.outliers is not None
+        ):
             basis_.save_moments(moments_path(task.base, task.block), found.moments, found.outliers)
             write_block(task.base, task.block, found.base)
     return Done(len(task.batch.pictures), clock.seconds)
@@ -122,32 +157,35 @@ def write_one(task: BlockTask) -> Done:
 
 def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     """What the task asks for of its rows; nothing is written."""
-    device = device_of_worker()
+    from featurize.codecs import load_codec
+    from featurize.encoders import encode, load_encoder
+
+    device, features = device_of_worker(), task.batch.features
     takers: list[tuple[Look, Callable[[np.ndarray, int], None]]] = []
     z0: list[np.ndarray] = []
     base: list[np.ndarray] = []
     moments: list[Moments] = []
     outliers: list[Outliers] = []
     if task.z0 is not None:
-        codec = load_codec(CodecSpec(**(vars(task.codec) | {"device": device})))
+        codec = load_codec(replace(codec_spec(features), device=device))
         takers.append(((codec.size, codec.interpolation), lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n])))
     if task.base is not None:
-        encoder = load_encoder(task.batch.encoder, device)
+        encoder = load_encoder(encoder_spec(features), device)
         basis = basis_.load_basis(task.basis)
 
         def take_features(x_BHWC: np.ndarray, count: int) -> None:
-            f_BHWD = encode(encoder, x_BHWC, device, task.batch.encoder.precision)[:count]
+            f_BHWD = encode(encoder, x_BHWC, device, features.precision)[:count]
             tokens_ND = f_BHWD.reshape(-1, f_BHWD.shape[-1])
             moments.append(basis_.moments_of(tokens_ND))
             outliers.append(basis_.outliers_of(basis, tokens_ND))
             base.append(basis.project(f_BHWD, task.channels))
 
         takers.append(((encoder.input_size, encoder.interpolation), take_features))
-    for views, count in _views(task.batch, tuple(look for look, _ in takers), clock):
+    for looked, count in _views(task.batch, tuple(look for look, _ in takers), clock):
         with clock.during("encode"):
-            for x_BHWC, (_, take) in zip(views, takers, strict=True):
+            for x_BHWC, (_, take) in zip(looked, takers, strict=True):
                 take(x_BHWC, count)
-    views = task.batch.views
+    views = features.views
     return Encoded(
         _with_views(z0, views) if z0 else None,
         _with_views(base, views) if base else None,
@@ -158,9 +196,9 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
 
 def _views(batch: Batch, looks: tuple[Look, ...], clock: Clock) -> Iterator[tuple[list[np.ndarray], int]]:
     """(for each look uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side."""
-    crops = _crops(batch, looks, clock)
-    while part := list(islice(crops, INNER_BATCH // batch.views)):
-        yield [_stacked(pictures, batch.views) for pictures in zip(*part)], len(part) * batch.views
+    crops, views = _crops(batch, looks, clock), batch.features.views
+    while part := list(islice(crops, INNER_BATCH // views)):
+        yield [_stacked(pictures, views) for pictures in zip(*part)], len(part) * views
 
 
 def _stacked(pictures: Sequence[np.ndarray], views: int) -> np.ndarray:
