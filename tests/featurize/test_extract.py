@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -275,3 +276,83 @@ def test_a_bigger_picture_changes_the_crop_only(tmp_path: Path, vit_weights: Pat
     extract(read_request(None, options(folder, vit_weights, tmp_path / "out"), "2x2x2"), workers=0, scheduler=None)
     base = np.asarray(zarr.open(str(tmp_path / "out" / ENCODER / "base.zarr"), mode="r")[:])
     np.testing.assert_array_equal(base[0], base[1])
+
+
+def test_a_basis_that_drifted_too_far_stops_the_run_and_is_accepted_when_asked(
+    picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    request = options(picture_folder, vit_weights, tmp_path / "out", basis_rows=2, base_channels=8)
+    with pytest.raises(UserError, match=r"fitted on 2 pictures, loses .*--basis-tolerance 1.00%.*is kept"):
+        extract(read_request(None, request, "1x1x4"), workers=0, scheduler=None)
+    assert not (tmp_path / "out" / ENCODER / "base.seal.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("base.zarr/c/**/0")}
+    extract(read_request(None, request | {"basis_tolerance": 0.9}, "1x1x4"), workers=0, scheduler=None)
+    assert before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    seal = json.loads((tmp_path / "out" / ENCODER / "base.seal.json").read_text())
+    assert 0.01 < seal["basis_drift"]["lost_variance"] < 0.9
+    assert seal["features"]["tokens"] == 60 * 2 * 16
+    assert 1 < seal["features"]["effective_rank"] < 48
+    assert 0 < seal["features"]["outlier_share"] < 1
+
+
+@pytest.mark.parametrize("held_out", [{"source": "scenes", "split": "val"}, {"source": "wds:/data/val-000000.tar"}])
+def test_held_out_pictures_get_no_basis_of_their_own_silently(
+    held_out: dict, tmp_path: Path, vit_weights: Path
+) -> None:
+    request = options(tmp_path, vit_weights, tmp_path / "out") | held_out
+    with pytest.raises(UserError, match=r"give --basis STORE.*--basis own"):
+        extract(read_request(None, request, "1x1x4"), workers=0, scheduler=None)
+    wanted = read_request(None, request | {"basis": "own", "limit": 3, "source": "scenes:16"}, "1x1x4")
+    extract(wanted, workers=0, scheduler=None)
+
+
+def test_a_second_encoder_shares_the_rows_and_blocks_of_the_first(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(extraction, tmp_path / "root")
+    request = options(picture_folder, vit_weights, root, encoder="tiny", weights=None, z0="pixels:8")
+    extract(read_request(None, request, "1x1x4"), workers=0, scheduler=None)
+    first, second = (zarr.open(str(root / name / "base.zarr"), mode="r") for name in (ENCODER, "tiny"))
+    assert first.chunks[0] == second.chunks[0]
+    assert first.attrs["keys_sha256"] == second.attrs["keys_sha256"]
+    assert chunks(root).items() >= chunks(extraction).items()
+
+
+def test_moved_pictures_are_the_same_pictures(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(extraction, tmp_path / "root")
+    moved = shutil.copytree(picture_folder, tmp_path / "moved")
+    extract(read_request(None, options(moved, vit_weights, root), "2x2x8"), workers=0, scheduler=None)
+    assert chunks(root) == chunks(extraction)
+    sources = pq.read_table(root / "rows.parquet")["source"].to_pylist()
+    assert all(source.startswith(str(moved)) for source in sources)
+
+
+def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit_weights: Path, tmp_path: Path) -> None:
+    from featurize.engine import run_here
+    from featurize.ledger import make_ledger
+    from featurize.sources import list_pictures
+    from featurize.work import BlockTask, Clock, batch_of, encode_batch
+
+    folder = shutil.copytree(picture_folder, tmp_path / "pictures")
+    features = read_request(None, options(folder, vit_weights, tmp_path / "out"), "1x1x4").features
+    ledger = make_ledger(tmp_path / "out", "folder", list_pictures(f"folder:{folder}", "train", None), 0, run_here)
+    random_picture(99).save(ledger.pictures[3].source)
+    task = BlockTask(0, batch_of(ledger, range(8), features), None, tmp_path, 4, tmp_path / "z0.zarr")
+    with pytest.raises(UserError, match="has changed since the ledger was made"):
+        encode_batch(task, Clock())
+
+
+def test_asked_again_no_network_is_loaded(extraction: Path, picture_folder: Path, vit_weights: Path) -> None:
+    """In a process of its own: torch, which takes seconds to import, is not even there."""
+    script = (
+        "import sys; from featurize.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, 'distributed' in sys.modules)"
+    )
+    arguments = ["extract", f"folder:{picture_folder}", "--encoder", f"timm:{MODEL}", "--weights", str(vit_weights)]
+    arguments += ["--out", str(extraction), "--views", "2", "--z0", "pixels:16", "--levels", "2x2x8,1x1x16"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
