@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 from featurize.errors import UserError
 
@@ -69,7 +70,7 @@ def list_pictures(source: str, split: str, limit: int | None, classes: str | Non
         raise UserError(
             f"SOURCE '{source}' has no class folders to choose by --classes; it goes with imagenet: and folder:."
         )
-    listing = listers[kind](Query(address, split, limit, classes))
+    listing = listers[kind]()(Query(address, split, limit, classes))
     if not listing.pictures:
         raise UserError(f"SOURCE '{source}' holds no pictures; check the path and the kind of source.")
     return replace(listing, remarks=(*listing.remarks, *_gaps(listing.pictures)))
@@ -99,16 +100,18 @@ def _gaps(pictures: Sequence[Picture]) -> list[str]:
     ]
 
 
-def _listers() -> dict[str, Lister]:
-    # Imported here, so that a source costs its imports only when it is used.
-    from featurize.sources import coco, drawn, folders, imagenet, shards
+def _listers() -> dict[str, Callable[[], Lister]]:
+    """For each kind what brings its lister: a source costs its imports only when it is used."""
+
+    def of(module: str, name: str) -> Callable[[], Lister]:
+        return lambda: getattr(import_module(f"featurize.sources.{module}"), name)
 
     return {
-        "scenes": drawn.list_scenes,
-        "wds": shards.list_shards,
-        "folder": folders.list_folder,
-        "imagenet": imagenet.list_imagenet,
-        "coco": coco.list_coco,
-        "coco2014": coco.list_coco_2014,
-        "coco2017": coco.list_coco_2017,
+        "scenes": of("drawn", "list_scenes"),
+        "wds": of("shards", "list_shards"),
+        "folder": of("folders", "list_folder"),
+        "imagenet": of("imagenet", "list_imagenet"),
+        "coco": of("coco", "list_coco"),
+        "coco2014": of("coco", "list_coco_2014"),
+        "coco2017": of("coco", "list_coco_2017"),
     }
