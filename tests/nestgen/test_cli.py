@@ -38,11 +38,22 @@ def test_train_needs_no_more_than_a_level(run: Run, experiment: Experiment) -> N
     experiment(training=SHORT)
     code, out, _ = run("info")
     assert code == 0
-    assert "D_1  runs/toy/z1-given-z2: not trained" in out
+    assert "D_1  runs/toy/z1-given-z2-sigma0.5: not trained" in out
     assert run("train", "--level", "1")[0] == 0
-    assert "D_1  runs/toy/z1-given-z2: step 4 of 4" in run("info")[1]
+    assert "D_1  runs/toy/z1-given-z2-sigma0.5: step 4 of 4" in run("info")[1]
     code, out, _ = run("train", "--level", "1")
-    assert (code, out) == (0, "runs/toy/z1-given-z2 is complete at step 4; nothing to do\n")
+    assert (code, out) == (0, "runs/toy/z1-given-z2-sigma0.5 is complete at step 4; nothing to do\n")
+
+
+def test_sigma_stands_in_for_the_recipe_s(run: Run, experiment: Experiment) -> None:
+    experiment(training=SHORT)
+    assert run("train", "--level", "0", "--depth", "2", "--sigma", "1.5")[0] == 0
+    assert "D_0  runs/toy/z0-given-z1-sigma1.5: step 4 of 4" in run("info", "--sigma", "1.5,0")[1]
+    assert "z0-given-z1-sigma0.5: not trained" in run("info")[1]
+    code, _, errors = run("sample", "--out", "s", "--sigma", "1.5")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "--sigma lists 1 values for the 2 levels above z_0" in errors
+    assert "no list of numbers" in run("train", "--level", "0", "--sigma", "much")[2]
 
 
 def test_depth_steps_and_recipe(run: Run, experiment: Experiment) -> None:

@@ -68,9 +68,13 @@ def test_paths(load: Callable[..., Recipe], tmp_path: Path) -> None:
     assert store_path(recipe, 0) == tmp_path / "stores/x/pixels/32x32x3.zarr"
     assert store_path(recipe, 1) == tmp_path / "stores/x/timm-vit-tiny/4x4x16.zarr"
     assert store_path(recipe, 2, Path("/other")) == Path("/other/timm-vit-tiny/2x2x8.zarr")
-    assert run_dir(recipe, 0) == tmp_path / "runs/run-1/z0-given-z1"
+    assert run_dir(recipe, 0) == tmp_path / "runs/run-1/z0-given-z1-sigma0.5"
     assert run_dir(recipe, 2) == tmp_path / "runs/run-1/z2-top"
     assert run_dir(recipe.depth(1), 0) == tmp_path / "runs/run-1/z0-top"
+    told = {"condition_on": "all", "sigma_told": True}
+    levels = [BASE["levels"][0], {"shape": "4x4x16", "sigma": [0, 1.5]}, {"shape": "2x2x8", "sigma": 1}]
+    both = load(name="run-1", denoiser=told, levels=levels)
+    assert run_dir(both, 0).name == "z0-given-z1-sigma0to1.5-z2-sigma1"
 
 
 def test_depth_cuts_levels_and_what_is_listed_for_each(load: Callable[..., Recipe]) -> None:
@@ -84,6 +88,23 @@ def test_depth_cuts_levels_and_what_is_listed_for_each(load: Callable[..., Recip
     listed = load(sampling={"guidance_interval": [None, [0, 0.5], [0.2, 1]], "sampler": ["heun", None, "ddim"]})
     assert [listed.sampling.of("guidance_interval", level) for level in range(3)] == [None, (0, 0.5), (0.2, 1)]
     assert listed.depth(1).sampling.sampler == ("heun",)
+
+
+def test_other_sigmas(load: Callable[..., Recipe]) -> None:
+    recipe = load().with_sigmas([1.5, 0])
+    assert [level.sigma for level in recipe.levels] == [0, 1.5, 0]
+    assert [level.sigma for level in load().depth(2).with_sigmas([1.5]).levels] == [0, 1.5]
+    with pytest.raises(UserError, match=r"--sigma lists 1 values for the 2 levels above z_0"):
+        load().with_sigmas([1.5])
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"each is a standard deviation"):
+            load().with_sigmas([bad, 0])
+
+
+def test_the_workflow_s_section_may_stand_in_a_recipe(load: Callable[..., Recipe]) -> None:
+    assert load(grid={"depths": [1, 2]}).depth(1).name == "demo"
+    with pytest.raises(UserError, match="grid"):
+        load(grid=[1, 2])
 
 
 def test_sampling_changes_are_validated_like_the_file(load: Callable[..., Recipe]) -> None:

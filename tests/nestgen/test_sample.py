@@ -393,6 +393,9 @@ def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path:
         draw(recipe, tmp_path / "s", label=0)
     sigma = recipe.levels[1].model_copy(update={"sigma": 1.0})
     changed = recipe.model_copy(update={"levels": (recipe.levels[0], sigma, recipe.levels[2])})
+    with pytest.raises(UserError, match=r"no trained denoiser in .*z0-given-z1-sigma1;"):
+        draw(changed, tmp_path / "s")
+    shutil.copytree(run_dir(recipe, 0), run_dir(changed, 0))
     with pytest.raises(UserError, match=r"was trained with levels\[1\]\.sigma 0\.5, but in .* it is 1\.0"):
         draw(changed, tmp_path / "s")
     (tmp_path / "full").mkdir()

@@ -253,7 +253,7 @@ def test_changed_settings_are_refused_and_listed(toy: Callable[..., Recipe], exp
     before = parts(recipe)
     for change, says in [
         ({"lr": 2e-3}, ["training.lr was 0.001 and is 0.002"]),
-        ({"sigma": 1.0, "seed": 4}, ["levels[1].sigma was 0.5 and is 1.0", "seed was 0 and is 4"]),
+        ({"warmup": 1, "seed": 4}, ["training.warmup was 5 and is 1", "seed was 0 and is 4"]),
         ({"clip": None, "batch": 4}, ["training.clip was 1.0 and is None", "training.batch was 8 and is 4"]),
     ]:
         with pytest.raises(UserError) as caught:
@@ -265,6 +265,17 @@ def test_changed_settings_are_refused_and_listed(toy: Callable[..., Recipe], exp
     with pytest.raises(UserError, match=r"labels was .* stores\.z0 was .*and is .*stores\.z1 was"):
         train(toy(steps=4), 0)
     assert parts(recipe) == before
+
+
+def test_another_sigma_trains_another_denoiser_beside_it(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=2)
+    train(recipe, 0)
+    before, other = parts(recipe), toy(steps=2, sigma=1.0)
+    train(other, 0)
+    assert parts(recipe) == before
+    assert run_dir(other, 0).name == "z0-given-z1-sigma1"
+    assert run_dir(other, 0).parent == run_dir(recipe, 0).parent
+    assert run_dir(other, 1) == run_dir(recipe, 1)  # the level above does not depend on it
 
 
 def test_a_checkpoint_cut_short_is_passed_over(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:

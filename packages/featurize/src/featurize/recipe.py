@@ -15,7 +15,7 @@ from featurize.sources.classes import BUILT_IN
 
 DEFAULT_RECIPE = Path("nested.yaml")
 SECTIONS = (
-    "name", "seed", "features", "levels", "denoiser", "process", "training", "sampling", "evaluation",
+    "name", "seed", "features", "levels", "denoiser", "process", "training", "sampling", "evaluation", "grid",
 )  # fmt: skip
 
 OWN_BASIS = "own"  # as basis: fit one, even on held-out pictures

@@ -40,6 +40,24 @@ recipe_option = click.option(
 depth_option = click.option("--depth", type=int, help="Cut the hierarchy to its first so many levels.")
 
 
+class Sigmas(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "sigma,..."
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers."""
+        try:
+            return tuple(float(one) for one in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers, such as 1,0.5")
+
+
+sigma_option = click.option(
+    "--sigma", "sigmas", type=Sigmas(), help="Noise on levels 1, 2, ... as conditions, instead of the recipe's."
+)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nestgen")
 def main() -> None:
@@ -49,32 +67,31 @@ def main() -> None:
 @main.command()
 @recipe_option
 @depth_option
-def info(recipe_file: Path | None, depth: int | None) -> None:
+@sigma_option
+def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] | None) -> None:
     """Shows each level's shape, parameters and GFlops, and what stores and trained denoisers there are."""
     from nestgen.info import show
-    from nestgen.recipe import load_recipe
 
-    recipe = load_recipe(recipe_file)
-    click.echo(show(recipe if depth is None else recipe.depth(depth)))
+    click.echo(show(_recipe(recipe_file, depth, sigmas)))
 
 
 @main.command()
 @click.option("--level", type=int, required=True, help="The level whose denoiser is trained; 0 is the data.")
 @recipe_option
 @depth_option
+@sigma_option
 @click.option("--steps", type=click.IntRange(1), help="Train to so many steps, whatever the recipe says.")
-def train(level: int, recipe_file: Path | None, depth: int | None, steps: int | None) -> None:
+def train(
+    level: int, recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] | None, steps: int | None
+) -> None:
     """Trains a level's denoiser, going on from its newest checkpoint.
 
     For several GPUs: `accelerate launch --num_processes N -m nestgen train --level 0`. For several processes
     on CPUs: `torchrun --nproc-per-node N -m nestgen train --level 0`.
     """
-    from nestgen.recipe import load_recipe
     from nestgen.train import train
 
-    recipe = load_recipe(recipe_file)
-    if depth is not None:
-        recipe = recipe.depth(depth)
+    recipe = _recipe(recipe_file, depth, sigmas)
     if steps is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
     train(recipe, level)
@@ -112,13 +129,20 @@ class Row(click.ParamType):
         return value if value == "each" else int(value)
 
 
-def _recipe(file: Path | None, depth: int | None, settings: dict[str, Any] | None = None) -> Recipe:
+def _recipe(
+    file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Recipe:
     """The recipe of a command, cut and changed as its options say."""
     from nestgen.recipe import load_recipe
 
     recipe = load_recipe(file)
     if depth is not None:
         recipe = recipe.depth(depth)
+    if sigmas is not None:
+        recipe = recipe.with_sigmas(sigmas)
     return recipe.with_sampling(settings) if settings else recipe
 
 
@@ -149,6 +173,7 @@ vae_option = click.option(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
 @recipe_option
 @depth_option
+@sigma_option
 @set_option
 @click.option("--label", type=int, help="The class of all samples; by default each draws its own.")
 @click.option("--like", type=Row(), metavar="ROW", help="Keep levels of this real picture; `each`: image i of row i.")
@@ -163,6 +188,7 @@ def sample(
     out: Path,
     recipe_file: Path | None,
     depth: int | None,
+    sigmas: tuple[float, ...] | None,
     settings: dict[str, Any],
     label: int | None,
     like: int | str | None,
@@ -180,7 +206,7 @@ def sample(
     from nestgen.sample import sample
     from nestgen.sources import Source, training_root
 
-    recipe = _recipe(recipe_file, depth, settings)
+    recipe = _recipe(recipe_file, depth, sigmas, settings)
     source = None
     if like is not None:
         row = None if like == "each" else int(like)
@@ -204,20 +230,24 @@ def sample(
 @seed_option
 @recipe_option
 @depth_option
+@sigma_option
 @vae_option
 def hierarchy(
-    out: Path, columns: int, seed: int | None, recipe_file: Path | None, depth: int | None, vae: Path | None
+    out: Path,
+    columns: int,
+    seed: int | None,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    vae: Path | None,
 ) -> None:
     """Draws the hierarchy sheet: a row for each k, with a sample's levels frozen from k up and the rest drawn anew.
 
     How much each row's pictures vary goes to OUT with the ending .json.
     """
     from nestgen.hierarchy import hierarchy
-    from nestgen.recipe import load_recipe
 
-    recipe = load_recipe(recipe_file)
-    if depth is not None:
-        recipe = recipe.depth(depth)
+    recipe = _recipe(recipe_file, depth, sigmas)
     hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, vae)
 
 

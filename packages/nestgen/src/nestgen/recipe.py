@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -258,6 +259,7 @@ class Recipe(Section):
     training: TrainingOptions = TrainingOptions()
     sampling: SamplingOptions = SamplingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    grid: dict[str, Any] | None = None  # the workflow's, which validates it (pipelines/grid.py)
 
     _file: Path = PrivateAttr(default=DEFAULT)
 
@@ -308,6 +310,17 @@ class Recipe(Section):
             raise UserError(f"depth {depth} is not within 1..{len(self.levels)}, the levels of {self.file}")
         return self.model_copy(update={"levels": self.levels[:depth], "sampling": self.sampling.cut(depth)})
 
+    def with_sigmas(self, sigmas: Sequence[float]) -> Recipe:
+        """The recipe with other condition noise: σ of levels 1, 2, ... Raises UserError for another number of them."""
+        if len(sigmas) != len(self.levels) - 1:
+            raise UserError(
+                f"--sigma lists {len(sigmas)} values for the {len(self.levels) - 1} levels above z_0; give one for each"
+            )
+        if not all(0 <= sigma < math.inf for sigma in sigmas):
+            raise UserError(f"--sigma is {', '.join(map(str, sigmas))}; each is a standard deviation, 0 or more")
+        above = [level.model_copy(update={"sigma": sigma}) for level, sigma in zip(self.levels[1:], sigmas)]
+        return self.model_copy(update={"levels": (self.levels[0], *above)})
+
     def with_sampling(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with other sampling options, by their keys. Raises UserError as `load_recipe` does."""
         sampling = {key: getattr(self.sampling, key) for key in self.sampling.model_fields_set} | dict(settings)
@@ -323,9 +336,17 @@ class Recipe(Section):
 
 
 def run_dir(recipe: Recipe, level: int) -> Path:
-    """Folder of a level's denoiser: runs/<name>/z<l>-given-z<l+1>, or z<l>-top for the top of it all."""
-    given = "top" if level == len(recipe.levels) - 1 else f"given-z{level + 1}"
-    return recipe.root / "runs" / recipe.name / f"z{level}-{given}"
+    """Folder of a level's denoiser: runs/<name>/z<l>-given-z<l+1>-sigma<σ>, or z<l>-top for the top of it all.
+
+    The noise on what it is given stands in the name, so that another σ trains another denoiser beside it.
+    """
+    given = [f"z{above}-sigma{sigma_name(recipe.levels[above].sigma)}" for above in recipe.conditions(level)]
+    return recipe.root / "runs" / recipe.name / "-".join([f"z{level}", *(["given", *given] if given else ["top"])])
+
+
+def sigma_name(sigma: float | tuple[float, float]) -> str:
+    """'0.5' of 0.5, '0to1.5' of a range."""
+    return "to".join(f"{one:g}" for one in (sigma if isinstance(sigma, tuple) else (sigma,)))
 
 
 def store_path(recipe: Recipe, level: int, root: Path | None = None) -> Path:
