@@ -263,11 +263,22 @@ def _count_of(rows: str) -> int | None:
 @commands.command()
 @click.argument("root", required=False, type=click.Path(path_type=Path))
 @_recipe
-def info(root: Path | None, recipe: Path | None) -> None:
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw explained variance, effective rank, outlier tokens, and mean and std of the levels' channels.",
+)
+def info(root: Path | None, recipe: Path | None, picture: Path | None) -> None:
     """Say what the store ROOT holds; without it, the recipe's."""
     from featurize.info import describe
+    from featurize.info_picture import draw_info
 
-    click.echo(describe(root or Path(read_request(recipe, {}, None).features.out)))
+    root = root or Path(read_request(recipe, {}, None).features.out)
+    click.echo(describe(root))
+    if picture is not None:
+        draw_info(root, picture)
+        click.echo(f"{picture} shows it.")
 
 
 @commands.command("ls")

@@ -61,7 +61,7 @@ def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
     shares = np.array(attributes["explained_variance"])
     lines.append(
         f"{indent}encoder {attributes['encoder']}; its {len(shares)} channels explain {shares.sum():.1%} of the variance "
-        f"before pooling (the first {shares[0]:.1%}); effective rank {_effective_rank(shares):.1f}"
+        f"before pooling (the first {shares[0]:.1%}); effective rank {effective_rank(shares):.1f}"
     )
     if kind == "base":
         drift = read_json(seal_path(path))["basis_drift"]
@@ -76,7 +76,7 @@ def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
     return lines
 
 
-def _effective_rank(shares: np.ndarray) -> float:
+def effective_rank(shares: np.ndarray) -> float:
     """exp of the entropy of the kept channels' shares (Roy and Vetterli, 2007)."""
     p = shares[shares > 0] / shares.sum()
     return float(np.exp(-(p * np.log(p)).sum()))

@@ -131,16 +131,19 @@ def encoder_spaces(root: Path, encoder: str, group: str, rows: np.ndarray) -> li
     spaces: list[Space] = [
         StoredSpace(f"mean of {h}x{w}", group, folder / "base.zarr", rows, "mean", np.ones(channels))
     ]
-    shapes = [parse_shape(path.stem) for path in folder.glob("*x*x*.zarr") if is_sealed(path)]
-    for shape in sorted(shapes, key=lambda shape: (-shape[0] * shape[1], -shape[2])):
-        name = "x".join(map(str, shape))
-        level = open_sealed(folder / f"{name}.zarr")
-        if level.attrs["kind"] != "level":
-            continue
+    for path in level_paths(folder):
+        level = open_sealed(path)
         # Compared as the encoder scales the channels: standardised, the faint trailing ones would drown the others.
         scale = np.array(level.attrs["std"], dtype=np.float32)
-        spaces.append(StoredSpace(name, group, folder / f"{name}.zarr", rows, "flat", scale))
+        spaces.append(StoredSpace(path.stem, group, path, rows, "flat", scale))
     return spaces
+
+
+def level_paths(folder: Path) -> list[Path]:
+    """The sealed levels of an encoder's folder, from the finest grid to the coarsest."""
+    sealed = [path for path in folder.glob("*x*x*.zarr") if is_sealed(path)]
+    levels = [(parse_shape(path.stem), path) for path in sealed if open_sealed(path).attrs["kind"] == "level"]
+    return [path for _, path in sorted(levels, key=lambda level: (-level[0][0] * level[0][1], -level[0][2]))]
 
 
 def picture_spaces(root: Path, rows: np.ndarray) -> list[Space]:

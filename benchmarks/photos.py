@@ -1,0 +1,45 @@
+"""Pictures and random weights for the benchmarks of extraction."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import webdataset
+from PIL import Image
+from safetensors.torch import save_file
+
+ImageSize = tuple[int, int]
+
+
+def write_shards(folder: Path, count: int, size: ImageSize = (500, 375), shard: int = 64) -> list[Path]:
+    """Webdataset shards of JPEGs as large as ImageNet's are on average, with as much detail as photos have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with webdataset.ShardWriter(str(folder / "%06d.tar"), maxcount=shard, verbose=0) as shards:
+        for index in range(count):
+            shards.write({"__key__": f"{index:08d}", "jpg": jpeg(index, size), "txt": f"picture {index}"})
+    return sorted(folder.glob("*.tar"))
+
+
+def jpeg(index: int, size: ImageSize) -> bytes:
+    """Noise at every scale, like the 1/f spectrum of photos: about 60 kB at 500x375."""
+    random = np.random.default_rng(index)
+    picture = np.zeros((size[1], size[0], 3), np.float32)
+    for side in (4, 16, 64, 256):
+        coarse = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(size)
+        picture += np.asarray(coarse, np.float32) / side**0.5
+    picture = 255 * (picture - picture.min()) / (picture.max() - picture.min())
+    buffer = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def random_vit(folder: Path, model: str) -> Path:
+    """A timm model's random weights as safetensors."""
+    torch.manual_seed(0)
+    path = folder / f"{model}.safetensors"
+    save_file(timm.create_model(model, num_classes=0).state_dict(), path)
+    return path
