@@ -21,11 +21,11 @@ from benchmarks.side_by_side import out_option, report, rounds_option, table, ta
 from featurize.encoders import EncoderSpec, load_encoder
 from featurize.extract import extract
 from featurize.pictures import crop, decode
+from featurize.progress import LOG
 from featurize.recipe import read_request
 from featurize.sources import list_pictures, read
 
 BATCH = 32
-LOG = "extract.log.jsonl"
 BARE, WHOLE = "bare forward pass", "featurize extract"
 
 
@@ -85,8 +85,7 @@ def main(
             }  # fmt: skip
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
                 extract(read_request(None, options, levels), workers=0, scheduler=None)
-            if (root / LOG).exists():
-                logs.append(Path(shutil.move(root / LOG, folder / f"log-{turn}.jsonl")))
+            logs.append(Path(shutil.move(root / LOG, folder / f"log-{turn}.jsonl")))
             shutil.rmtree(root)
 
         bare(0)  # warm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import basis_fit, extraction, memory, peers, reads, side_by_side
+from benchmarks import basis_fit, clip_retrieval, extraction, memory, peers, reads, side_by_side
+from featurize.cli import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
 
@@ -57,22 +57,55 @@ def test_basis_fit(run: Callable[..., str]) -> None:
 
 def test_extraction(run: Callable[..., str]) -> None:
     text = run(extraction, "--pictures", 12, "--model", MODEL, "--levels", "2x2x8", "--rounds", 1)
-    assert "extraction / bare" in text
+    assert "extraction / bare" in text and "decode" in text
 
 
-def test_memory(run: Callable[..., str]) -> None:
+def test_memory(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands run in this process here: starting four would take most of a minute."""
+
+    def in_this_process(command: list[str]) -> float:
+        outcome = CliRunner().invoke(commands, command[3:], catch_exceptions=False)
+        assert outcome.exit_code == 0, outcome.output
+        return 100.0
+
+    monkeypatch.setattr(memory, "peak_memory", in_this_process)
     text = run(memory, "--pictures", 8, "--times", 2, "--workers", 0)
-    assert "featurize extract" in text and "featurize knn-viz" in text
+    assert "featurize extract" in text and "featurize knn-viz" in text and "1.00x" in text
 
 
-def test_the_rest_says_what_it_is_for() -> None:
-    """clip_retrieval needs an environment of its own for every figure: only its command line is tried."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.clip_retrieval", "--help"], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "clip-retrieval" in done.stdout
+def test_peak_memory_is_of_the_command_and_its_children() -> None:
+    child = "x = bytearray(80 << 20); import time; time.sleep(0.4)"
+    parent = f"import subprocess, sys; x = bytearray(40 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    assert 115 < memory.peak_memory([sys.executable, "-S", "-c", parent]) < 200
+
+
+def test_clip_retrieval_asks_both_for_the_same_pictures(
+    run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No environment is built: what would be run is looked at, and ours is a valid command line."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(clip_retrieval, "_run", lambda command, environment: asked.append([*map(str, command)]))
+    monkeypatch.setattr(clip_retrieval, "python_of", lambda peer: Path(peer))
+    text = run(
+        clip_retrieval,
+        "--pictures",
+        64,
+        "--start-pictures",
+        32,
+        "--model",
+        "ViT-S-32-alt",
+        "--rounds",
+        1,
+        "--threads",
+        1,
+    )
+    assert "clip-retrieval inference" in text and "featurize extract" in text
+    theirs = [command for command in asked if command[0] == "clip-retrieval"]
+    ours = [command for command in asked if command[0] == sys.executable]
+    assert [len(command[6:]) for command in theirs] == [1, 2]
+    for them, us in zip(theirs, ours, strict=True):
+        assert us[4] == "wds:" + "::".join(them[6:])
+        commands.commands["extract"].make_context("extract", us[4:])
 
 
 def test_turns_are_medians_in_a_changing_order() -> None:

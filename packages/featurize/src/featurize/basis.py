@@ -78,7 +78,13 @@ def moments_of(tokens_ND: Tokens) -> Moments:
 
     A tensor is worked on on its own device.
     """
-    tokens = _tensor(tokens_ND).double()
+    if isinstance(tokens_ND, np.ndarray) or tokens_ND.device.type == "cpu":
+        # numpy takes x^T x for the symmetric product it is (BLAS syrk): half the time of torch's general one.
+        x = np.asarray(tokens_ND).astype(np.float64)
+        centre = x.mean(axis=0)
+        x -= centre
+        return Moments(len(x), centre, x.T @ x)
+    tokens = tokens_ND.double()
     mean = tokens.mean(dim=0)
     tokens = tokens - mean
     return Moments(len(tokens), mean.cpu().numpy(), (tokens.T @ tokens).cpu().numpy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -191,7 +190,6 @@ def knn_viz(
 
     Several --encoder NAME,... or --stores DIR,... stand side by side on the sheet, for the same queries.
     """
-    from featurize.encoders import EncoderSpec
     from featurize.knn_viz import Compared
     from featurize.knn_viz import knn_viz as run_knn_viz
 
@@ -208,19 +206,16 @@ def knn_viz(
         )
     if raw and max(len(roots), len(encoders)) > 1:
         raise UserError("--raw encodes again with one encoder; name one store root and one encoder.")
-    spec = EncoderSpec(
-        features.encoder, features.weights, json.dumps(features.model_args, sort_keys=True), features.precision
-    )
     pairs = zip(roots * (len(encoders) if len(roots) == 1 else 1), encoders * (len(roots) if len(encoders) == 1 else 1))
     numbers = run_knn_viz(
-        [Compared(Path(root), name) for root, name in pairs],
+        [Compared(place(root), name) for root, name in pairs],
         out,
         queries,
         neighbours,
         _count_of(rows),
         seed,
         index,
-        spec if raw else None,
+        features if raw else None,
     )
     _print_neighbours(numbers, out)
 
@@ -261,7 +256,7 @@ def _count_of(rows: str) -> int | None:
 
 
 @commands.command()
-@click.argument("root", required=False, type=click.Path(path_type=Path))
+@click.argument("root", required=False)
 @_recipe
 @click.option(
     "--picture",
@@ -269,15 +264,15 @@ def _count_of(rows: str) -> int | None:
     metavar="FILE",
     help="Draw explained variance, effective rank, outlier tokens, and mean and std of the levels' channels.",
 )
-def info(root: Path | None, recipe: Path | None, picture: Path | None) -> None:
+def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
     """Say what the store ROOT holds; without it, the recipe's."""
     from featurize.info import describe
     from featurize.info_picture import draw_info
 
-    root = root or Path(read_request(recipe, {}, None).features.out)
-    click.echo(describe(root))
+    where = _root(root, recipe)
+    click.echo(describe(where))
     if picture is not None:
-        draw_info(root, picture)
+        draw_info(where, picture)
         click.echo(f"{picture} shows it.")
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featurize.encoders import EncoderSpec
 from featurize.errors import UserError
 from featurize.files import write_json
 from featurize.knn_sheet import THUMBNAIL, Line, Panel, draw_sheet
 from featurize.ledger import Ledger, read_ledger
 from featurize.neighbours import label_agreement, search_process, without_self
 from featurize.overlap import draw_overlap, overlap_matrix
+from featurize.recipe import Features
 from featurize.reencode import raw_features, raw_pixels, thumbnail
 from featurize.spaces import PIXEL_SIDE, Space, encoder_spaces, picture_spaces
 
@@ -45,7 +45,7 @@ def knn_viz(
     max_rows: int | None,
     seed: int,
     index: str = "auto",
-    raw: EncoderSpec | None = None,
+    raw: Features | None = None,
 ) -> dict[str, Any]:
     """Write the sheet `out`, the matrix `<out>-overlap.png` and the numbers beside them (`.json`); the numbers.
 
@@ -124,7 +124,7 @@ def _common_ledger(compared: Sequence[Compared]) -> Ledger:
 
 
 def _spaces(
-    compared: Sequence[Compared], ledger: Ledger, rows: np.ndarray, raw: EncoderSpec | None, folder: Path
+    compared: Sequence[Compared], ledger: Ledger, rows: np.ndarray, raw: Features | None, folder: Path
 ) -> list[Space]:
     spaces: list[Space] = []
     same_encoder = len({one.encoder for one in compared}) < len(compared)
@@ -155,7 +155,7 @@ def _panel(space: Space, spaces: Sequence[Space]) -> str:
 
 def _by_hash(ledger: Ledger, seed: int) -> np.ndarray:
     """All rows in an order that depends on their keys and the seed only."""
-    digests = [sha256(f"{seed}:{picture.key}".encode()).digest() for picture in ledger.pictures]
+    digests = [sha256(f"{seed}:{key}".encode()).digest() for key in ledger.keys]
     return np.array(sorted(range(ledger.rows), key=digests.__getitem__))
 
 

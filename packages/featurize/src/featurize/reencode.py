@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from featurize.encoders import EncoderSpec, encode, load_encoder
 from featurize.engine import device_of_worker
 from featurize.errors import UserError
 from featurize.ledger import Ledger
 from featurize.pictures import crop, decode
+from featurize.recipe import Features
 from featurize.sources import read
 from featurize.spaces import PIXEL_SIDE, FileSpace
 from featurize.store import folder_name, open_sealed
+from featurize.work import encoder_spec
 
 BATCH = 32
 
@@ -39,30 +40,32 @@ def raw_pixels(ledger: Ledger, rows: np.ndarray, folder: Path) -> FileSpace:
     return FileSpace("raw pixels", "pictures", path)
 
 
-def raw_features(root: Path, ledger: Ledger, spec: EncoderSpec, rows: np.ndarray, folder: Path) -> FileSpace:
+def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarray, folder: Path) -> FileSpace:
     """The mean over positions of the encoder's features as it gives them: all its channels, no basis, not centred.
 
     Raises UserError when the encoder is not the very one that made the store.
     """
+    from featurize.encoders import encode, load_encoder
+
     device = device_of_worker()
-    encoder = load_encoder(spec, device)
-    base = open_sealed(root / folder_name(spec.name) / "base.zarr")
+    encoder = load_encoder(encoder_spec(features), device)
+    base = open_sealed(root / folder_name(features.encoder) / "base.zarr")
     provenance: Any = base.attrs["provenance"]
     made_with: dict[str, Any] = provenance["encoder"]
     identity = json.loads(json.dumps(encoder.identity))
     if identity != made_with:
         keys = sorted(key for key in identity.keys() | made_with.keys() if identity.get(key) != made_with.get(key))
         raise UserError(
-            f"{base.store_path} was made with another {spec.name} (differs in: {', '.join(keys)}); "
+            f"{base.store_path} was made with another {features.encoder} (differs in: {', '.join(keys)}); "
             "give the weights and options that it was extracted with."
         )
     path = folder / "features.npy"
-    features = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), encoder.channels))
+    means = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), encoder.channels))
     for start, x_BHWC in _crops(ledger, rows, encoder.input_size, encoder.interpolation, "encoding again"):
-        f_BHWD = encode(encoder, x_BHWC, device, spec.precision).numpy()
-        features[start : start + len(f_BHWD)] = f_BHWD.mean(axis=(1, 2))
-    features.flush()
-    return FileSpace("raw features", spec.name, path)
+        f_BHWD = encode(encoder, x_BHWC, device, features.precision)
+        means[start : start + len(f_BHWD)] = f_BHWD.mean(dim=(1, 2)).cpu().numpy()
+    means.flush()
+    return FileSpace("raw features", features.encoder, path)
 
 
 def _crops(
