@@ -51,6 +51,15 @@ def featurize(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     return call
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test fetches weights from the world, or finds those of the machine it runs on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATURIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+        yield
+
+
 def random_picture(index: int, width: int = 40, height: int = 36) -> Image.Image:
     """A smooth random picture: a few coloured blobs, different for each index."""
     random = np.random.default_rng(index)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from featurize.checkpoints import read_state_dict
 from featurize.codecs import load_codec, parse_codec
-from featurize.encoders import read_state_dict
 from featurize.errors import UserError
 from featurize.scenes import draw_scene
 
@@ -54,8 +54,9 @@ def test_pixels_keep_every_value() -> None:
         ("jpeg:32", None, None, "is no codec"),
         ("pixels:0", None, None, "is no codec"),
         ("pixels:32", "x", None, "has no weights"),
-        ("vae:32", None, None, "needs its weights"),
-        ("vae:32", "/nowhere", None, "is not there"),
+        ("pixels:32", None, 0.5, "no scale"),
+        ("vae:32", "tiny", -1.0, "is no latent scale"),
+        ("vae:32", "/nowhere", None, "are not there"),
         ("vae:30", "tiny", None, "must be a multiple"),
     ],
 )
@@ -70,5 +71,5 @@ def test_weights_of_another_vae_are_refused(tmp_path: Path) -> None:
                         up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
     vae.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text((EMBEDDED / "config.json").read_text())
-    with pytest.raises(UserError, match="can't be loaded"):
+    with pytest.raises(UserError, match="don't fit the model"):
         load_codec(parse_codec("vae:32", str(tmp_path), None))

@@ -16,17 +16,19 @@ from featurize.files import cache_folder, read_json, write_json
 from featurize.recipe import Features
 
 LIBRARIES = ("featurize", "torch", "timm", "open_clip_torch", "diffusers")
-CODE = ("encoders", "codecs")  # of this package: what decides an identity besides the weights
+CODE = ("encoders", "codecs", "checkpoints", "clip_files", "torchscript")  # of this package: what decides an identity besides the weights
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """An encoder without its network: its name, its map's (H, W) and D, and everything that decides its values."""
+    """An encoder without its network: its name, its map's (H, W) and D, everything that decides its values, and the
+    (resize, centre) of its published evaluation's crop where it has one."""
 
     name: str
     grid: tuple[int, int]
     channels: int
     identity: dict[str, Any]
+    official_crop: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def known_cards(features: Features) -> Cards | None:
         document = read_json(path)
         encoder, codec = document["encoder"], document["codec"]
         cards = Cards(
-            EncoderCard(**encoder | {"grid": tuple(encoder["grid"])}),
+            EncoderCard(**encoder | {key: tuple(encoder[key]) for key in ("grid", "official_crop") if encoder[key]}),
             CodecCard(**codec | {"latent_shape": tuple(codec["latent_shape"])}),
             document["files"],
         )
@@ -95,7 +97,13 @@ def _look(features: Features) -> Cards:
     # Numbers and lists are what JSON gives back, so that a card made now and one kept are the same.
     plain = json.loads(json.dumps({"e": encoder.identity, "c": codec.identity, "a": codec.attributes}))
     return Cards(
-        EncoderCard(encoder.name, encoder.grid, encoder.channels, plain["e"]),
+        EncoderCard(
+            encoder.name,
+            encoder.grid,
+            encoder.channels,
+            plain["e"],
+            (rule.resize, rule.centre) if (rule := encoder.official_crop) else None,
+        ),
         CodecCard(codec.name, codec.latent_shape, codec.stored_channels, plain["a"], plain["c"]),
         {name: _stamp(Path(name)) for path in used for name in _around(Path(path).expanduser())},
     )
@@ -124,6 +132,7 @@ def _path(features: Features) -> Path:
             code.update(path.read_bytes())
         elif name.parts[0] == "weights" and path.is_file():
             code.update(json.dumps(_stamp(path)).encode())
+    asked["kind of source"] = (features.source or "").partition(":")[0]  # COCO has a latent scale of its own
     made_by = {name: version(name) for name in LIBRARIES} | {"code": code.hexdigest()}
     key = hashlib.sha256(json.dumps([asked, made_by], sort_keys=True).encode()).hexdigest()
     return cache_folder() / "cards" / f"{key[:32]}.json"

@@ -48,14 +48,21 @@ _scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask c
 @click.argument("source", required=False)
 @_recipe
 @_option("--out", "Store root of this data set and split.", metavar="DIR")
-@_option("--encoder", "tiny, or timm:MODEL.", metavar="NAME")
-@_option("--weights", "Weights of the encoder: safetensors or a torch state dict.", metavar="FILE")
-@_option("--model-args", "Arguments of timm's model: 'img_size=64,patch_size=8' or a YAML mapping.", metavar="ARGS")
+@_option("--encoder", "Which one; `featurize encoders` lists them.", metavar="NAME")
+@_option("--weights", "Weights of the encoder. Without it they are fetched by name.", metavar="FILE")
+@_option("--model-args", "Arguments of the network: 'img_size=64,patch_size=8' or a YAML mapping.", metavar="ARGS")
 @_option("--precision", "Precision of the encoder.", type=click.Choice(choices("precision")))
+@_option(
+    "--crop",
+    "The square every encoder and codec sees, or the encoder's own evaluation crop.",
+    type=click.Choice(choices("crop")),
+)
 @click.option("--levels", metavar="SHAPES", help="Levels above z_0, like 4x4x16,2x2x8. [default: the recipe's]")
-@_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256.", metavar="CODEC:SIDE")
-@_option("--z0-weights", "AutoencoderKL in diffusers' layout, a folder; tiny for the embedded one.", metavar="PATH")
-@_option("--z0-scale", "Latent scale. The VAE's own without this; U-ViT takes 0.23010 on COCO.", type=float)
+@_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256, taesd:256.", metavar="CODEC:SIDE")
+@_option("--z0-weights", "The codec's weights: a name, a folder or a file; tiny for the embedded VAE.", metavar="PATH")
+@_option("--z0-scale", "Latent scale. Without this the codec's own, and 0.23010 for SD's VAE on COCO.", type=float)
+@_option("--text", "Embed the captions as well: clip (ViT-L/14, 77x768).", type=click.Choice(["clip"]))
+@_option("--text-weights", "Weights of the text encoder.", metavar="FILE")
 @_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
 @_option("--limit", "Take the first so many pictures.", type=click.IntRange(min=1))
 @_option("--split", "Split of scenes, COCO and ImageNet.", type=click.Choice(choices("split")))
@@ -137,6 +144,24 @@ def levels(
     with engine(0 if few else workers, scheduler) as run, holding(root, wait), finishing_tasks():
         for shape in request.levels:
             click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")
+
+
+@commands.command("embed-text")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompts, one a line.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the embeddings.")
+@click.option(
+    "--text-weights", metavar="FILE", help="Weights of the text encoder. Without it they are fetched by name."
+)
+@_workers
+@_scheduler
+def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int | None, scheduler: str | None) -> None:
+    """Embed prompts with CLIP ViT-L/14's text tower, for `nestgen sample`."""
+    from featurize.engine import engine
+    from featurize.text import TextSpec, embed_prompts
+
+    with engine(0 if workers is None else workers, scheduler) as run:
+        path = embed_prompts(prompts, out, TextSpec("clip", text_weights), run)
+    click.echo(f"{path} is sealed")
 
 
 @commands.command("knn-viz")

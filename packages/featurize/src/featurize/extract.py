@@ -14,10 +14,10 @@ from featurize.engine import Run, engine
 from featurize.errors import Interrupted, UserError
 from featurize.files import place, remove_folder
 from featurize.interrupt import finishing_tasks
-from featurize.ledger import Ledger, known_ledger, make_ledger
+from featurize.ledger import Ledger, check_crop, known_ledger, make_ledger
 from featurize.levels import derive_level
 from featurize.lock import holding
-from featurize.plan import Plan, other_basis, plan_of, with_basis
+from featurize.plan import Plan, crop_rule, other_basis, plan_of, with_basis
 from featurize.progress import LOG, Journal, progress_line
 from featurize.recipe import Features, Request, check_basis_choice
 from featurize.sources import list_pictures
@@ -32,7 +32,7 @@ from featurize.store import (
     write_block,
     written_blocks,
 )
-from featurize.work import BlockTask, FitTask, batch_of, fit_part, write_one
+from featurize.work import BlockTask, FitTask, batch_of, check_text, fit_part, write_one
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +62,20 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
         workers = 0
     with engine(workers, scheduler, heavy_imports(features)) as run:
         cards = known_cards(features) or make_cards(features, run)
+        crop = crop_rule(features, cards.encoder)
+        if features.text is not None:
+            list(run(check_text, [features]))
         ledger = known_ledger(root, listing)
-        if ledger is not None and (plan := plan_of(request, root, cards, ledger)).is_done:
-            return _finish(plan, run)
+        if ledger is not None:
+            check_crop(root, ledger.crop, crop)
+            plan = plan_of(request, root, cards, ledger)
+            if plan.is_done and features.text is None:
+                return _finish(plan, run)
         with holding(root, wait), finishing_tasks():
             journal = Journal(root)
             journal("start", request=request.model_dump(mode="json"), pictures=len(listing.pictures))
             try:
-                ledger = make_ledger(root, features.source, listing, features.max_bad, run)
+                ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run)
                 del listing
                 journal("ledger", rows=ledger.rows, refused=ledger.refused)
                 if ledger.refused:
@@ -77,6 +83,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
                         "%d pictures are refused; the reasons are in %s.", ledger.refused, root / "rows.parquet"
                     )
                 paths = _do(plan_of(request, root, cards, ledger), features, ledger, run, journal)
+                paths += _write_captions(root, features, ledger, run, journal)
                 journal("end")
             except KeyboardInterrupt:
                 journal("interrupted")
@@ -132,6 +139,17 @@ def _finish(plan: Plan, run: Run) -> list[Path]:
         refuse_other(spec)
     levels = [derive_level(plan.base.path, shape, plan.other, run) for shape in plan.levels]
     return [plan.base.path, *levels, plan.z0.path]
+
+
+def _write_captions(root: Path, features: Features, ledger: Ledger, run: Run, journal: Journal) -> list[Path]:
+    if features.text is None:
+        return []
+    from featurize.text import embed_captions, text_spec  # imports torch
+
+    paths = embed_captions(root, ledger, text_spec(features), run)
+    for path in paths:
+        journal("sealed", array=str(path))
+    return paths
 
 
 def _write_labels(plan: Plan, ledger: Ledger) -> None:

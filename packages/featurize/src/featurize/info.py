@@ -40,14 +40,24 @@ def _describe_array(path: Path, root: Path) -> str:
     return "\n".join([f"{head} {str(read_json(seal_path(path))['sha256'])[:12]}", *_details(array, path, kind)])
 
 
-_WORDS = {"base": "base store", "level": "level", "z0": "z_0", "labels": "labels"}
+_WORDS = {
+    "base": "base store",
+    "level": "level",
+    "z0": "z_0",
+    "labels": "labels",
+    "text": "captions",
+    "offsets": "captions by row",
+}
 
 
 def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
     attributes: dict = dict(array.attrs)
     indent = "      "
-    if kind == "labels":
+    if kind in ("labels", "offsets"):
         return []
+    if kind == "text":
+        encoder = attributes["provenance"]["encoder"]
+        return [f"{indent}text encoder {encoder['name']}; row 0 is the empty caption's"]
     lines = []
     if array.shape[1] == 2:
         lines.append(f"{indent}two views: the picture and its horizontal flip")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from featurize.engine import Run, in_order
 from featurize.errors import UserError
 from featurize.files import replacing
-from featurize.pictures import BadPicture, Box, decode_with_mode, square_box
+from featurize.pictures import SQUARE, BadPicture, Box, CropRule, decode_with_mode
 from featurize.sources import Listing, Picture, read
 from featurize.store import FORMAT
 
@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("mode", pa.string()),
-        ("box", pa.list_(pa.int64())),
+        ("box", pa.list_(pa.float64())),
     ]
 )
 
@@ -60,6 +60,7 @@ class Ledger:
     """
 
     source: str
+    crop: str  # the rule that made the boxes
     table: pa.Table
     refused: int
 
@@ -154,7 +155,7 @@ def known_ledger(root: Path, listing: Listing) -> Ledger | None:
     return None
 
 
-def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, run: Run) -> Ledger:
+def make_ledger(root: Path, source: str, listing: Listing, crop: CropRule, max_bad: int | str, run: Run) -> Ledger:
     """Decode every picture once and write the ledger, or take the one that is there.
 
     A picture that can't be decoded is refused with its reason. More than `max_bad` of them (a count, or a share like
@@ -164,19 +165,21 @@ def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, r
     listed = _listing_sha256(listing.pictures)
     old = _metadata(path) if path.exists() else None
     if old is not None:
+        check_crop(root, old.get("crop", str(SQUARE)), crop)
         if old.get("listing_sha256") == listed:
             return read_ledger(root)
         if _all_keys(path) != [picture.key for picture in listing.pictures]:
             raise _other_pictures(root, old)
         log.info("The pictures' files have other places or times than in %s; they are read again.", path)
-    table = _look_at_all(root, listing.pictures, max_bad, run)
+    table = _look_at_all(root, listing.pictures, crop, max_bad, run)
     if old is not None and not _same_rows(table, pq.read_table(path)):
         raise _other_pictures(root, old)
     metadata = {
         "format": FORMAT,
         "source": source,
+        "crop": str(crop),
         "listing_sha256": listed,
-        "keys_sha256": _from_table(table, source).keys_sha256,
+        "keys_sha256": _from_table(table, source, str(crop)).keys_sha256,
     }
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
@@ -184,7 +187,18 @@ def make_ledger(root: Path, source: str, listing: Listing, max_bad: int | str, r
     return read_ledger(root)
 
 
-def _look_at_all(root: Path, pictures: Sequence[Picture], max_bad: int | str, run: Run) -> pa.Table:
+def check_crop(root: Path, found: str, crop: CropRule) -> None:
+    """Raises UserError where a root's boxes were made by another rule."""
+    if found != str(crop):
+        raise UserError(
+            f"The pictures of {root} are cropped by the rule '{found}', not '{crop}', and a store root has one rule, so that all "
+            "its grids agree; choose another --out, or the root's own --crop."
+        )
+
+
+def _look_at_all(
+    root: Path, pictures: Sequence[Picture], crop: CropRule, max_bad: int | str, run: Run
+) -> pa.Table:
     parts = [range(start, min(start + PER_TASK, len(pictures))) for start in range(0, len(pictures), PER_TASK)]
     lines: list[pa.RecordBatch] = []
     keys: set[str] = set()
@@ -192,7 +206,7 @@ def _look_at_all(root: Path, pictures: Sequence[Picture], max_bad: int | str, ru
     with tqdm(total=len(pictures), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
         looks = in_order(run(_look_at, (pictures[part.start : part.stop] for part in parts)))
         for part, seen in zip(parts, looks):
-            lines.append(_lines(pictures[part.start : part.stop], seen, keys, row))
+            lines.append(_lines(pictures[part.start : part.stop], seen, crop, keys, row))
             row += len(part) - lines[-1]["row"].null_count
             bad += sum(bool(look.reason) for look in seen)
             progress.update(len(part))
@@ -229,7 +243,8 @@ def read_ledger(root: Path) -> Ledger:
         raise UserError(
             f"{root} is no store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
         )
-    return _from_table(_table_of(path), _metadata(path).get("source", ""))
+    metadata = _metadata(path)
+    return _from_table(_table_of(path), metadata.get("source", ""), metadata.get("crop", str(SQUARE)))
 
 
 def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -259,13 +274,13 @@ def _look_at_one(picture: Picture) -> _Seen:
     return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, mode)
 
 
-def _lines(pictures: Sequence[Picture], seen: Sequence[_Seen], keys: set[str], row: int) -> pa.RecordBatch:
+def _lines(pictures: Sequence[Picture], seen: Sequence[_Seen], crop: CropRule, keys: set[str], row: int) -> pa.RecordBatch:
     """The lines of some pictures, the first stored one being `row`; `keys` are those seen before and get these too."""
     lines: list[dict[str, Any]] = []
     for picture, look in zip(pictures, seen, strict=True):
         reason = look.reason or ("an earlier picture has the same key" if picture.key in keys else "")
         keys.add(picture.key)
-        box = list(square_box(look.width, look.height)) if look.width and look.height else None
+        box = list(crop.box(look.width, look.height)) if look.width and look.height else None
         lines.append(
             {
                 "row": None if reason else row,
@@ -316,9 +331,9 @@ def _summed_up(refused: Sequence[dict[str, str]]) -> str:
     return "; ".join(common) + (f"; and {rest} other reasons" if rest else "")
 
 
-def _from_table(table: pa.Table, source: str) -> Ledger:
+def _from_table(table: pa.Table, source: str, crop: str) -> Ledger:
     kept = table.filter(pc.is_valid(table["row"])) if table["row"].null_count else table
-    return Ledger(source, kept.combine_chunks(), refused=len(table) - len(kept))
+    return Ledger(source, crop, kept.combine_chunks(), refused=len(table) - len(kept))
 
 
 def _picture(line: dict[str, Any]) -> Picture:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Box = tuple[int, int, int, int]
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the decoded picture
 
 # Pillow has further formats; some of them run other programs (EPS) or are none that data sets use.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -107,15 +108,57 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
+@dataclass(frozen=True)
+class CropRule:
+    """Which box of a picture every encoder and codec sees, so that their grids see the same pixels.
+
+    Without numbers the largest centred square. With them what an encoder's published evaluation sees: torchvision's
+    Resize of the short side to `resize` pixels, then CenterCrop to `centre`.
+    """
+
+    resize: int | None = None
+    centre: int | None = None
+
+    def __str__(self) -> str:
+        return "square" if self.resize is None else f"resize {self.resize} centre {self.centre}"
+
+    def box(self, width: int, height: int) -> Box:
+        """The box in a picture of this size."""
+        if self.resize is None or self.centre is None:
+            return square_box(width, height)
+        return centre_box(width, height, self.resize, self.centre)
+
+
+SQUARE = CropRule()
+
+
 def square_box(width: int, height: int) -> Box:
-    """The largest centred square: one crop for every encoder and codec, so that their grids see the same pixels."""
+    """The largest centred square."""
     side = min(width, height)
     left, upper = (width - side) // 2, (height - side) // 2
     return left, upper, left + side, upper + side
 
 
+def centre_box(width: int, height: int, resize: int, centre: int) -> Box:
+    """What torchvision's Resize(resize) and CenterCrop(centre) see, in pixels of the original.
+
+    Both round: the long side down to whole pixels, the crop's corner to the nearest. So the box is a square only nearly, and
+    its corners lie between pixels.
+    """
+    short = min(width, height)
+    across, down = int(resize * width / short), int(resize * height / short)
+    left, upper = round((across - centre) / 2), round((down - centre) / 2)
+    x, y = width / across, height / down
+    return left * x, upper * y, min((left + centre) * x, width), min((upper + centre) * y, height)
+
+
 def crop(image: Image.Image, box: Box, size: int, interpolation: str) -> np.ndarray:
-    """The box of a picture, resized with antialiasing to (size, size, 3) uint8."""
-    if (box[2] - box[0], box[3] - box[1]) == (size, size):
-        return np.asarray(image.crop(box))
+    """The box of a picture, resized with antialiasing to (size, size, 3) uint8.
+
+    Pillow's filter reaches over the edge of the box into the picture, so this is what resizing the whole picture and cropping
+    afterwards gives, without making the whole.
+    """
+    left, upper, right, lower = box
+    if (right - left, lower - upper) == (size, size) and all(float(edge).is_integer() for edge in box):
+        return np.asarray(image.crop((int(left), int(upper), int(right), int(lower))))
     return np.asarray(image.resize((size, size), INTERPOLATIONS[interpolation], box=box, reducing_gap=None))

@@ -12,6 +12,7 @@ from featurize.cards import Cards, CodecCard, EncoderCard
 from featurize.errors import UserError
 from featurize.files import place
 from featurize.ledger import Ledger
+from featurize.pictures import SQUARE, CropRule
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
 from featurize.store import ArraySpec, folder_name, is_sealed, is_there, opened
 
@@ -59,6 +60,15 @@ def plan_of(request: Request, root: Path, cards: Cards, ledger: Ledger) -> Plan:
         basis=folder / "basis.safetensors",
         other=other_basis(features),
     )
+
+
+def crop_rule(features: Features, encoder: EncoderCard) -> CropRule:
+    """The box that every encoder and codec sees. Raises UserError for `official` where the encoder has none."""
+    if features.crop == "square":
+        return SQUARE
+    if encoder.official_crop is None:
+        raise UserError(f"The encoder {encoder.name} has no published evaluation crop; use --crop square.")
+    return CropRule(*encoder.official_crop)
 
 
 def with_basis(spec: ArraySpec, basis: basis_.Basis) -> ArraySpec:
@@ -119,6 +129,7 @@ def _rows_provenance(ledger: Ledger, views: int) -> dict[str, Any]:
     return {
         "pictures_sha256": ledger.pictures_sha256,
         "keys_sha256": ledger.keys_sha256,
+        "crop": ledger.crop,
         "views": views,
         "dtype": "float16",
     }
@@ -185,7 +196,7 @@ def _z0_spec(root: Path, ledger: Ledger, features: Features, block_rows: int, co
             "options": {
                 "z0": features.z0,
                 "z0_weights": features.z0_weights,
-                "z0_scale": features.z0_scale,
+                "z0_scale": None if codec.name == "pixels" else codec.attributes["scale"],
                 "views": features.views,
             },
         },

@@ -35,9 +35,12 @@ class Features(BaseModel):
     weights: str | None = None
     model_args: dict[str, Any] = {}
     precision: Literal["float32", "bfloat16"] = "float32"
+    crop: Literal["square", "official"] = "square"
     z0: str = "pixels:32"
     z0_weights: str | None = None
     z0_scale: float | None = None
+    text: Literal["clip"] | None = None
+    text_weights: str | None = None
     views: int = Field(default=1, ge=1, le=2)
     limit: int | None = Field(default=None, ge=1)
     split: Literal["train", "val"] = "train"
@@ -142,10 +145,10 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"The recipe's key features must hold a mapping, not {section!r}.")
     anchored = dict(section)
-    for key in ("out", "weights", "z0_weights", "basis"):
-        words = (("z0_weights", "tiny"), ("basis", OWN_BASIS))
-        if isinstance(anchored.get(key), str) and (key, anchored[key]) not in words and "://" not in anchored[key]:
-            anchored[key] = str(root / anchored[key])
+    for key in ("out", "weights", "z0_weights", "text_weights", "basis"):
+        value = anchored.get(key)
+        if isinstance(value, str) and "://" not in value and not _is_name(key, value, root):
+            anchored[key] = str(root / value)
     source = anchored.get("source")
     if isinstance(source, str) and ":" in source and not source.startswith("scenes"):
         kind, _, places = source.partition(":")
@@ -155,6 +158,12 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
     if isinstance(anchored.get("classes"), str) and anchored["classes"] not in BUILT_IN:
         anchored["classes"] = str(root / anchored["classes"])
     return anchored
+
+
+def _is_name(key: str, value: str, root: Path) -> bool:
+    """Whether a value is a word (`own`) or names weights (`tiny`, `sd-v1`) rather than being a path."""
+    bare = not any(mark in value for mark in "/\\.~")
+    return (key, value) == ("basis", OWN_BASIS) or (key.endswith("weights") and bare and not (root / value).exists())
 
 
 def _validated(section: dict[str, Any], where: str) -> Features:

@@ -112,7 +112,14 @@ def codec_spec(features: Features) -> CodecSpec:
     """The codec of `z_0` that a recipe or the command line asks for."""
     from featurize.codecs import parse_codec
 
-    return parse_codec(features.z0, features.z0_weights, features.z0_scale)
+    return parse_codec(features.z0, features.z0_weights, features.z0_scale, features.source)
+
+
+def check_text(features: Features) -> None:
+    """Load the text encoder: weights that are missing or don't fit are found before any picture is read."""
+    from featurize.text import load_text_encoder, text_spec
+
+    load_text_encoder(text_spec(features), "cpu")
 
 
 def batch_of(ledger: Ledger, rows: range | list[int], features: Features) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +22,7 @@ Decoder = Callable[[Tensor], np.ndarray]
 
 
 def load_decoder(codec: Mapping[str, Any], vae: Path | None = None, device: str = "cpu") -> Decoder:
-    """The decoder of a codec: `pixels`, or `vae`, whose weights are where the codec says or in the file `vae`.
+    """The decoder of a codec: `pixels`, or `vae` or `taesd`, whose weights are where the codec says or in the file `vae`.
 
     Raises UserError for weights that are missing, of another digest than the codec's, or do not fit.
     """
@@ -45,24 +46,42 @@ def to_uint8(x_BCHW: Tensor) -> np.ndarray:
 
 
 def _load_vae(codec: Mapping[str, Any], file: Path) -> Any:
+    """The AutoencoderKL, or for `taesd` the AutoencoderTiny, that a codec describes."""
     if not file.is_file():
         raise UserError(f"the VAE's weights {file} are not there; name the file with --vae FILE")
     if sha256_of(file) != codec["weights_sha256"]:
         raise UserError(f"{file} is not the VAE that encoded z_0 (another sha256); name that one with --vae FILE")
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # takes seconds to import
+    # All of diffusers takes seconds to import.
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
+    kind = AutoencoderTiny if codec["name"] == "taesd" else AutoencoderKL
     try:
-        model = AutoencoderKL.from_config(codec["config"])
+        model = kind.from_config(codec["config"])
         state = (
             load_file(file)
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-        model.load_state_dict(state)
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, TypeError) as error:
+        model.load_state_dict(_in_diffusers_layout(state, codec))
+    except (SafetensorError, UnpicklingError, OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
         # Not the message: torch's tells how to let a pickle run code.
         raise UserError(
             f"the VAE {file} cannot be loaded ({type(error).__name__}): it does not hold the weights of the "
-            "AutoencoderKL that z_0's store describes; name the right file with --vae FILE"
+            f"{kind.__name__} that z_0's store describes; name the right file with --vae FILE"
         ) from None
     return model.float().eval().requires_grad_(False)
+
+
+def _in_diffusers_layout(state: dict[str, Tensor], codec: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under diffusers' names of today: its published files have older ones, CompVis' originals have their own."""
+    state = state.get("state_dict", state)  # type: ignore[assignment]
+    state = {key.removeprefix("first_stage_model."): value for key, value in state.items()}
+    if codec.get("layout") == "original":
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+        return convert_ldm_vae_checkpoint({k: v for k, v in state.items() if k.startswith(parts)}, codec["config"])
+    older = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(rf"(attentions\.\d+)\.({'|'.join(older)})\.")
+    return {pattern.sub(lambda m: f"{m[1]}.{older[m[2]]}.", key): value for key, value in state.items()}

@@ -78,7 +78,7 @@ class Features(Section):
 
     out: Annotated[str, Field(min_length=1)]
     encoder: str = "tiny"
-    z0: Annotated[str, Field(pattern=r"^(pixels|vae):[1-9]\d*$")] = "pixels:32"
+    z0: Annotated[str, Field(pattern=r"^(pixels|vae|taesd):[1-9]\d*$")] = "pixels:32"
 
 
 class Level(Section):

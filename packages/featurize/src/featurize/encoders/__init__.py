@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featurize.checkpoints import sha256_of
 from featurize.errors import UserError
+from featurize.pictures import CropRule
+from featurize.weights import Place
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,46 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What is known of an encoder before its weights are read: `featurize encoders` shows it.
+
+    `network` holds the arguments of the network, each of which a JSON beside the weights and `--model-args` may change.
+    `resize` is the short side of the encoder's published evaluation transform, whose centre of `input_size` pixels it
+    sees; None where none is published.
+    """
+
+    network: Mapping[str, Any]
+    layer: str
+    norm: str
+    input_size: int
+    output: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize: int | None
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One line of the registry: `name` or `name:variant`; the variant "" is the one a bare name means.
+
+    `build` makes the encoder of a spec on a device. `any_variant` stands for the variants of a library that are too many
+    to list.
+    """
+
+    build: Callable[[EncoderSpec, str], Encoder]
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    any_variant: str = ""
+
+
+@dataclass(frozen=True)
 class Encoder:
     """A loaded encoder.
 
     `forward` takes x_BCHW (float32, normalised with `mean` and `std`, `input_size` pixels a side) and gives the map
-    f_BHWD (float32) with `grid` = (H, W) and `channels` = D. `identity` is everything that decides its values.
+    f_BHWD (float32) with `grid` = (H, W) and `channels` = D. `official_crop` is the rule of its published evaluation
+    transform, where it has one. `identity` is everything that decides its values but the crop, which the ledger holds.
     """
 
     name: str
@@ -41,8 +80,26 @@ class Encoder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    official_crop: CropRule | None
+    weights: Path
     forward: Callable[[Tensor], Tensor]
     identity: dict[str, Any] = field(repr=False)
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    """The registry."""
+    from featurize.encoders import clip, dino, mocov3, rcg, timm_model, tiny, vae
+
+    return {
+        "tiny": tiny.KIND,
+        "mocov3": mocov3.KIND,
+        "clip": clip.KIND,
+        "dino": dino.KIND,
+        "rcg": rcg.KIND,
+        "vae": vae.KIND,
+        "timm": timm_model.KIND,
+    }
 
 
 @lru_cache(maxsize=2)
@@ -51,18 +108,81 @@ def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
 
     Raises UserError for an unknown name, missing weights, and weights that don't fit the model.
     """
-    kind, _, variant = spec.name.partition(":")
-    builders = _builders()
-    if kind not in builders or bool(variant) != (kind == "timm"):
-        known = ", ".join("timm:MODEL" if name == "timm" else name for name in builders)
-        raise UserError(f"There is no encoder '{spec.name}'; known are {known}.")
-    return builders[kind](spec, device)
+    name, _, variant = spec.name.partition(":")
+    kind = kinds().get(name)
+    if kind is None or (variant not in kind.variants and not (kind.any_variant and variant)):
+        raise UserError(f"There is no encoder '{spec.name}'; known are {', '.join(known_names())}.")
+    return kind.build(spec, device)
 
 
-def _builders() -> dict[str, Callable[[EncoderSpec, str], Encoder]]:
-    from featurize.encoders import timm_model, tiny
+def known_names() -> list[str]:
+    """`mocov3`, `mocov3:vit_small`, ... as a user writes them."""
+    names = []
+    for name, kind in kinds().items():
+        names += [f"{name}:{variant}" if variant else name for variant in kind.variants]
+        names += [f"{name}:{kind.any_variant}"] if kind.any_variant else []
+    return names
 
-    return {"tiny": tiny.build, "timm": timm_model.build}
+
+def variant_of(spec: EncoderSpec) -> Variant:
+    """What the registry knows of the encoder a spec names."""
+    name, _, variant = spec.name.partition(":")
+    return kinds()[name].variants[variant]
+
+
+def network_of(spec: EncoderSpec, variant: Variant, described: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's arguments: the variant's, changed by those described beside the weights, changed by `--model-args`."""
+    changes = dict(described.get("model_args") or {}) | json.loads(spec.model_args)
+    for key in changes:
+        if key not in variant.network:
+            raise UserError(
+                f"The encoder {spec.name} has no argument '{key}'; --model-args may change {', '.join(variant.network)}."
+            )
+    return dict(variant.network) | changes
+
+
+def loaded(
+    spec: EncoderSpec,
+    variant: Variant,
+    network: Mapping[str, Any],
+    weights: Path,
+    device: str,
+    forward: Callable[[Tensor], Tensor],
+    **stated: Any,
+) -> Encoder:
+    """The Encoder of a variant whose network is loaded: its output is measured on a black picture, its identity written out.
+
+    `stated` is what else decides the values: which tokens are dropped, the activation, whether a projection is applied.
+    """
+    size = int(network.get("img_size", variant.input_size))
+    with torch.inference_mode():
+        probe = forward(torch.zeros(1, 3, size, size, device=device))
+    identity = {
+        "name": spec.name,
+        "network": dict(network),
+        "weights_sha256": sha256_of(weights),
+        "layer": variant.layer,
+        "norm": variant.norm,
+        "input_size": size,
+        "mean": list(variant.mean),
+        "std": list(variant.std),
+        "interpolation": variant.interpolation,
+        "precision": spec.precision,
+        **stated,
+    }
+    return Encoder(
+        name=spec.name,
+        input_size=size,
+        grid=(int(probe.shape[1]), int(probe.shape[2])),
+        channels=int(probe.shape[3]),
+        mean=variant.mean,
+        std=variant.std,
+        interpolation=variant.interpolation,
+        official_crop=CropRule(variant.resize, size) if variant.resize else None,
+        weights=weights,
+        forward=forward,
+        identity=identity,
+    )
 
 
 def encode(encoder: Encoder, x_BHWC: Any, device: str, precision: str) -> Tensor:
@@ -74,49 +194,3 @@ def encode(encoder: Encoder, x_BHWC: Any, device: str, precision: str) -> Tensor
     with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
         f_BHWD = encoder.forward((x_BCHW - mean) / std)
     return f_BHWD.float().cpu()
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_file(path: str, what: str) -> Path:
-    """The path as a file that is there, or UserError."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"The weights {file} of {what} are not there; check --weights.")
-    return file
-
-
-def sidecar(weights: Path) -> dict[str, Any]:
-    """The JSON beside a weights file (`x.json` beside `x.safetensors`): model, model_args, mean, std... or nothing."""
-    path = weights.with_suffix(".json")
-    if not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}, which describes the weights beside it, is not valid JSON: {error}.") from None
-    return document if isinstance(document, dict) else {}
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file, float32; torch files are read without running code."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            for wrapper in ("state_dict", "model"):
-                state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise UserError(f"The weights {path} can't be read: {str(error).splitlines()[0]}.") from None
-    except Exception as error:
-        # torch raises pickle.UnpicklingError where a file would run code.
-        raise UserError(f"The weights {path} are refused: {str(error).splitlines()[0]}.") from None
-    return {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,20 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from featurize.encoders import Encoder, EncoderSpec, read_state_dict, sha256_of, sidecar, weights_file
+from featurize.checkpoints import fit, read_state_dict, sha256_of, sidecar
+from featurize.encoders import Encoder, EncoderSpec, Kind
 from featurize.errors import UserError
+from featurize.pictures import INTERPOLATIONS, CropRule
+from featurize.weights import Place, find_weights
 
 
 def build(spec: EncoderSpec, device: str) -> Encoder:
-    """`timm:<model>`: the last feature map after the model's own final norm, prefix tokens dropped.
+    """`timm:<model>`: the last feature map after the model's own final norm where it has one, prefix tokens dropped.
 
     A JSON beside the weights gives the model's arguments and the pictures' mean and std; `--model-args` goes over them.
     """
     name = spec.name.partition(":")[2]
-    if spec.weights is None:
-        raise UserError(
-            f"The encoder {spec.name} needs its weights: --weights FILE (safetensors, or a torch state dict)."
-        )
-    weights = weights_file(spec.weights, spec.name)
+    weights = find_weights(spec.weights, place_of(name), spec.name)
     described = sidecar(weights)
     if described.get("model", name) != name:
         raise UserError(
@@ -34,15 +34,37 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     return build_from(spec, name, weights, described, device)
 
 
+def place_of(name: str) -> Place | None:
+    """Where timm's authors keep the weights of a model, None where they keep none."""
+    try:
+        published = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        return None
+    if published is None or not published.hf_hub_id:
+        return None
+    repository = published.hf_hub_id
+    if repository.endswith("/"):
+        repository += f"{published.architecture}.{published.tag}" if published.tag else str(published.architecture)
+    address = f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
+    return Place(address, f"{repository.replace('/', '-')}.safetensors")
+
+
 def build_from(spec: EncoderSpec, name: str, weights: Path, described: dict[str, Any], device: str) -> Encoder:
     """The timm model `name` with a weights file and what is known about it."""
     arguments = described.get("model_args", {}) | json.loads(spec.model_args)
     model = _create(name, arguments)
-    _load(model, weights)
+    fit(
+        model,
+        _without_classifier(model, read_state_dict(weights)),
+        weights,
+        "check the model's name and --model-args (img_size, patch_size, depth...)",
+    )
     model.eval().requires_grad_(False).to(device)
 
     data = resolve_model_data_config(model)
     data |= {key: described[key] for key in ("mean", "std", "interpolation") if key in described}
+    if data["interpolation"] not in INTERPOLATIONS:
+        raise UserError(f"The encoder {spec.name} resizes by '{data['interpolation']}', which is not known here.")
     # A model built for another size than the one its configuration was published with says so itself.
     fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = int(fixed[0] if fixed else described.get("input_size", data["input_size"][-1]))
@@ -55,15 +77,16 @@ def build_from(spec: EncoderSpec, name: str, weights: Path, described: dict[str,
         "model_args": arguments,
         "weights_sha256": sha256_of(weights),
         "layer": "last",
-        "norm": "the model's own final norm",
+        "norm": final_norm(model),
         "prefix_tokens_dropped": int(getattr(model, "num_prefix_tokens", 0)),
         "input_size": size,
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "interpolation": data["interpolation"],
-        "crop": "largest centred square",
         "precision": spec.precision,
     }
+    # timm's own evaluation: the short side to size / crop_pct, then the centre. Its other crop modes are no such box.
+    centred = data.get("crop_mode", "center") == "center" and "mean" not in described
     return Encoder(
         name=spec.name,
         input_size=size,
@@ -72,6 +95,8 @@ def build_from(spec: EncoderSpec, name: str, weights: Path, described: dict[str,
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
+        official_crop=CropRule(math.floor(size / data["crop_pct"]), size) if centred else None,
+        weights=weights,
         forward=lambda x_BCHW: feature_map(model, x_BCHW),
         identity=identity,
     )
@@ -85,11 +110,17 @@ def feature_map(model: nn.Module, x_BCHW: Tensor) -> Tensor:
         height, width = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
         return tokens_BND.unflatten(1, (int(height), int(width)))
     if features.ndim == 4:
-        channels_first = features.shape[1] == model.num_features
-        return features.permute(0, 2, 3, 1) if channels_first else features
+        last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
+        return features if last else features.permute(0, 2, 3, 1)
     raise UserError(
         f"The timm model {type(model).__name__} gives no feature map but a {features.ndim}-dimensional array."
     )
+
+
+def final_norm(model: nn.Module) -> str:
+    """What norm the last feature map has passed; timm keeps that of some models for after the pooling."""
+    norm = getattr(model, "norm", None)
+    return f"final {type(norm).__name__}" if norm is not None and not isinstance(norm, nn.Identity) else "none"
 
 
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -105,26 +136,10 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
         raise UserError(f"timm can't build '{name}' with {arguments}: {str(error).splitlines()[0]}.") from None
 
 
-def _load(model: nn.Module, weights: Path) -> None:
-    state = read_state_dict(weights)
+def _without_classifier(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     classifier: Any = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-    expected = model.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        raise UserError(
-            f"The weights {weights} don't fit the model: {len(missing)} keys are missing{_first(missing)} and "
-            f"{len(unexpected)} unexpected{_first(unexpected)}; check the model's name and --model-args."
-        )
-    for key, value in state.items():
-        if value.shape != expected[key].shape:
-            raise UserError(
-                f"The weights {weights} don't fit the model: '{key}' is {tuple(value.shape)}, "
-                f"the model has {tuple(expected[key].shape)}; check --model-args (img_size, patch_size, depth...)."
-            )
-    model.load_state_dict(state)
+    return {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
 
 
-def _first(keys: list[str]) -> str:
-    return f" (first '{keys[0]}')" if keys else ""
+KIND = Kind(build, any_variant="MODEL")

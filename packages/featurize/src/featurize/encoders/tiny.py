@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from featurize.encoders import Encoder, EncoderSpec, sidecar
+from featurize.checkpoints import sidecar
+from featurize.encoders import Encoder, EncoderSpec, Kind, Variant
 from featurize.encoders.timm_model import build_from
 from featurize.errors import UserError
 
@@ -17,3 +18,21 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
         weights = folder / "tiny.safetensors"
         described = sidecar(weights)
         return build_from(spec, described["model"], weights, described, device)
+
+
+KIND = Kind(
+    build,
+    {
+        "": Variant(
+            network={},
+            layer="last block, patch tokens",
+            norm="final LayerNorm",
+            input_size=64,
+            output=(8, 8, 128),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            interpolation="bicubic",
+            resize=None,
+        )
+    },
+)

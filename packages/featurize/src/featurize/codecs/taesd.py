@@ -1,0 +1,88 @@
+"""`taesd:SIDE`: the tiny autoencoder for Stable Diffusion's latents (Bohan), a light stand-in for the VAE.
+
+It was distilled from Stable Diffusion's VAE and gives its scaled latent directly: there are no moments to sample from,
+and its scale is 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featurize.checkpoints import fit, read_description, read_state_dict, sha256_of
+from featurize.codecs import Codec, CodecSpec
+from featurize.errors import UserError
+from featurize.weights import PLACES, find_weights
+
+FLAG = "--z0-weights"
+# What `madebyollin/taesd` says of itself, for a file that comes without its config.json.
+TAESD_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "encoder_block_out_channels": [64, 64, 64, 64],
+    "decoder_block_out_channels": [64, 64, 64, 64],
+    "act_fn": "relu",
+    "latent_channels": 4,
+    "upsampling_scaling_factor": 2,
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "force_upcast": False,
+    "scaling_factor": 1.0,
+}
+
+
+def build(spec: CodecSpec) -> Codec:
+    """The latent itself, (side / 8) x (side / 8) x 4."""
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    path = Path(spec.weights).expanduser() if spec.weights else None
+    if path is not None and path.is_dir():
+        path = path / "diffusion_pytorch_model.safetensors"
+    file = find_weights(str(path) if path else None, PLACES["taesd"], "the codec taesd", FLAG)
+    described = read_description(file.with_name("config.json"))
+    config = {key: value for key, value in described.items() if not key.startswith("_")} or TAESD_CONFIG
+    try:
+        model = AutoencoderTiny.from_config(config)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise UserError(
+            f"The configuration of {file} builds no AutoencoderTiny: {str(error).splitlines()[0]}."
+        ) from None
+    fit(model, read_state_dict(file), file, f"{FLAG} names an AutoencoderTiny in diffusers' layout")
+    model.eval().requires_grad_(False).to(spec.device)
+    factor = 2 ** (len(config["encoder_block_out_channels"]) - 1)
+    if spec.size % factor:
+        raise UserError(f"taesd:{spec.size} can't be: it reduces by {factor}, so the side must be a multiple of it.")
+
+    def encode(x_BHWC: np.ndarray) -> np.ndarray:
+        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+        with torch.inference_mode():
+            z_BCHW = model.encode(x_BCHW).latents
+        return z_BCHW.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    attributes = {
+        "name": "taesd",
+        "size": spec.size,
+        "moments": False,
+        "scale": spec.scale or 1.0,
+        "weights": str(file.resolve()),
+        "weights_sha256": sha256_of(file),
+        "layout": "diffusers",
+        "config": config,
+    }
+    hashed = {key: value for key, value in attributes.items() if key != "weights"}
+    side = spec.size // factor
+    return Codec(
+        name="taesd",
+        size=spec.size,
+        interpolation="bicubic",
+        latent_shape=(side, side, int(config["latent_channels"])),
+        stored_channels=int(config["latent_channels"]),
+        encode=encode,
+        attributes=attributes,
+        identity=hashed | {"interpolation": "bicubic"},
+    )

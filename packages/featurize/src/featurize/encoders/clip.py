@@ -1,0 +1,108 @@
+"""CLIP's vision transformers (Radford et al. 2021), built by open_clip."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
+from torch import Tensor, nn
+
+from featurize.checkpoints import fit, sidecar
+from featurize.clip_files import prove_activation, read_clip
+from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
+from featurize.errors import UserError
+from featurize.weights import PLACES, find_weights
+
+log = logging.getLogger(__name__)
+
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+NORMS = ("ln_post", "none")
+
+
+def _variant(name: str, width: int, layers: int, patch: int, embed: int) -> Variant:
+    return Variant(
+        network={
+            "img_size": 224, "patch_size": patch, "width": width, "layers": layers, "heads": width // 64,
+            "embed_dim": embed, "activation": "quick_gelu", "norm": "ln_post", "projection": False,
+        },
+        layer="last block, patch tokens",
+        norm="ln_post",
+        input_size=224,
+        output=(224 // patch, 224 // patch, width),
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        interpolation="bicubic",
+        resize=224,
+        place=PLACES[name],
+    )  # fmt: skip
+
+
+VARIANTS = {
+    "": _variant("clip-vit_b16", 768, 12, 16, 512),
+    "vit_b32": _variant("clip-vit_b32", 768, 12, 32, 512),
+    "vit_l14": _variant("clip-vit_l14", 1024, 24, 14, 768),
+}
+
+
+def build(spec: EncoderSpec, device: str) -> Encoder:
+    """Patch tokens of the last block after ln_post, without the projection to the joint space.
+
+    The paper's maps have 768 channels, so the projection (to 512) is not applied. ln_post is, although CLIP itself applies it
+    to the class token only: without it a few tokens with very large norms take the first directions of the basis, and the
+    other encoders' tokens are normed likewise. `--model-args norm=none` and `projection=true` give the other readings.
+    """
+    variant = variant_of(spec)
+    weights = find_weights(spec.weights, variant.place, spec.name)
+    network = network_of(spec, variant, sidecar(weights))
+    _check(network, spec.name)
+    file = read_clip(weights)
+    witness = prove_activation(file, network["activation"], weights, spec.name)
+    if not witness:
+        log.warning(
+            "Nothing in or beside %s says whether it was trained with QuickGELU or GELU; it is computed with %s "
+            "(--model-args activation=... changes it).", weights, network["activation"],
+        )  # fmt: skip
+    model = VisionTransformer(
+        image_size=network["img_size"],
+        patch_size=network["patch_size"],
+        width=network["width"],
+        layers=network["layers"],
+        heads=network["heads"],
+        mlp_ratio=4.0,
+        output_dim=network["embed_dim"],
+        act_layer=ACTIVATIONS[network["activation"]],
+        norm_layer=LayerNorm,
+    )
+    fit(model, file.visual, weights, "check that it is the encoder's own file, or what --model-args says of it")
+    model.eval().requires_grad_(False).to(device)
+    norm, projection = network["norm"] == "ln_post", network["projection"]
+
+    def forward(x_BCHW: Tensor) -> Tensor:
+        found = model.forward_intermediates(
+            x_BCHW, indices=1, normalize_intermediates=norm, intermediates_only=True, output_fmt="NLC"
+        )
+        tokens_BND = found["image_intermediates"][0]
+        if projection:
+            tokens_BND = tokens_BND @ model.proj
+        return tokens_BND.unflatten(1, model.grid_size)
+
+    return loaded(
+        spec, variant, network, weights, device, forward,
+        norm=network["norm"], affine=norm, projection=projection, prefix_tokens_dropped=1, activation=network["activation"],
+    )  # fmt: skip
+
+
+def _check(network: Mapping[str, Any], name: str) -> None:
+    for key, allowed in (("activation", tuple(ACTIVATIONS)), ("norm", NORMS), ("projection", (True, False))):
+        if network[key] not in allowed:
+            known = ", ".join(str(value).lower() for value in allowed)
+            raise UserError(f"The encoder {name} has no {key} '{network[key]}'; known are {known}.")
+    if network["width"] % network["heads"]:
+        raise UserError(
+            f"The encoder {name} can't have {network['heads']} heads of {network['width']} channels together."
+        )
+
+
+KIND = Kind(build, VARIANTS)

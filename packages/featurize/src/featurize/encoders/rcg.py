@@ -1,0 +1,69 @@
+"""RCG's representation (Li, Katabi, He 2023): MoCo-v3's projected 256-d vector, a 1x1x256 level."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from featurize.checkpoints import fit, sidecar
+from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, mocov3, network_of, variant_of
+from featurize.encoders.vit import build_vit
+from featurize.weights import find_weights
+
+_HEAD = {"mlp_dim": 4096, "projection_dim": 256}
+
+
+def _variant(backbone: Variant) -> Variant:
+    return replace(
+        backbone,
+        network={**backbone.network, **_HEAD},
+        layer="projection of the class token",
+        norm="final LayerNorm, then the head's batch norms",
+        output=(1, 1, _HEAD["projection_dim"]),
+    )
+
+
+VARIANTS = {name: _variant(backbone) for name, backbone in mocov3.VARIANTS.items()}
+
+
+def build(spec: EncoderSpec, device: str) -> Encoder:
+    """The class token after the final LayerNorm through MoCo-v3's projection head: three linear layers without bias, a
+    batch norm after each (running statistics; the last without scale and shift), ReLU between them.
+
+    RCG standardises each vector over its own 256 values before its generator; that is left to whoever trains on it.
+    """
+    variant = variant_of(spec)
+    weights = find_weights(spec.weights, variant.place, spec.name)
+    network = network_of(spec, variant, sidecar(weights))
+    state = mocov3.base_encoder(weights, network)
+    model = build_vit(network, spec.name)
+    head = _head(network["embed_dim"], network["mlp_dim"], network["projection_dim"])
+    of_head = {key.removeprefix(mocov3.HEAD): value for key, value in state.items() if key.startswith(mocov3.HEAD)}
+    mocov3.load_backbone(
+        model, {key: value for key, value in state.items() if not key.startswith(mocov3.HEAD)}, weights, network
+    )
+    # Batch norm counts its batches in an integer; everything else was read as float32.
+    fit(head, {key: value.long() if key.endswith("num_batches_tracked") else value for key, value in of_head.items()},
+        weights, "the projection head (head.*) must be MoCo-v3's own")  # fmt: skip
+    for part in (model, head):
+        part.eval().requires_grad_(False).to(device)
+
+    def forward(x_BCHW: Tensor) -> Tensor:
+        return head(model.forward_features(x_BCHW)[:, 0])[:, None, None]
+
+    return loaded(
+        spec, variant, network, weights, device, forward,
+        affine=True, projection=True, pooling="class token", activation="gelu",
+    )  # fmt: skip
+
+
+def _head(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, out, bias=False), nn.BatchNorm1d(out, affine=False),
+    )  # fmt: skip
+
+
+KIND = Kind(build, VARIANTS)

@@ -1,0 +1,259 @@
+"""Captions and prompts through CLIP's text tower: `text/77x768.zarr` and its offsets (docs/store-format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from featurize.checkpoints import fit, sha256_of, sidecar
+from featurize.clip_files import prove_activation, read_clip
+from featurize.engine import Run, device_of_worker
+from featurize.errors import UserError
+from featurize.files import replacing
+from featurize.ledger import Ledger
+from featurize.recipe import Features
+from featurize.store import FORMAT, ArraySpec, is_sealed, prepare, rows_of, seal, write_block
+from featurize.weights import PLACES, find_weights
+
+log = logging.getLogger(__name__)
+
+BLOCK_ROWS = 512  # 60 MB of 77x768 float16
+BATCH = 32  # captions a forward pass: fixed and padded, so that no setting changes a rounding
+PLACE = PLACES["clip-vit_l14"]
+NETWORK = {
+    "context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 12, "activation": "quick_gelu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Which text encoder a user asked for; small enough to send to any worker."""
+
+    name: str
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A loaded text encoder: `encode` takes captions and gives their hidden states (B, tokens, width) float32; `cut` gives
+    the part of a caption that is seen when it is too long, None when all of it is."""
+
+    name: str
+    tokens: int
+    width: int
+    encode: Callable[[Sequence[str]], np.ndarray]
+    cut: Callable[[str], str | None]
+    identity: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """One block of text rows."""
+
+    path: Path
+    block: int
+    captions: tuple[str, ...]
+    encoder: TextSpec
+
+
+@lru_cache(maxsize=1)
+def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
+    """`clip`: the text tower of CLIP ViT-L/14, whose last hidden states after the final layer norm condition Stable
+    Diffusion and U-ViT (transformers' `CLIPTextModel`).
+
+    A JSON beside the weights may describe another, smaller tower (`model_args`: width, heads, layers...). Raises UserError
+    for weights that are missing or don't fit.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip.transformer import LayerNorm, TextTransformer
+
+    from featurize.encoders.clip import ACTIVATIONS
+
+    what = "the text encoder clip"
+    weights = find_weights(spec.weights, PLACE, what, "--text-weights")
+    changes = sidecar(weights).get("model_args") or {}
+    if changes.keys() - NETWORK.keys():
+        raise UserError(
+            f"{weights.with_suffix('.json')} describes what no text tower has: {min(changes.keys() - NETWORK.keys())}."
+        )
+    network: dict[str, Any] = {**NETWORK, **changes}
+    if network["activation"] not in ACTIVATIONS:
+        raise UserError(f"{what} has no activation '{network['activation']}'; known are {', '.join(ACTIVATIONS)}.")
+    file = read_clip(weights)
+    prove_activation(file, network["activation"], weights, what)
+    model = TextTransformer(
+        context_length=network["context_length"],
+        vocab_size=network["vocab_size"],
+        width=network["width"],
+        heads=network["heads"],
+        layers=network["layers"],
+        output_dim=None,  # the projection comes after what is wanted
+        act_layer=ACTIVATIONS[network["activation"]],
+        norm_layer=LayerNorm,
+    )
+    state = {key: value for key, value in file.text.items() if key != "text_projection"}
+    fit(model, state, weights, "--text-weights names a CLIP with a text tower of 12 layers and 768 channels (ViT-L/14)")
+    model.eval().requires_grad_(False).to(device)
+    tokenizer = SimpleTokenizer()
+    tokens = int(network["context_length"])
+
+    def encode(captions: Sequence[str]) -> np.ndarray:
+        ids_BT = torch.tensor([token_ids(tokenizer, caption, tokens) for caption in captions], device=device)
+        with torch.inference_mode():
+            x_BTD = model.token_embedding(ids_BT) + model.positional_embedding
+            x_BTD = model.ln_final(model.transformer(x_BTD, attn_mask=model.attn_mask))
+        return x_BTD.float().cpu().numpy()
+
+    def cut(caption: str) -> str | None:
+        ids = tokenizer.encode(caption)
+        return tokenizer.decode(ids[: tokens - 2]).strip() if len(ids) > tokens - 2 else None
+
+    identity = {
+        "name": spec.name,
+        "network": network,
+        "weights_sha256": sha256_of(weights),
+        "layer": "last",
+        "norm": "final layer norm",
+        "projection": False,
+        "padding": "end of text",
+    }
+    return TextEncoder(spec.name, tokens, int(network["width"]), encode, cut, identity)
+
+
+def text_spec(features: Features) -> TextSpec:
+    """The text encoder that a recipe or the command line asks for."""
+    return TextSpec(str(features.text), features.text_weights)
+
+
+def token_ids(tokenizer: Any, caption: str, tokens: int) -> list[int]:
+    """Start of text, the caption's tokens (cut to fit), end of text, and end of text again up to `tokens`.
+
+    The padding is transformers', on which U-ViT trained. open_clip's own pads with 0, which gives other hidden states after
+    the caption's end, and the denoiser sees those too.
+    """
+    ids = tokenizer.encode(caption)[: tokens - 2]
+    end = tokenizer.eot_token_id
+    return [tokenizer.sot_token_id, *ids, *[end] * (tokens - 1 - len(ids))]
+
+
+def embed_captions(root: Path, ledger: Ledger, spec: TextSpec, run: Run) -> list[Path]:
+    """Embed every caption of a root's ledger, or what is left of it; the paths of the two sealed arrays."""
+    by_row = ledger.table["captions"].to_pylist()
+    captions = [caption for own in by_row for caption in own]
+    if not captions:
+        raise UserError(f"None of the pictures of {root} has a caption; leave --text out.")
+    counts = [len(own) for own in by_row]
+    offsets = 1 + np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    path = _embed(root / "text", captions, ledger.keys_sha256, spec, run)
+    block_rows = min(len(offsets), 1 << 16)
+    array = ArraySpec(
+        root / "text" / "offsets.zarr", "offsets", offsets.shape, "int64", block_rows, ledger.keys_sha256,
+        {"captions_sha256": _digest(captions), "offsets_sha256": hashlib.sha256(offsets.tobytes()).hexdigest()}, {},
+    )  # fmt: skip
+    for block in prepare(array):
+        rows = rows_of(block, block_rows, len(offsets))
+        write_block(array.path, block, offsets[rows.start : rows.stop])
+    if not is_sealed(array.path):
+        seal(array)
+    return [path, array.path]
+
+
+def embed_prompts(prompts: Path, out: Path, spec: TextSpec, run: Run) -> Path:
+    """Embed a file of prompts, one a line, into `out`; the path of the sealed array.
+
+    Raises UserError for a file that is empty or not UTF-8, and for a folder that holds other prompts.
+    """
+    try:
+        lines = prompts.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The prompts {prompts} are not UTF-8 text (byte {error.start}); save the file as UTF-8."
+        ) from None
+    except OSError as error:
+        raise UserError(f"The prompts {prompts} can't be read ({error.strerror}); check --prompts.") from None
+    if not lines:
+        raise UserError(f"The file {prompts} holds no prompt; write one a line.")
+    encoder = load_text_encoder(spec, "cpu")
+    keys = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    path = _embed(out / "text", lines, keys, spec, run)
+    table = pa.table(
+        {
+            "row": pa.array(range(1, len(lines) + 1), pa.int64()),
+            "prompt": pa.array(lines, pa.string()),
+            "truncated": pa.array([encoder.cut(line) is not None for line in lines], pa.bool_()),
+        }
+    )
+    with replacing(out / "prompts.parquet") as temporary:
+        pq.write_table(table.replace_schema_metadata({"format": FORMAT, "keys_sha256": keys}), temporary)
+    return path
+
+
+def _embed(folder: Path, captions: list[str], keys_sha256: str, spec: TextSpec, run: Run) -> Path:
+    """The array of the empty caption and of these, sealed."""
+    encoder = load_text_encoder(spec, "cpu")
+    texts = ["", *captions]
+    array = ArraySpec(
+        path=folder / f"{encoder.tokens}x{encoder.width}.zarr",
+        kind="text",
+        shape=(len(texts), encoder.tokens, encoder.width),
+        dtype="float16",
+        block_rows=BLOCK_ROWS,
+        keys_sha256=keys_sha256,
+        provenance={
+            "encoder": encoder.identity,
+            "captions_sha256": _digest(captions),
+            "keys_sha256": keys_sha256,
+            "dtype": "float16",
+        },
+        attributes={"views": 1, "null_row": 0},
+    )
+    todo = prepare(array)
+    if todo:
+        _warn_of_cuts(encoder, captions)
+    tasks = [
+        TextTask(array.path, block, tuple(texts[i] for i in rows_of(block, BLOCK_ROWS, len(texts))), spec)
+        for block in todo
+    ]
+    with tqdm(total=len(texts), desc="embedding captions", unit=" captions", smoothing=0.1) as progress:
+        progress.update(len(texts) - sum(len(task.captions) for task in tasks))
+        for _, count in run(_write_one, tasks):
+            progress.update(count)
+    if not is_sealed(array.path):
+        seal(array)
+    return array.path
+
+
+def _write_one(task: TextTask) -> int:
+    encoder = load_text_encoder(task.encoder, device_of_worker())
+    parts = []
+    for start in range(0, len(task.captions), BATCH):
+        batch = task.captions[start : start + BATCH]
+        parts.append(encoder.encode([*batch, *[""] * (BATCH - len(batch))])[: len(batch)])
+    write_block(task.path, task.block, np.concatenate(parts))
+    return len(task.captions)
+
+
+def _warn_of_cuts(encoder: TextEncoder, captions: list[str]) -> None:
+    cuts = [(number, cut) for number, caption in enumerate(captions, 1) if (cut := encoder.cut(caption)) is not None]
+    if cuts:
+        number, seen = cuts[0]
+        log.warning(
+            "%d of %d captions have more than %d tokens and are cut; the first is number %d, which ends for the encoder "
+            "with '...%s'.", len(cuts), len(captions), encoder.tokens, number, seen[-40:],
+        )  # fmt: skip
+
+
+def _digest(captions: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
