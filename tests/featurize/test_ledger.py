@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from featurize import ledger as ledger_
 from featurize.errors import UserError
 from featurize.ledger import allowed_bad, draft_path, ledger_path, make_ledger
+from featurize.pictures import SQUARE
 from featurize.recipe import read_request
 from featurize.sources import Listing, Picture, list_pictures
 
@@ -44,11 +45,11 @@ def test_max_bad_is_a_count_or_a_share(mixed_folder: Path, tmp_path: Path, max_b
     root = tmp_path / "out"
     if stops:
         with pytest.raises(UserError, match=f"4 of 12 pictures can't be read, more than --max-bad {max_bad} allows"):
-            make_ledger(root, "folder", listing, max_bad, here)
+            make_ledger(root, "folder", listing, SQUARE, max_bad, here)
         assert not ledger_path(root).exists()
         lines = pq.read_table(draft_path(root)).to_pylist()
     else:
-        assert make_ledger(root, "folder", listing, max_bad, here).rows == 8
+        assert make_ledger(root, "folder", listing, SQUARE, max_bad, here).rows == 8
         assert not draft_path(root).exists()
         lines = pq.read_table(ledger_path(root)).to_pylist()
     assert [line["key"] for line in lines if line["status"] == "refused"] == [f"a.{n:02d}.png" for n in (0, 3, 6, 9)]
@@ -61,7 +62,7 @@ def test_garbage_stops_the_run_early_and_the_draft_says_which(
     monkeypatch.setattr(ledger_, "PER_TASK", 2)
     listing = list_pictures(f"folder:{mixed_folder}", "train", None)
     with pytest.raises(UserError) as stopped:
-        make_ledger(tmp_path / "out", "folder", listing, "10%", here)
+        make_ledger(tmp_path / "out", "folder", listing, SQUARE, "10%", here)
     # The second bad picture, a.03, is in the second part of two: the other eight are not looked at.
     assert "2 of the first 4 pictures can't be read" in str(stopped.value)
     assert "1 times 'the file is empty' (first: a.00.png)" in str(stopped.value)
@@ -72,7 +73,7 @@ def test_garbage_stops_the_run_early_and_the_draft_says_which(
     for path in (mixed_folder / "a.00.png", mixed_folder / "a.03.png"):
         random_picture(0).save(path)
     relisted = list_pictures(f"folder:{mixed_folder}", "train", 6)
-    assert make_ledger(tmp_path / "out", "folder", relisted, "10%", here).rows == 6
+    assert make_ledger(tmp_path / "out", "folder", relisted, SQUARE, "10%", here).rows == 6
     assert not draft_path(tmp_path / "out").exists()
 
 
@@ -80,7 +81,7 @@ def test_nothing_but_garbage_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no")
     listing = list_pictures(f"folder:{tmp_path}", "train", None)
     with pytest.raises(UserError, match="None of the 1 pictures can be read: 1 times"):
-        make_ledger(tmp_path / "out", "folder", listing, 100, here)
+        make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, here)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 2_000_000))

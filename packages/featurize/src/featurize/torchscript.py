@@ -46,22 +46,31 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
-    """(tensors by their dotted name, the archive's code as text). Raises pickle.UnpicklingError for anything suspicious."""
+    """(tensors by their dotted name, the archive's code as text with the numbers it refers to in their place).
+
+    Raises pickle.UnpicklingError for anything suspicious.
+    """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         root = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("the archive is big-endian")
         with archive.open(f"{root}data.pkl") as file:
-            module = _Unpickler(file, archive, root).load()
+            module = _Unpickler(file, archive, f"{root}data/").load()
+        with archive.open(f"{root}constants.pkl") as file:
+            constants = _Unpickler(file, archive, f"{root}constants/").load()
         code = "\n".join(archive.read(name).decode() for name in names if name.endswith(".py"))
+    # A number that the traced code multiplies by is a constant beside it.
+    for index, constant in reversed(list(enumerate(constants))):
+        if isinstance(constant, Tensor) and constant.numel() == 1:
+            code = code.replace(f"CONSTANTS.c{index}", f"{float(constant):.6g}")
     return dict(_tensors(module, "")), code
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str) -> None:
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
-        self._archive, self._root = archive, root
+        self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
@@ -85,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, count = identity
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError("it holds something besides tensors")
-        data = bytearray(self._archive.read(f"{self._root}data/{key}"))
+        data = bytearray(self._archive.read(f"{self._folder}{key}"))
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         if len(flat) != count:
             raise pickle.UnpicklingError(f"the tensor {key} has {len(flat)} values instead of {count}")

@@ -70,7 +70,8 @@ class Encoder:
 
     `forward` takes x_BCHW (float32, normalised with `mean` and `std`, `input_size` pixels a side) and gives the map
     f_BHWD (float32) with `grid` = (H, W) and `channels` = D. `official_crop` is the rule of its published evaluation
-    transform, where it has one. `identity` is everything that decides its values but the crop, which the ledger holds.
+    transform, where it has one; `activation_witness` says who confirms the activation, '' where nothing does. `identity`
+    is everything that decides its values but the crop, which the ledger holds.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Encoder:
     weights: Path
     forward: Callable[[Tensor], Tensor]
     identity: dict[str, Any] = field(repr=False)
+    activation_witness: str = "its definition"
 
 
 @cache
@@ -148,6 +150,7 @@ def loaded(
     weights: Path,
     device: str,
     forward: Callable[[Tensor], Tensor],
+    activation_witness: str = "its definition",
     **stated: Any,
 ) -> Encoder:
     """The Encoder of a variant whose network is loaded: its output is measured on a black picture, its identity written out.
@@ -182,6 +185,7 @@ def loaded(
         weights=weights,
         forward=forward,
         identity=identity,
+        activation_witness=activation_witness,
     )
 
 

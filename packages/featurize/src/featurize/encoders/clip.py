@@ -89,7 +89,7 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
         return tokens_BND.unflatten(1, model.grid_size)
 
     return loaded(
-        spec, variant, network, weights, device, forward,
+        spec, variant, network, weights, device, forward, witness,
         norm=network["norm"], affine=norm, projection=projection, prefix_tokens_dropped=1, activation=network["activation"],
     )  # fmt: skip
 
