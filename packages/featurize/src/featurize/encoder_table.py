@@ -11,7 +11,7 @@ COLUMNS = ("encoder", "layer", "norm", "official crop", "input", "output", "weig
 
 def table() -> str:
     """One line an encoder, then where weights are kept and which codecs and text encoder have theirs there."""
-    lines = [COLUMNS]
+    lines: list[tuple[str, ...]] = [COLUMNS]
     for name, kind in kinds().items():
         for variant, known in kind.variants.items():
             lines.append(_line(f"{name}:{variant}" if variant else name, known))
