@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from featurize.basis import load_basis
 from featurize.errors import UserError
 from featurize.extract import extract
+from featurize.pictures import SQUARE
 from featurize.recipe import read_request
 
 from .conftest import MODEL, MODEL_ARGS, options, random_picture
@@ -338,7 +339,9 @@ def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit
 
     folder = shutil.copytree(picture_folder, tmp_path / "pictures")
     features = read_request(None, options(folder, vit_weights, tmp_path / "out"), "1x1x4").features
-    ledger = make_ledger(tmp_path / "out", "folder", list_pictures(f"folder:{folder}", "train", None), 0, run_here)
+    ledger = make_ledger(
+        tmp_path / "out", "folder", list_pictures(f"folder:{folder}", "train", None), SQUARE, 0, run_here
+    )
     random_picture(99).save(ledger.pictures[3].source)
     task = BlockTask(0, batch_of(ledger, range(8), features), None, tmp_path, 4, tmp_path / "z0.zarr")
     with pytest.raises(UserError, match="has changed since the ledger was made"):

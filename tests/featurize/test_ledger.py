@@ -117,9 +117,9 @@ def test_rows_in_are_rows_stored_and_rows_refused(tmp_path_factory: pytest.TempP
     good = [index for index, kind in enumerate(kinds) if kind == "good" or (kind == "again" and index == 0)]
     if not good:
         with pytest.raises(UserError, match="None of the"):
-            make_ledger(folder / "out", "mix", Listing(tuple(pictures)), "100%", here)
+            make_ledger(folder / "out", "mix", Listing(tuple(pictures)), SQUARE, "100%", here)
         return
-    ledger = make_ledger(folder / "out", "mix", Listing(tuple(pictures)), "100%", here)
+    ledger = make_ledger(folder / "out", "mix", Listing(tuple(pictures)), SQUARE, "100%", here)
     lines = pq.read_table(ledger_path(folder / "out")).to_pylist()
     assert len(lines) == len(kinds) == ledger.rows + ledger.refused
     assert [index for index, line in enumerate(lines) if line["row"] is not None] == good

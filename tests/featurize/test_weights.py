@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from featurize.errors import UserError
-from featurize.weights import PLACES, Place, cache_folder, find_weights, kept_at
+from featurize.weights import PLACES, Place, find_weights, kept_at
 
 CONTENT = bytes(range(256)) * 9000
 
@@ -112,13 +112,6 @@ def test_a_file_that_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
     assert find_weights(str(tmp_path / "mine"), None, "the encoder") == tmp_path / "mine"
     with pytest.raises(UserError, match=r"/nowhere of the encoder are not there; check --weights"):
         find_weights("/nowhere", PLACES["clip-vit_b16"], "the encoder")
-
-
-def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("FEATURIZE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("sys.platform", "linux")
-    assert cache_folder() == tmp_path / "featurize"
 
 
 def test_openais_addresses_hold_the_digest_that_is_pinned() -> None:

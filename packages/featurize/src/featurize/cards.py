@@ -13,22 +13,24 @@ from typing import Any
 
 from featurize.engine import Run
 from featurize.files import cache_folder, read_json, write_json
+from featurize.pictures import CropRule
 from featurize.recipe import Features
 
 LIBRARIES = ("featurize", "torch", "timm", "open_clip_torch", "diffusers")
-CODE = ("encoders", "codecs", "checkpoints", "clip_files", "torchscript")  # of this package: what decides an identity besides the weights
+# Of this package: what decides an identity besides the weights.
+CODE = ("encoders", "codecs", "checkpoints", "clip_files", "torchscript", "pictures")
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """An encoder without its network: its name, its map's (H, W) and D, everything that decides its values, and the
-    (resize, centre) of its published evaluation's crop where it has one."""
+    """An encoder without its network: its name, its map's (H, W) and D, everything that decides its values, and the crop of
+    its published evaluation where it has one."""
 
     name: str
     grid: tuple[int, int]
     channels: int
     identity: dict[str, Any]
-    official_crop: tuple[int, int] | None
+    official_crop: CropRule | None
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def known_cards(features: Features) -> Cards | None:
     try:
         document = read_json(path)
         encoder, codec = document["encoder"], document["codec"]
+        rule = encoder["official_crop"]
         cards = Cards(
-            EncoderCard(**encoder | {key: tuple(encoder[key]) for key in ("grid", "official_crop") if encoder[key]}),
+            EncoderCard(**encoder | {"grid": tuple(encoder["grid"]), "official_crop": rule and CropRule(**rule)}),
             CodecCard(**codec | {"latent_shape": tuple(codec["latent_shape"])}),
             document["files"],
         )
@@ -102,7 +105,7 @@ def _look(features: Features) -> Cards:
             encoder.grid,
             encoder.channels,
             plain["e"],
-            (rule.resize, rule.centre) if (rule := encoder.official_crop) else None,
+            encoder.official_crop,
         ),
         CodecCard(codec.name, codec.latent_shape, codec.stored_channels, plain["a"], plain["c"]),
         {name: _stamp(Path(name)) for path in used for name in _around(Path(path).expanduser())},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from featurize.codecs.vae import PUBLISHED
 from featurize.encoders import Variant, kinds
-from featurize.weights import PLACES, Place, cache_folder, kept_at
+from featurize.files import cache_folder
+from featurize.weights import PLACES, Place, kept_at
 
 COLUMNS = ("encoder", "layer", "norm", "official crop", "input", "output", "weights")
 

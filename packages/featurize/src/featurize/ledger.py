@@ -196,9 +196,7 @@ def check_crop(root: Path, found: str, crop: CropRule) -> None:
         )
 
 
-def _look_at_all(
-    root: Path, pictures: Sequence[Picture], crop: CropRule, max_bad: int | str, run: Run
-) -> pa.Table:
+def _look_at_all(root: Path, pictures: Sequence[Picture], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
     parts = [range(start, min(start + PER_TASK, len(pictures))) for start in range(0, len(pictures), PER_TASK)]
     lines: list[pa.RecordBatch] = []
     keys: set[str] = set()
@@ -274,7 +272,9 @@ def _look_at_one(picture: Picture) -> _Seen:
     return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, mode)
 
 
-def _lines(pictures: Sequence[Picture], seen: Sequence[_Seen], crop: CropRule, keys: set[str], row: int) -> pa.RecordBatch:
+def _lines(
+    pictures: Sequence[Picture], seen: Sequence[_Seen], crop: CropRule, keys: set[str], row: int
+) -> pa.RecordBatch:
     """The lines of some pictures, the first stored one being `row`; `keys` are those seen before and get these too."""
     lines: list[dict[str, Any]] = []
     for picture, look in zip(pictures, seen, strict=True):

@@ -68,7 +68,7 @@ def crop_rule(features: Features, encoder: EncoderCard) -> CropRule:
         return SQUARE
     if encoder.official_crop is None:
         raise UserError(f"The encoder {encoder.name} has no published evaluation crop; use --crop square.")
-    return CropRule(*encoder.official_crop)
+    return encoder.official_crop
 
 
 def with_basis(spec: ArraySpec, basis: basis_.Basis) -> ArraySpec:
