@@ -260,6 +260,8 @@ def test_captions_stay_with_their_pictures(  # type: ignore[no-untyped-def]
     )
     assert text.attrs["keys_sha256"] == offsets.attrs["keys_sha256"] == zarr.open_array(
         str(root / "labels.zarr"), mode="r").attrs["keys_sha256"]  # fmt: skip
+    assert featurize("verify", root).code == 0
+    assert "text/77x32.zarr" in featurize("ls", root).out
     encoder = load_text_encoder(TextSpec("clip", str(weights)), "cpu")
     for line in lines[::4]:
         own = text[int(offsets[line["row"]]) : int(offsets[line["row"] + 1])]
