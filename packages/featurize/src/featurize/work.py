@@ -251,6 +251,8 @@ def _crops_of(
         if sha256(data).hexdigest() != digest:
             raise BadPicture("its bytes are others")
         image = decode(data)
+    except UserError:  # a remote place does not answer: that says nothing about the picture
+        raise
     except Exception as error:
         raise UserError(
             f"The picture {picture.key} ({picture.source}) has changed since the ledger was made: {error}; "
