@@ -122,8 +122,9 @@ def test_like_and_freeze_take_what_they_say(recipe: Recipe, tmp_path: Path) -> N
     frozen = drawn("--freeze-from", "1")
     for level in (1, 2):
         assert np.abs(frozen[level] - free[level][[0] * 5]).max() < 1e-4 * free[level].std()
-    assert np.abs(frozen[0] - free[0])[0].max() < 1e-4 * free[0].std()
-    assert np.abs(frozen[0] - free[0])[1:].max() > 0.01
+    difference = np.abs(frozen[0] - free[0][:5])
+    assert difference[0].max() < 1e-4 * free[0].std()
+    assert difference[1:].max() > 0.01
     levels = read_json(tmp_path / "--like-7---freeze-from-2" / "sample.json")["levels"]
     assert levels[2]["frozen"]["row"] == 7
     assert "frozen" not in levels[1]

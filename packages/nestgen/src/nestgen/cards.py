@@ -12,6 +12,7 @@ from nestgen.errors import UserError
 from nestgen.files import read_json, write_json
 from nestgen.latents import held, remove_latents
 from nestgen.models import Model
+from nestgen.prompts import Prompts
 from nestgen.recipe import Recipe, shape_name
 from nestgen.sources import Source
 from nestgen.store import Store
@@ -26,15 +27,21 @@ class Request:
     batch: int
     label: int | None = None
     source: Source | None = None
+    prompts: Path | None = None  # a root with embedded captions
+    prompt: str | None = None  # or one for all, kept in that root
     vae: Path | None = None
 
 
 def describe(
-    recipe: Recipe, models: Sequence[Model], request: Request, stores: Mapping[int, Store] | None = None
+    recipe: Recipe,
+    models: Sequence[Model],
+    request: Request,
+    stores: Mapping[int, Store] | None = None,
+    prompts: Prompts | None = None,
 ) -> dict[str, Any]:
     """The card of a sampling run: everything that decides its pictures, plus batch size and versions.
 
-    `stores` are those that levels are frozen to.
+    `stores` are those that levels are frozen to, `prompts` what the images are captioned with.
     """
     codec = models[0].weights.meta["codec"]
     return {
@@ -43,7 +50,8 @@ def describe(
         "count": request.count,
         "seed": request.seed,
         "label": request.label,
-        "process": recipe.process.kind,
+        "text": None if prompts is None else prompts.describe(),
+        "process": {"kind": recipe.process.kind, "prediction": recipe.process.prediction},
         "levels": [_level(model, request.source, (stores or {}).get(model.level)) for model in models],
         "codec": {key: value for key, value in codec.items() if key not in ("weights", "config")},
         "pictures": "png, rounded to the nearest uint8",
@@ -64,10 +72,12 @@ def _level(model: Model, source: Source | None, store: Store | None) -> dict[str
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "guidance_interval": None if sampling.interval is None else list(sampling.interval),
-        "condition_sigma": sampling.sigma,
+        "condition_sigma": sampling.sigmas[0] if sampling.sigmas else 0.0,
         "checkpoint_step": meta["step"],
         "checkpoint_sha256": model.weights.sha256,
     }
+    if len(sampling.sigmas) > 1:
+        card["further_sigmas"] = list(sampling.sigmas[1:])
     if model.weak is not None:
         weak = model.weak
         card["autoguide"] = {"scale": sampling.autoguidance, "step": weak.meta["step"], "sha256": weak.sha256}
@@ -76,7 +86,7 @@ def _level(model: Model, source: Source | None, store: Store | None) -> dict[str
 
 def _settings(card: Mapping[str, Any], level: int) -> dict[str, Any]:
     """Everything in a card that decides the latents of a level."""
-    common = {key: card[key] for key in ("seed", "label", "process")}
+    common = {key: card[key] for key in ("seed", "label", "text", "process")}
     return common | {f"z_{above}": card["levels"][above] for above in range(level, card["depth"])}
 
 

@@ -159,7 +159,7 @@ freeze_option = click.option(
     "--freeze-from", type=int, metavar="K", help="Keep levels K and above; 1 by default with --like."
 )
 store_option = click.option(
-    "--store", type=click.Path(path_type=Path), help="Store root of --like; the training rows by default."
+    "--store", type=click.Path(path_type=Path), help="Store root of the rows; the training rows by default."
 )
 vae_option = click.option(
     "--vae", type=click.Path(path_type=Path), help="The VAE's weights, if they are not where z_0's store says."
@@ -176,6 +176,13 @@ vae_option = click.option(
 @sigma_option
 @set_option
 @click.option("--label", type=int, help="The class of all samples; by default each draws its own.")
+@click.option("--prompt", metavar="TEXT", help="The caption of all samples; `featurize embed-text` embeds it.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="ROOT",
+    help="Embedded captions: of `featurize embed-text`, prompt i for image i; of a data set, one of each picture's.",
+)
 @click.option("--like", type=Row(), metavar="ROW", help="Keep levels of this real picture; `each`: image i of row i.")
 @freeze_option
 @store_option
@@ -191,6 +198,8 @@ def sample(
     sigmas: tuple[float, ...] | None,
     settings: dict[str, Any],
     label: int | None,
+    prompt: str | None,
+    prompts: Path | None,
     like: int | str | None,
     freeze_from: int | None,
     store: Path | None,
@@ -203,10 +212,13 @@ def sample(
     draws anew the levels they change. Image i is the same for any batch size and number of processes.
     """
     from nestgen.cards import Request
+    from nestgen.prompts import embed_prompt
     from nestgen.sample import sample
     from nestgen.sources import Source, training_root
 
     recipe = _recipe(recipe_file, depth, sigmas, settings)
+    if prompt is not None and prompts is not None:
+        raise click.UsageError("--prompt and --prompts exclude each other")
     source = None
     if like is not None:
         row = None if like == "each" else int(like)
@@ -219,6 +231,8 @@ def sample(
         batch=batch_size or recipe.sampling.batch,
         label=label,
         source=source,
+        prompts=embed_prompt(recipe, prompt) if prompt is not None else prompts,
+        prompt=prompt,
         vae=vae,
     )
     sample(recipe, out, request, processes)
@@ -227,28 +241,47 @@ def sample(
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("hierarchy.png"), show_default=True)
 @click.option("--columns", type=click.IntRange(2), default=8, show_default=True, help="Pictures in a row.")
+@click.option(
+    "--freeze-from", type=int, metavar="K", help="Only the row of levels K and above; by default each in turn."
+)
+@click.option("--like", type=click.IntRange(0), metavar="ROW", help="Freeze to this real picture.")
+@click.option("--interpolate", type=click.IntRange(0), nargs=2, metavar="A B", help="Walk from one row to another.")
+@click.option("--over-depth", is_flag=True, help="Freeze nothing: the same seeds at L = 1, 2, ...")
+@store_option
 @seed_option
 @recipe_option
 @depth_option
 @sigma_option
+@set_option
 @vae_option
 def hierarchy(
     out: Path,
     columns: int,
+    freeze_from: int | None,
+    like: int | None,
+    interpolate: tuple[int, int] | None,
+    over_depth: bool,
+    store: Path | None,
     seed: int | None,
     recipe_file: Path | None,
     depth: int | None,
     sigmas: tuple[float, ...] | None,
+    settings: dict[str, Any],
     vae: Path | None,
 ) -> None:
-    """Draws the hierarchy sheet: a row for each k, with a sample's levels frozen from k up and the rest drawn anew.
+    """Draws a sheet that looks into the hierarchy: a row for each k, levels k and above frozen, the rest drawn anew.
 
-    How much each row's pictures vary goes to OUT with the ending .json.
+    They are frozen to a sample; with --like to a real picture; with --interpolate to the way between two. How much
+    each row's pictures vary goes to OUT with the ending .json.
     """
-    from nestgen.hierarchy import hierarchy
+    from nestgen.hierarchy import Look, hierarchy
+    from nestgen.sources import training_root
 
-    recipe = _recipe(recipe_file, depth, sigmas)
-    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, vae)
+    if sum((like is not None, interpolate is not None, over_depth)) > 1:
+        raise click.UsageError("--like, --interpolate and --over-depth exclude each other")
+    recipe = _recipe(recipe_file, depth, sigmas, settings)
+    look = Look(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
+    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, look, vae)
 
 
 @main.command()

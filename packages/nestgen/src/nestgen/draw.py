@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from nestgen import noise
-from nestgen.models import Model, check_labels
+from nestgen.models import Given, Model, check_labels
 from nestgen.samplers import sample_level
 
 # Gets the level, the number of the network call from 0, and the latent (B, C, H, W) that it predicted.
@@ -26,6 +26,7 @@ def sample_below(
     seed: int,
     frozen: Mapping[int, Tensor],
     label_B: Tensor | None = None,
+    context_BTD: Tensor | None = None,
     callback: Callback = no_callback,
 ) -> dict[int, Tensor]:
     """Latents (B, C, H, W) by level: those frozen, and below them one drawn by each model that has none.
@@ -38,12 +39,13 @@ def sample_below(
         if model.level in z:
             continue
         h, w, c = model.config.shape
-        denoise = model.denoise(
-            _condition(model, z.get(model.level + 1), indices, seed),
+        given = Given(
+            tuple(_conditions(model, z, indices, seed)),
             None if label_B is None else label_B.to(model.device),
+            None if context_BTD is None else context_BTD.to(model.device),
         )
         z[model.level] = sample_level(
-            denoise,
+            model.denoise(given),
             model.weights.process,
             noise.normal(seed, f"sample/z{model.level}", indices, (c, h, w)).to(model.device),
             model.sampling.steps,
@@ -53,13 +55,12 @@ def sample_below(
     return z
 
 
-def _condition(model: Model, above_BCHW: Tensor | None, indices: Sequence[int], seed: int) -> Tensor | None:
-    """The level above, noised as in training; None at the top."""
-    if not model.config.condition_shapes:
-        return None
-    assert above_BCHW is not None, f"z_{model.level + 1} is neither frozen nor drawn"
-    noise_BCHW = noise.normal(seed, f"sample/condition/z{model.level + 1}", indices, above_BCHW.shape[1:])
-    return (above_BCHW.cpu() + model.sampling.sigma * noise_BCHW).to(model.device)
+def _conditions(model: Model, z: Mapping[int, Tensor], indices: Sequence[int], seed: int) -> Iterator[Tensor]:
+    """The levels above, the nearest first, noised as in training; none at the top."""
+    for level, sigma in enumerate(model.sampling.sigmas, model.level + 1):
+        assert level in z, f"z_{level} is neither frozen nor drawn"
+        noise_BCHW = noise.normal(seed, f"sample/condition/z{level}", indices, z[level].shape[1:])
+        yield (z[level].cpu() + sigma * noise_BCHW).to(model.device)
 
 
 def labels_of(models: Sequence[Model], indices: Sequence[int], seed: int, label: int | None) -> Tensor | None:

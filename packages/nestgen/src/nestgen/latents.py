@@ -63,7 +63,7 @@ class Latents:
                 f"{self.path} is damaged at images {rows.start} to {rows.stop - 1}; remove "
                 f"{_record(self.path, rows)} and run the same `nestgen sample` again"
             )
-        return torch.from_numpy(values).permute(0, 3, 1, 2)
+        return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous()  # sums round by layout
 
     def read_all(self) -> np.ndarray:
         """All latents as (count, h, w, c), with the checks of `read`."""

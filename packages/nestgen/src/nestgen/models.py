@@ -24,15 +24,35 @@ class LevelSampling:
     """How one level is drawn.
 
     `guidance` is s, None where nothing can be dropped (the unconditional top); it and `autoguidance` hold within
-    `interval`, everywhere if that is None. `sigma` is the noise on the level above before it conditions this one.
+    `interval`, everywhere if that is None. `sigmas` are the noises on the levels that condition this one, the nearest
+    first.
     """
 
     sampler: str
     steps: int
     guidance: float | None
     interval: Interval | None
-    sigma: float
+    sigmas: tuple[float, ...]
     autoguidance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a batch of images is drawn given: the noised levels above, the nearest first; classes; embedded captions."""
+
+    conditions: tuple[Tensor, ...] = ()  # (B, C, H, W)
+    label_B: Tensor | None = None
+    context_BTD: Tensor | None = None
+
+    def arguments(self, sigmas: tuple[float, ...], batch: int, device: torch.device) -> dict[str, Any]:
+        """As a denoiser takes them, nothing dropped."""
+        sigma_BK = torch.tensor(sigmas, device=device).expand(batch, -1) if sigmas else None
+        return {
+            "condition": self.conditions or None,
+            "label_B": self.label_B,
+            "context_BTD": self.context_BTD,
+            "sigma_BK": sigma_BK,
+        }
 
 
 @dataclass(frozen=True)
@@ -69,42 +89,46 @@ class Model:
         """How many classes it knows, which is also the null class; 0 for an unconditional model."""
         return self.config.labels
 
-    def denoise(self, condition_BCHW: Tensor | None, label_B: Tensor | None) -> Denoise:
+    def denoise(self, given: Given) -> Denoise:
         """The predicted latent, with guidance: of the outputs d of the networks,
 
-        d(condition, label) + s (d(condition, label) - d(null, null)) + w (d(condition, label) - weak(condition, label)),
+        d(given) + s (d(given) - d(nothing)) + w (d(given) - weak(given)),
 
         the first two in one batch. The last term is autoguidance (Karras et al. 2024, arXiv 2406.02507). As the
         weights sum to 1, it does not matter whether the networks predict noise, velocity or the latent.
         """
         one = self.weights
 
-        def guided(z_BCHW: Tensor, told_B: Tensor, s: float) -> tuple[Tensor, Tensor]:
-            keep_B = torch.arange(2 * len(z_BCHW), device=z_BCHW.device) < len(z_BCHW)
-            both = one.denoiser(
-                torch.cat([z_BCHW, z_BCHW]),
-                torch.cat([told_B, told_B]),
-                None if condition_BCHW is None else torch.cat([condition_BCHW, condition_BCHW]),
-                keep_B,
-                None if label_B is None else torch.cat([label_B, torch.full_like(label_B, self.labels)]),
-            )
-            kept_BCHW, null_BCHW = both.chunk(2)
-            return kept_BCHW + s * (kept_BCHW - null_BCHW), kept_BCHW
-
         def denoise(z_BCHW: Tensor, t: Tensor) -> Tensor:
             s, w = self._strengths(float(t))
             told_B = one.process.told(t).to(z_BCHW.device).expand(len(z_BCHW))
+            all_given = given.arguments(self.sampling.sigmas, len(z_BCHW), z_BCHW.device)
             if s:
-                out_BCHW, kept_BCHW = guided(z_BCHW, told_B, s)
+                both = one.denoiser(z_BCHW.repeat(2, 1, 1, 1), told_B.repeat(2), **self._and_nothing(given, all_given))
+                kept_BCHW, null_BCHW = both.chunk(2)
+                out_BCHW = kept_BCHW + s * (kept_BCHW - null_BCHW)
             else:
-                out_BCHW = kept_BCHW = one.denoiser(z_BCHW, told_B, condition_BCHW, None, label_B)
+                out_BCHW = kept_BCHW = one.denoiser(z_BCHW, told_B, **all_given)
             if w and self.weak is not None:
-                out_BCHW = out_BCHW + w * (
-                    kept_BCHW - self.weak.denoiser(z_BCHW, told_B, condition_BCHW, None, label_B)
-                )
+                out_BCHW = out_BCHW + w * (kept_BCHW - self.weak.denoiser(z_BCHW, told_B, **all_given))
             return one.process.latent(out_BCHW, z_BCHW, t)
 
         return denoise
+
+    def _and_nothing(self, given: Given, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments twice, all dropped the second time."""
+        label_B, context_BTD, sigma_BK = given.label_B, given.context_BTD, arguments["sigma_BK"]
+        twice: dict[str, Any] = {"condition": tuple(torch.cat([one, one]) for one in given.conditions) or None}
+        twice["sigma_BK"] = None if sigma_BK is None else sigma_BK.repeat(2, 1)
+        twice["label_B"] = None if label_B is None else torch.cat([label_B, torch.full_like(label_B, self.labels)])
+        twice["context_BTD"] = None
+        if context_BTD is not None:
+            null_BTD = self.weights.denoiser.null_context.expand_as(context_BTD)
+            twice["context_BTD"] = torch.cat([context_BTD, null_BTD.to(context_BTD)])
+        if given.conditions:
+            batch, device = len(given.conditions[0]), given.conditions[0].device
+            twice["keep_B"] = torch.arange(2 * batch, device=device) < batch
+        return twice
 
     def _strengths(self, t: float) -> tuple[float, float]:
         """Of guidance and of autoguidance at a time."""
@@ -122,13 +146,14 @@ def load_models(recipe: Recipe, device: torch.device, runs: Path | None = None) 
     """
     runs = runs or run_dir(recipe, 0).parent
     models = tuple(_load(recipe, level, device, runs) for level in range(len(recipe.levels)))
-    for below, above in zip(models, models[1:]):
-        name = f"z{above.level}"
-        if below.weights.meta["stores"][name] != above.weights.meta["stores"][name]:
-            raise UserError(
-                f"{runs / run_dir(recipe, below.level).name} and {runs / run_dir(recipe, above.level).name} were "
-                f"trained on different stores of z_{above.level}; train the older one again"
-            )
+    for below in models:
+        for above in (models[level] for level in recipe.conditions(below.level)):
+            name = f"z{above.level}"
+            if below.weights.meta["stores"][name] != above.weights.meta["stores"][name]:
+                raise UserError(
+                    f"{runs / run_dir(recipe, below.level).name} and {runs / run_dir(recipe, above.level).name} were "
+                    f"trained on different stores of z_{above.level}; train the older one again"
+                )
     return models
 
 
@@ -148,27 +173,31 @@ def _load(recipe: Recipe, level: int, device: torch.device, runs: Path) -> Model
 def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
     """The recipe's sampling options for a level; raises UserError for a sampler that its process does not have."""
     options, top = recipe.sampling, level + 1 == len(recipe.levels)
-    flow = recipe.process.kind not in ("discrete", "vp")
+    flow = recipe.process.kind == "flow"
     sampler = options.of("sampler", level) or ("heun" if flow else "dpm++-single")
     if flow and sampler not in FLOW_SAMPLERS:
         raise UserError(
             f"sampling.sampler of {recipe.file} is {sampler}, which a flow does not have; set {' or '.join(FLOW_SAMPLERS)}"
         )
     coarse = options.guidance_decay ** (len(recipe.levels) - 1 - level)
-    sigma = None if top else options.of("sigma", level + 1)
+    guided = not top or recipe.denoiser.labels or recipe.denoiser.text
     autoguide = options.of("autoguide", level)
     return LevelSampling(
         sampler=sampler,
         steps=options.of("steps", level),
-        guidance=None if top and not recipe.denoiser.labels else options.of("guidance", level) * coarse,
+        guidance=options.of("guidance", level) * coarse if guided else None,
         interval=options.of("guidance_interval", level),
-        sigma=0.0 if top else _lowest(recipe.levels[level + 1].sigma) if sigma is None else sigma,
+        sigmas=tuple(_sigma(recipe, above) for above in recipe.conditions(level)),
         autoguidance=autoguide.scale if autoguide else 0.0,
     )
 
 
-def _lowest(sigma: float | tuple[float, float]) -> float:
-    return sigma[0] if isinstance(sigma, tuple) else sigma
+def _sigma(recipe: Recipe, level: int) -> float:
+    """Noise on a level before it conditions: the sampling option, else as trained, of a range its lowest."""
+    option, trained = recipe.sampling.of("sigma", level), recipe.levels[level].sigma
+    if option is not None:
+        return float(option)
+    return trained[0] if isinstance(trained, tuple) else trained
 
 
 def _whole(checkpoint: Checkpoint | None, folder: Path, level: int) -> Checkpoint:

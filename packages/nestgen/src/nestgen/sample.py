@@ -24,6 +24,7 @@ from nestgen.errors import UserError
 from nestgen.files import write_json
 from nestgen.latents import create_latents, open_latents
 from nestgen.models import Model, check_labels, load_models
+from nestgen.prompts import Prompts, check_text, open_prompts
 from nestgen.recipe import Recipe
 from nestgen.sheet import draw_sheet, picture_path, read_pictures, write_picture
 from nestgen.sources import frozen_levels, labels_of_rows, open_source
@@ -71,7 +72,7 @@ class Drawer:
     def _above(self, level: int) -> range:
         """The levels that condition a level, if it is drawn and not frozen."""
         frozen = self.request.source is not None and level >= self.request.source.freeze_from
-        return range(level + 1, len(self.models))[: 0 if frozen else 1]
+        return range(0) if frozen else self.recipe.conditions(level)
 
     def _level(self, level: int, indices: range, above: dict[int, Tensor], callback: Callable[[int], object]) -> Tensor:
         request, source = self.request, self.request.source
@@ -80,12 +81,12 @@ class Drawer:
             return frozen_levels({level: self.stores[level]}, source, indices, request.seed)[level]
         one_image = source is not None and source.root is None
         if one_image and source is not None and level >= source.freeze_from:
-            frozen = sample_below(self.models[level:], [0], request.seed, {}, self.labels(range(1)))[level]
+            given = (self.labels(range(1)), self.context(range(1)))
+            frozen = sample_below(self.models[level:], [0], request.seed, {}, *given)[level]
             return frozen.cpu().expand(len(indices), *frozen.shape[1:])
         tick = partial(callback, len(indices))
-        drawn = sample_below(
-            [self.models[level]], indices, request.seed, above, self.labels(indices), lambda *call: tick()
-        )
+        given = (self.labels(indices), self.context(indices))
+        drawn = sample_below([self.models[level]], indices, request.seed, above, *given, lambda *call: tick())
         return drawn[level].cpu()
 
     def labels(self, indices: range) -> Tensor | None:
@@ -97,6 +98,21 @@ class Drawer:
             zeros = [0] * len(indices)
             return labels_of(self.models, zeros, self.request.seed, None)
         return labels_of(self.models, indices, self.request.seed, self.request.label)
+
+    @cached_property
+    def prompts(self) -> Prompts | None:
+        """What the images are captioned with."""
+        request, text = self.request, self.recipe.denoiser.text
+        check_text(self.recipe, request.prompts)
+        return open_prompts(request.prompts, text, request.prompt) if request.prompts and text else None
+
+    def context(self, indices: range) -> Tensor | None:
+        """Embedded caption of each image; that of image 0, where levels are frozen to image 0's."""
+        if self.prompts is None:
+            return None
+        source = self.request.source
+        frozen = source is not None and source.root is None
+        return self.prompts.context([0] * len(indices) if frozen else indices, self.request.seed)
 
     def decode(self, rows: range) -> None:
         """Writes the pictures of a block of images that are not all there."""
@@ -119,7 +135,7 @@ def sample(recipe: Recipe, out: Path, request: Request, processes: int = 1) -> N
         _ = drawer.decoder  # before anything is drawn: its weights may be missing
     else:
         load_decoder(drawer.models[0].weights.meta["codec"], request.vae)
-    card = describe(recipe, drawer.models, request, drawer.stores)
+    card = describe(recipe, drawer.models, request, drawer.stores, drawer.prompts)
     card["batch"] = block = settle(out, card)
     with _workers(drawer, processes) as workers:
         _fill(drawer, workers, block, 0)
@@ -132,7 +148,7 @@ def sample(recipe: Recipe, out: Path, request: Request, processes: int = 1) -> N
 def draw_levels(recipe: Recipe, out: Path, request: Request, lowest: int) -> None:
     """Draws only the latents of a sample folder, from the top down to a level, with the same care."""
     drawer = _open(recipe, out, request, 1)
-    block = settle(out, describe(recipe, drawer.models, request, drawer.stores))
+    block = settle(out, describe(recipe, drawer.models, request, drawer.stores, drawer.prompts))
     with _workers(drawer, 1) as workers:
         _fill(drawer, workers, block, lowest)
 

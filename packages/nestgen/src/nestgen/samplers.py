@@ -126,7 +126,7 @@ def _straight(denoise: Denoise, process: Process, z: Tensor, steps: int, heun: i
     """
     times = time_grid(process, steps - heun)
     alpha, sigma = process.alpha(times), process.sigma(times)
-    c = alpha if process.kind in ("discrete", "vp") else torch.ones_like(alpha)
+    c = torch.ones_like(alpha) if process.kind == "flow" else alpha
     s, scale = (sigma / c).tolist(), c.tolist()
 
     def slope(y: Tensor, i: int) -> Tensor:

@@ -102,11 +102,7 @@ def open_source(recipe: Recipe, source: Source, count: int, fingerprints: Sequen
     Raises UserError for a level that the recipe does not have, and for rows that are not there.
     """
     depth = len(recipe.levels)
-    if not 1 <= source.freeze_from < depth:
-        raise UserError(
-            f"--freeze-from {source.freeze_from} is not within 1..{depth - 1}: z_0 is drawn, and the levels of "
-            f"{recipe.file} end at z_{depth - 1}"
-        )
+    check_freeze(recipe, source.freeze_from)
     if source.root is None:
         return {}
     stores = {
@@ -119,6 +115,17 @@ def open_source(recipe: Recipe, source: Source, count: int, fingerprints: Sequen
         what = f"row {last}" if source.row is not None else f"a row for each of {count} images"
         raise UserError(f"{first.path} has rows 0 to {first.rows - 1}, not {what}; name another row, or fewer images")
     return stores
+
+
+def check_freeze(recipe: Recipe, level: int) -> None:
+    """Raises UserError unless a level of the recipe can be frozen and something drawn below it."""
+    top = len(recipe.levels) - 1
+    if not top:
+        raise UserError(f"a hierarchy of one level has none to freeze: {recipe.file} needs more levels, or --depth")
+    if not 1 <= level <= top:
+        raise UserError(
+            f"--freeze-from {level} is not within 1..{top}: z_0 is drawn, and the levels of {recipe.file} end at z_{top}"
+        )
 
 
 def frozen_levels(stores: dict[int, Store], source: Source, indices: Sequence[int], seed: int) -> dict[int, Tensor]:
