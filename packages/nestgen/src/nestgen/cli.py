@@ -338,14 +338,17 @@ reference_option = click.option(
 @reference_option
 @click.option("--out", type=click.Path(path_type=Path), default=Path("diagnosis.png"), show_default=True)
 @recipe_option
-def diagnose(samples: Path, reference: Path | None, out: Path, recipe_file: Path | None) -> None:
+@sigma_option
+def diagnose(
+    samples: Path, reference: Path | None, out: Path, recipe_file: Path | None, sigmas: tuple[float, ...] | None
+) -> None:
     """Says which level loses quality: its score given true levels above it, given generated ones, and the gap.
 
     The numbers go to OUT with the ending .json, the latents drawn for it to the folder OUT without an ending.
     """
     from nestgen.diagnose import diagnose
 
-    diagnose(_recipe(recipe_file, None), samples, reference, out)
+    diagnose(_recipe(recipe_file, None, sigmas), samples, reference, out)
 
 
 @main.command()

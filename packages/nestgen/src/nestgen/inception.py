@@ -107,8 +107,8 @@ def _read(path: Path, side: int | None) -> np.ndarray:
     if side is not None and image.size != (side, side):
         short = min(image.size)
         left, upper = (image.width - short) // 2, (image.height - short) // 2
-        box = (left, upper, left + short, upper + short)
-        image = image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+        square = image.crop((left, upper, left + short, upper + short))
+        image = square.resize((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 

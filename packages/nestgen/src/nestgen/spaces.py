@@ -102,13 +102,13 @@ def inception_space(recipe: Recipe, pictures: Path, weights: Path, samples: Path
     """Inception's features of the sample pictures against those of a folder of pictures, or published moments."""
     if not pictures.exists():
         raise UserError(f"there are no pictures {pictures}; --pictures is a folder of them, or an .npz of mu and sigma")
+    moments = published_moments(pictures) if pictures.is_file() else None
     network = load_inception(weights)
     drawn = features_of(samples, network)
     side = recipe_side(samples)
     origin: dict[str, Any] = {"pictures": str(pictures), "sha256": digest_of(pictures), "rows": None}
     about = {"weights_sha256": sha256_of(weights), "dimensions": drawn.shape[1]}
-    if pictures.is_file():
-        moments = published_moments(pictures)
+    if moments is not None:
         return Space("Inception", drawn, lambda: Statistics(moments), origin, about)
     what = {"space": "Inception", "reference": origin["sha256"], "side": side, **about}
 
