@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -11,7 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +23,23 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nestgen import noise
 from nestgen.checkpoint import PARTS, load_denoiser, newest
+from nestgen.ema import decay
 from nestgen.errors import UserError
+from nestgen.feed import Batch, Feed, make_batch
 from nestgen.process import Process
 from nestgen.recipe import Recipe, TrainingOptions, load_recipe, run_dir
-from nestgen.train import ema_decay, initial_denoiser, learning_rate, train
+from nestgen.run import only_training
+from nestgen.train import train
+from nestgen.trainer import initial_denoiser, learning_rate
 
 Start = Callable[..., "subprocess.Popen[str]"]
+Fork = Callable[..., BaseProcess]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +64,7 @@ def toy(experiment: Callable[..., Path]) -> Callable[..., Recipe]:
     def write(name: str = "toy", seed: int = 0, sigma: float = 0.5, **training: object) -> Recipe:
         recipe = yaml.safe_load(stores.read_text())
         recipe["levels"][1]["sigma"] = sigma
-        options = {"batch": 8, "lr": 1e-3, "warmup": 5, "clip": 1.0, "checkpoint_every": 10, **training}
+        options = {"batch": 8, "lr": 1e-3, "warmup": 5, "clip": 1.0, "checkpoint_every": 10, "preview": 0, **training}
         file = stores.with_name(f"{name}.yaml")
         file.write_text(yaml.safe_dump({**recipe, "name": name, "seed": seed, "training": options}))
         return load_recipe(file)
@@ -81,11 +92,11 @@ def log(recipe: Recipe) -> list[dict[str, float]]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `nestgen train --level 0` as a process of its own, through a launcher if one is given."""
+    """Starts `nestgen train --level 0` as a process of its own."""
     started = []
 
-    def run(recipe: Recipe, *launcher: str) -> subprocess.Popen[str]:
-        command = [sys.executable, *launcher, "-m", "nestgen", "train", "--level", "0", "--recipe", recipe.file]
+    def run(recipe: Recipe, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "nestgen", "train", "--level", "0", "--recipe", recipe.file, *options]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -93,54 +104,64 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield run
     for process in started:
         if process.poll() is None:
-            process.terminate()  # torchrun ends its workers
+            process.kill()
             process.wait(60)
 
 
-def wait_for_checkpoint(recipe: Recipe, step: int, process: subprocess.Popen[str]) -> None:
-    """Until the checkpoint of a step is there."""
-    path = run_dir(recipe, 0) / "checkpoints" / f"{step:08d}"
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
+def wait_for_checkpoint(recipe: Recipe, step: int, ended: Callable[[], int | None], level: int = 0) -> None:
+    """Until a checkpoint of a step or a later one is there."""
+    folder = run_dir(recipe, level) / "checkpoints"
+    while max((int(path.name) for path in folder.glob("[0-9]" * 8)), default=0) < step:
+        assert ended() is None, "it ended before"
         time.sleep(0.002)
 
 
-def test_stopped_killed_and_undisturbed_runs_end_in_the_same_bytes(toy: Callable[..., Recipe], start: Start) -> None:
-    steps = 120
-    undisturbed = toy("undisturbed", steps=steps)
+TRAIN = "from nestgen.train import train; train(recipe, level)"
+
+
+def test_stopped_killed_and_undisturbed_runs_end_in_the_same_bytes(
+    toy: Callable[..., Recipe], start: Start, fork: Fork
+) -> None:
+    steps = 80
+    undisturbed = toy("undisturbed", steps=steps, checkpoint_every=7)
     train(undisturbed, 0)
 
-    recipe = toy("disturbed", steps=steps)
+    recipe = toy("disturbed", steps=steps, checkpoint_every=7)
     stopped = start(recipe)
-    wait_for_checkpoint(recipe, 10, stopped)
+    wait_for_checkpoint(recipe, 7, stopped.poll)
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, errors
     reached = newest(run_dir(recipe, 0))
     assert reached is not None
-    assert 10 <= reached.step < steps
+    assert 7 <= reached.step < steps
     last = errors.strip().splitlines()[-1]
     assert f"stopped after step {reached.step} of {steps}" in last
     assert "the same command goes on from there" in last
     assert "Traceback" not in errors
 
-    killed = start(recipe)
-    wait_for_checkpoint(recipe, (reached.step // 10 + 2) * 10, killed)
-    killed.kill()
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    before = newest(run_dir(recipe, 0))
-    assert before is not None
-    assert before.step < steps
+    # Killed five times, at steps that chance picks between checkpoints.
+    rng, killed_at = np.random.default_rng(), []
+    for _ in range(5):
+        process = fork(TRAIN, recipe=recipe, level=0)
+        wait_for_checkpoint(recipe, reached.step + 7, lambda process=process: process.exitcode)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        reached = newest(run_dir(recipe, 0))
+        assert reached is not None
+        killed_at.append(reached.step)
+    assert killed_at[-1] < steps, killed_at
 
     train(recipe, 0)
     assert parts(recipe) == parts(undisturbed)
     # the log has one line an interval, as if nothing had happened, but for the one of the stop
     wanted = {line["step"]: line for line in log(undisturbed)}
     found = [line for line in log(recipe) if line["step"] in wanted]
-    assert [line["step"] for line in found] == list(range(10, steps + 1, 10))
-    after = [line for line in found if line["step"] > before.step]
-    assert after == [wanted[line["step"]] for line in after]
+    assert [line["step"] for line in found] == list(wanted)
+    after = [line for line in found if line["step"] > killed_at[-1] + 10]
+    assert after and after == [wanted[line["step"]] for line in after]
 
 
 @pytest.mark.parametrize("pauses", [(1,), (7, 10, 19)])
@@ -149,29 +170,6 @@ def test_going_on_at_any_step_changes_nothing(toy: Callable[..., Recipe], pauses
     for steps in (*pauses, 23):
         train(toy("paused", steps=steps, checkpoint_every=steps, keep=1), 0)
     assert parts(toy("paused")) == parts(toy("straight"))
-
-
-def test_two_processes_agree_with_one(toy: Callable[..., Recipe], start: Start) -> None:
-    """The gradient of the global batch is a mean over halves: equal but for float32 rounding, here 1e-3.
-
-    Adam divides by the gradient's size, so where that is all rounding, so is the step.
-    """
-    one, two = toy("one", steps=20), toy("two", steps=20)
-    process = start(two, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    train(one, 0)
-    for part in PARTS[:2]:
-        a, b = (load_file(run_dir(r, 0) / "checkpoints/00000020" / f"{part}.safetensors") for r in (one, two))
-        assert a.keys() == b.keys()
-        moved = sum((a[name] - value).double().square().sum() for name, value in initial(one).items()) ** 0.5
-        apart = sum((a[name] - b[name]).double().square().sum() for name in a) ** 0.5
-        assert 0 < apart < 1e-3 * moved  # not nothing: they did share the work
-    for x, y in zip(log(one), log(two), strict=True):
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
-    # and one process goes on with what two began
-    train(toy("two", steps=25), 0)
-    assert steps_kept(two)[-1] == "00000025"
 
 
 def initial(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -185,6 +183,8 @@ def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFix
     folder = run_dir(recipe, 0)
     assert steps_kept(recipe) == ["00000030", "00000035"]
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "README.md",
         "checkpoints",
         "config.json",
         "log.jsonl",
@@ -233,8 +233,8 @@ def test_average_follows_its_formula(toy: Callable[..., Recipe]) -> None:
     for step in range(6):
         train(toy(steps=step + 1, ema=0.5, keep=9), 0)
         weights = load_file(run_dir(recipe, 0) / f"checkpoints/{step + 1:08d}/denoiser.safetensors")
-        decay = ema_decay(recipe.training, step)
-        average = {name: decay * old + (1 - decay) * weights[name].double() for name, old in average.items()}
+        d = decay(recipe.training.ema, step)
+        average = {name: d * old + (1 - d) * weights[name].double() for name, old in average.items()}
     found = load_file(run_dir(recipe, 0) / "checkpoints/00000006/ema.safetensors")
     for name, value in found.items():
         torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
@@ -244,7 +244,7 @@ def test_schedules() -> None:
     options = TrainingOptions(lr=1.0, warmup=4, ema=0.99)
     assert [learning_rate(options, step) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
     assert learning_rate(TrainingOptions(lr=2.0, warmup=0), 0) == 2
-    assert [ema_decay(options, step) for step in (0, 8, 10**6)] == [0.1, 0.5, 0.99]
+    assert [decay(options.ema, step) for step in (0, 8, 10**6)] == [0.1, 0.5, 0.99]
 
 
 def test_changed_settings_are_refused_and_listed(toy: Callable[..., Recipe], experiment: Callable[..., Path]) -> None:
@@ -310,10 +310,14 @@ def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:
 
 
 def test_a_diverging_run_stops_before_it_spoils_a_checkpoint(toy: Callable[..., Recipe]) -> None:
-    recipe = toy(steps=2)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ .*lower training\.lr"):
-        train(toy(steps=20, lr=1e30, clip=None), 0)
+    recipe = toy(steps=20, lr=1e30, clip=None)
+    with pytest.raises(UserError, match=r"the gradient of the last \d+ step.* not finite.* lower training\.lr"):
+        train(recipe, 0)
     assert newest(run_dir(recipe, 0)) is None
+    with pytest.raises(UserError, match=r"not finite for 50 steps in a row, up to step \d+ .*lower training\.lr"):
+        train(toy(steps=80, lr=1e30, clip=None), 0)
+    assert newest(run_dir(recipe, 0)) is None
+    assert "steps were skipped" in (run_dir(recipe, 0) / "README.md").read_text()
 
 
 def test_what_cannot_run_here_is_refused(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +330,87 @@ def test_what_cannot_run_here_is_refused(toy: Callable[..., Recipe], monkeypatch
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(UserError, match=r"training\.batch 8 does not divide among 3 processes"):
         train(toy(), 0)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(feed: Feed, step: int, *shares: Any) -> Batch:
+        batch = make_batch(feed, step, *shares)
+        return replace(batch, z_BCHW=batch.z_BCHW * np.nan) if step == 4 else batch
+
+    monkeypatch.setattr("nestgen.train.make_batch", make)
+    before, after = toy("four", steps=4), toy("five", steps=5, checkpoint_every=1, keep=9)
+    train(before, 0)
+    with pytest.raises(UserError, match=r"the gradient of the last 1 step\(s\)"):
+        train(after, 0)
+    assert steps_kept(after)[-1] == "00000004"
+    train(toy("five", steps=6, checkpoint_every=1, keep=9), 0)  # one step is skipped, the next is not
+    assert steps_kept(after)[-2:] == ["00000004", "00000006"]
+    assert log(after)[-1]["loss"] is not None
+    assert sum(line.get("skipped", 0) for line in raw_log(after)) == 1
+    assert parts(before) == {
+        part: (run_dir(after, 0) / f"checkpoints/00000004/{part}.safetensors").read_bytes() for part in PARTS
+    }
+
+
+def raw_log(recipe: Recipe) -> list[dict[str, Any]]:
+    """Lines of log.jsonl."""
+    return [json.loads(line) for line in (run_dir(recipe, 0) / "log.jsonl").read_text().splitlines()]
+
+
+def test_accumulated_parts_make_the_same_step(toy: Callable[..., Recipe]) -> None:
+    """The mean of the gradients of equal parts is that of the whole: equal but for rounding (as two processes')."""
+    whole, parted = toy("whole", steps=20), toy("parted", steps=20, accumulate=4, checkpoint_activations=True)
+    train(whole, 0)
+    train(parted, 0)
+    assert 0 < apart(whole, parted, 20) < 1e-3
+    for x, y in zip(log(whole), log(parted), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+    train(toy("parted", steps=21, accumulate=1), 0)  # it may change as a run goes on
+
+
+def apart(one: Recipe, other: Recipe, step: int) -> float:
+    """How far two runs' weights are apart, as a share of how far one has moved from its first ones."""
+    a, b = (load_file(run_dir(r, 0) / f"checkpoints/{step:08d}/denoiser.safetensors") for r in (one, other))
+    moved = sum((a[name] - value).double().square().sum() for name, value in initial(one).items()) ** 0.5
+    return float(sum((a[name] - b[name]).double().square().sum() for name in a) ** 0.5 / moved)
+
+
+def test_two_trainings_of_a_run_are_refused(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=2)
+    with (
+        only_training(run_dir(recipe, 0)),
+        pytest.raises(UserError, match=rf"is being trained by .*process {os.getpid()}"),
+    ):
+        train(recipe, 0)
+    train(recipe, 0)  # the lock is gone with its holder
+
+
+def test_previews_and_the_best_checkpoint(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = toy(steps=40, keep=1, preview=12, checkpoint_every=10, trackers=["tensorboard"])
+    train(recipe, 0)
+    folder = run_dir(recipe, 0)
+    scores = {line["step"]: line["frechet_distance"] for line in map(json.loads, (folder / "scores.jsonl").open())}
+    assert list(scores) == [10, 20, 30, 40]
+    best = min(list(scores)[:-1], key=scores.__getitem__)  # of those known when the last was written
+    assert steps_kept(recipe) == sorted({f"{best:08d}", "00000040"})
+    with Image.open(folder / "previews/00000040.png") as sheet:
+        assert sheet.width > 8 * 80 and sheet.height > 2 * 80
+    readme = (folder / "README.md").read_text()
+    assert "Complete at step 40" in readme and "previews/00000040.png" in readme and "| best |" in readme
+    events = EventAccumulator(str(next(folder.rglob("events.out.tfevents.*"))))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [10, 20, 30, 40]
+    assert [event.value for event in events.Scalars("frechet_distance")] == pytest.approx(list(scores.values()))
+    # previews are functions of the weights alone: the same again after a resume
+    train(toy("again", steps=20, keep=1, preview=12, checkpoint_every=20), 0)
+    again = json.loads((run_dir(toy("again"), 0) / "scores.jsonl").read_text())
+    assert again == {"step": 20, "frechet_distance": scores[20]}
+
+
+def test_an_unknown_tracker_is_refused(toy: Callable[..., Recipe]) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(UserError, match=r"names wandb, which is not installed; install nestgen\[wandb\]"):
+            train(toy(trackers=["wandb"]), 0)
 
 
 def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:

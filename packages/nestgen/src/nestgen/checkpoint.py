@@ -5,9 +5,11 @@ A run's folder holds checkpoints/<step>/ with
     denoiser.safetensors    the weights, names as in U-ViT
     ema.safetensors         their average: what is sampled from
     optimizer.safetensors   AdamW's moments, `<name>.exp_avg` and `<name>.exp_avg_sq`, and `step`
+    power-*.safetensors     the power-function averages, where training.ema_snapshots asks for them (ema.py)
     meta.json               step, level, depth, denoiser (its configuration), process, levels (shape, sigma and
                             patch of each), stores (fingerprint by name: z0, z1, ..., labels), codec (of z_0),
-                            seed, training, scaler, versions, and files (bytes of each)
+                            seed, training, init (sha256 of the first weights' file), scaler, versions, and files
+                            (bytes of each)
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ class Checkpoint:
         return load_file(self.path / f"{part}.safetensors", device=str(device))
 
 
-def save_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: dict[str, Any], keep: int) -> None:
-    """Writes checkpoints/<meta['step']>/ under another name, renames it, then removes all but `keep`.
+def save_checkpoint(
+    run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: dict[str, Any], keep: int, best: int | None = None
+) -> None:
+    """Writes checkpoints/<meta['step']>/ under another name, renames it, then removes all but `keep` and step `best`.
 
     Raises UserError where it cannot be written; what was there stays.
     """
@@ -60,8 +64,8 @@ def save_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: di
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name in PARTS:
-            tensors = {key: value.detach().cpu().contiguous() for key, value in parts[name].items()}
+        for name, part in parts.items():
+            tensors = {key: value.detach().cpu().contiguous() for key, value in part.items()}
             save_file(tensors, draft / f"{name}.safetensors")
         files = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
         (draft / "meta.json").write_text(json.dumps({"format": FORMAT, **meta, "files": files}, indent=2) + "\n")
@@ -76,7 +80,8 @@ def save_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: di
             "make room there and run the same command again"
         ) from None
     for old in sorted(folder.glob("[0-9]" * 8))[:-keep]:
-        shutil.rmtree(old)
+        if int(old.name) != best:
+            shutil.rmtree(old)
 
 
 def checkpoints(run_dir: Path) -> Iterator[Checkpoint | Path]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nestgen.errors import UserError
+from nestgen.errors import LostPartner, UserError
+from nestgen.launch import LOST, launch
 
 if TYPE_CHECKING:
     from nestgen.recipe import Recipe
@@ -21,7 +22,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            sentence, code = f"error: {error}", 1
+            sentence, code = f"error: {error}", LOST if isinstance(error, LostPartner) else 1
         except OSError as error:  # no space, no permission: the sentence is the system's
             where = f"{error.filename}: " if error.filename else ""
             sentence, code = f"error: {where}{error.strerror or error}", 1
@@ -75,26 +76,82 @@ def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] 
     click.echo(show(_recipe(recipe_file, depth, sigmas)))
 
 
+level_option = click.option(
+    "--level", type=int, required=True, help="The level whose denoiser is meant; 0 is the data."
+)
+
+
 @main.command()
-@click.option("--level", type=int, required=True, help="The level whose denoiser is trained; 0 is the data.")
+@level_option
 @recipe_option
 @depth_option
 @sigma_option
 @click.option("--steps", type=click.IntRange(1), help="Train to so many steps, whatever the recipe says.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that share the training, each on a GPU of its own or a share of the cores.",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="First weights: a published U-ViT checkpoint (nnet_ema.pth) or another denoiser's safetensors.",
+)
+@click.pass_context
 def train(
-    level: int, recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] | None, steps: int | None
+    context: click.Context,
+    level: int,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    steps: int | None,
+    processes: int,
+    init: Path | None,
 ) -> None:
-    """Trains a level's denoiser, going on from its newest checkpoint.
+    """Trains a level's denoiser, going on from its newest checkpoint. Levels may train side by side.
 
-    For several GPUs: `accelerate launch --num_processes N -m nestgen train --level 0`. For several processes
-    on CPUs: `torchrun --nproc-per-node N -m nestgen train --level 0`.
+    Ctrl-C ends the step under way and keeps it. Over several machines: `accelerate launch -m nestgen train --level 0`
+    or `torchrun -m nestgen train --level 0`.
     """
-    from nestgen.train import train
 
     recipe = _recipe(recipe_file, depth, sigmas)
     if steps is not None:
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
-    train(recipe, level)
+    if processes > 1:
+        sigma = None if sigmas is None else ",".join(map(str, sigmas))
+        options = {"recipe": recipe_file, "depth": depth, "sigma": sigma, "steps": steps, "init": init, "level": level}
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        context.exit(launch(processes, ["train", *given]))
+    from nestgen.train import train
+
+    train(recipe, level, init)
+
+
+@main.command()
+@level_option
+@click.option(
+    "--length", type=float, required=True, help="Standard deviation of the average's window, as a share of the steps."
+)
+@click.option("--name", required=True, help="The run to write: runs/NAME, to sample from by a recipe of that name.")
+@click.option("--step", type=click.IntRange(1), help="Up to that step; the newest snapshot's by default.")
+@recipe_option
+@depth_option
+@sigma_option
+def ema(
+    level: int,
+    length: float,
+    name: str,
+    step: int | None,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+) -> None:
+    """Makes an average of the weights of any length from the snapshots of a training (training.ema_snapshots)."""
+    from nestgen.snapshots import reconstruct
+
+    click.echo(reconstruct(_recipe(recipe_file, depth, sigmas), level, length, name, step))
 
 
 seed_option = click.option(

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Bad input. The message is one sentence: what is wrong, where, and how to mend it."""
+
+
+class LostPartner(UserError):
+    """Another process of the same training ended. Its own sentence says why."""

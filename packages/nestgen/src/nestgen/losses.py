@@ -34,11 +34,11 @@ def truncate(log: Path, step: int) -> None:
             draft.write_text("".join(kept))
 
 
-def draw(log: Path, picture: Path, title: str) -> None:
+def draw(log: Path, picture: Path, title: str, predicted: str) -> None:
     """Draws the loss over the steps, with a running mean over a twentieth of them, as a PNG."""
     from matplotlib.figure import Figure  # slow to import, and needed at the end only
 
-    records = read(log)
+    records = [record for record in read(log) if record["loss"] is not None]  # none where all steps were skipped
     steps, values = [r["step"] for r in records], [r["loss"] for r in records]
     width = max(1, len(values) // 20)
     means = [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
@@ -46,7 +46,7 @@ def draw(log: Path, picture: Path, title: str) -> None:
     axes = figure.subplots()
     axes.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=0.8)
     axes.plot(steps, means, color="tab:blue", label=f"mean of {width}")
-    axes.set(xlabel="step", ylabel="mean squared error on ε", title=title, yscale="log")
+    axes.set(xlabel="step", ylabel=f"mean squared error on {predicted}", title=title, yscale="log")
     axes.grid(alpha=0.3, which="both")
     with replacing(picture) as draft:
         figure.savefig(draft, dpi=120, format="png")

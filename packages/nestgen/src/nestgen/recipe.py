@@ -26,6 +26,7 @@ from pydantic import (
 from nestgen.errors import UserError
 from nestgen.protocols import PROTOCOLS
 from nestgen.protocols import Name as Protocol
+from nestgen.remote import Remote, address
 from nestgen.yaml12 import read_yaml
 
 DEFAULT = Path("nested.yaml")
@@ -151,8 +152,22 @@ class TrainingOptions(Section):
     text_drop: Probability = 0.1
     clip: PositiveFloat | None = None
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    accumulate: PositiveInt = 1
+    compile: bool = False
+    checkpoint_activations: bool = False
+    shard: bool = False
+    shuffle: PositiveInt | None = None
     checkpoint_every: PositiveInt = 5000
     keep: PositiveInt = 2
+    preview: NonNegativeInt = 64
+    ema_snapshots: PositiveInt | None = None
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_as_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingOptions:
+        if self.batch % self.accumulate:
+            raise ValueError(f"has batch {self.batch}, which does not divide into accumulate {self.accumulate} parts")
+        return self
 
 
 class Interval(NamedTuple):
@@ -349,10 +364,15 @@ def sigma_name(sigma: float | tuple[float, float]) -> str:
     return "to".join(f"{one:g}" for one in (sigma if isinstance(sigma, tuple) else (sigma,)))
 
 
-def store_path(recipe: Recipe, level: int, root: Path | None = None) -> Path:
+def store_root(recipe: Recipe) -> Path | Remote:
+    """Where the recipe's stores are: a folder, or an address such as s3://bucket/stores."""
+    return address(recipe.root, recipe.features.out)
+
+
+def store_path(recipe: Recipe, level: int, root: Path | Remote | None = None) -> Path | Remote:
     """NAME.zarr of a level, below the recipe's store root or another one."""
     folder = recipe.features.z0.split(":")[0] if level == 0 else re.sub("[:/]", "-", recipe.features.encoder)
-    root = recipe.root / recipe.features.out if root is None else root
+    root = store_root(recipe) if root is None else root
     return root / folder / f"{shape_name(recipe.levels[level].shape)}.zarr"
 
 

@@ -20,6 +20,7 @@ from nestgen.inception import digest_of, features_of, load_inception, published_
 from nestgen.latents import open_latents
 from nestgen.measure import Statistics, kept_statistics
 from nestgen.recipe import Level, Recipe, shape_name, store_path
+from nestgen.remote import Remote
 from nestgen.sources import check_comparable, open_real, real_latents, seal_of, training_root
 from nestgen.store import Store, open_store
 
@@ -86,7 +87,7 @@ def open_encoded(
         ) from None
     with_level = recipe.model_copy(update={"levels": (recipe.levels[0], level)})
 
-    def path(root: Path) -> Path:
+    def path(root: Path) -> Path | Remote:
         return store_path(with_level, 1, root)
 
     encoded, real = open_store(path(samples_store)), open_store(path(reference))

@@ -1,10 +1,10 @@
-"""Sealed stores, read by memory map (docs/store-format.md)."""
+"""Sealed stores, read by memory map, from memory or from afar (docs/store-format.md)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,26 @@ import numpy as np
 import zarr
 
 from nestgen.errors import UserError
-from nestgen.recipe import Recipe, shape_name, store_path
+from nestgen.recipe import Recipe, shape_name, store_path, store_root
+from nestgen.remote import Remote, RemoteBlocks
 
 FORMAT = "nested-store/1"
 
 
 @dataclass(frozen=True)
 class Store:
-    """An array of a store root: (rows, views, h, w, c) float16, or labels (rows,) int64.
+    """An array of a store root: (rows, views, h, w, c) float16, labels (rows,) int64, or captions.
 
-    `blocks` are memory maps of its chunk files, each (block_rows, *rest).
+    `blocks` are its chunks, each (block_rows, *rest): memory maps of the files, or what is read of them from afar. In
+    memory there is one, the whole array.
     """
 
-    path: Path
+    path: Path | Remote
     attributes: dict[str, Any]
     shape: tuple[int, ...]
-    blocks: tuple[np.ndarray, ...]
+    dtype: np.dtype
+    blocks: Sequence[np.ndarray] | RemoteBlocks
+    block_rows: int
 
     @property
     def rows(self) -> int:
@@ -45,14 +49,19 @@ class Store:
         h, w, c = self.attributes["latent_shape"]
         return h, w, c
 
+    @property
+    def nbytes(self) -> int:
+        """Of all values."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
     def read(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
         """The values of (row, view) pairs as stored, (n, *rest); in the order given. Labels have no view."""
         rows = np.asarray(rows, np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise IndexError(f"row out of 0..{self.rows - 1}")
-        block, within = np.divmod(rows, self.attributes["block_rows"])
+        block, within = np.divmod(rows, self.block_rows)
         index = within[:, None] if views is None else np.stack([within, views], 1)
-        out = np.empty((len(rows), *self.shape[index.shape[1] :]), self.blocks[0].dtype)
+        out = np.empty((len(rows), *self.shape[index.shape[1] :]), self.dtype)
         order = np.argsort(block, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
             if len(members):
@@ -61,10 +70,14 @@ class Store:
 
     def load(self) -> np.ndarray:
         """The whole array in memory."""
-        return np.concatenate(self.blocks)[: self.rows]
+        return np.concatenate([self.blocks[number] for number in range(len(self.blocks))])[: self.rows]
+
+    def in_memory(self) -> Store:
+        """The same store, read once and kept."""
+        return replace(self, blocks=(self.load(),), block_rows=self.rows)
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path | Remote) -> Store:
     """Opens NAME.zarr if it is sealed and whole; otherwise raises UserError and says what mends it."""
     seal_path = path.with_suffix(".seal.json")
     if not path.is_dir():
@@ -73,7 +86,7 @@ def open_store(path: Path) -> Store:
         raise UserError(f"{path} is unfinished: it has no {seal_path.name}; finish it with `{_command(path)}`")
     try:
         seal = json.loads(seal_path.read_text())
-        array = zarr.open_array(path, mode="r")
+        array = zarr.open_array(str(path), mode="r")
         attributes = dict(array.attrs)
         formats = {seal["format"], attributes["format"]}
         if formats != {FORMAT}:
@@ -86,10 +99,15 @@ def open_store(path: Path) -> Store:
         whole = array.shape[0] == seal["rows"] and array.chunks == (seal["block_rows"], *array.shape[1:])
         if not whole or len(seal["blocks"]) != -(-seal["rows"] // seal["block_rows"]):
             raise UserError(f"{path} has other rows or blocks than its seal; {_remake(path)}")
-        blocks = tuple(_map_block(path, number, array.chunks, array.dtype) for number in range(len(seal["blocks"])))
+        count = len(seal["blocks"])
+        blocks: Sequence[np.ndarray] | RemoteBlocks
+        if isinstance(path, Remote):
+            blocks = RemoteBlocks(path, count, array.chunks, array.dtype)
+        else:
+            blocks = tuple(_map_block(path, number, array.chunks, array.dtype) for number in range(count))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {_remake(path)}") from None
-    return Store(path, attributes, array.shape, blocks)
+    return Store(path, attributes, array.shape, array.dtype, blocks, seal["block_rows"])
 
 
 def _map_block(path: Path, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -103,13 +121,15 @@ def _map_block(path: Path, number: int, shape: tuple[int, ...], dtype: np.dtype)
     return np.asarray(np.memmap(chunk, dtype, "r", shape=shape))
 
 
-def _command(path: Path) -> str:
+def _command(path: Path | Remote) -> str:
     """The command that makes a store: a level comes from its base store where that is sealed."""
+    if path.parent.name == "text":
+        return "featurize embed-text"
     from_base = path.stem.count("x") == 2 and (path.parent / "base.seal.json").is_file()
     return f"featurize levels {path.stem}" if from_base else "featurize extract"
 
 
-def _remake(path: Path) -> str:
+def _remake(path: Path | Remote) -> str:
     return f"remove it and run `{_command(path)}`"
 
 
@@ -145,7 +165,7 @@ def check_same_rows(one: Store, other: Store) -> None:
 
 def read_labels(recipe: Recipe, like: Store) -> np.ndarray:
     """Classes (rows,) int64 of the rows of `like`; a picture without one gets the null class, `labels`."""
-    store = open_store(recipe.root / recipe.features.out / "labels.zarr")
+    store = open_store(store_root(recipe) / "labels.zarr")
     check_same_rows(like, store)
     labels, classes = store.load(), recipe.denoiser.labels
     if labels.max() >= classes:
@@ -156,3 +176,31 @@ def read_labels(recipe: Recipe, like: Store) -> np.ndarray:
     if (labels < 0).all():
         raise UserError(f"{store.path} has no labels; set denoiser.labels of {recipe.file} to 0")
     return np.where(labels < 0, classes, labels)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Embedded captions: those of row r are text rows offsets[r] to offsets[r + 1] - 1; text row 0 is the empty one."""
+
+    text: Store  # (captions + 1, tokens, width)
+    offsets: np.ndarray  # (rows + 1,)
+
+    def draw(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """A text row for each row, by a uniform number each; the empty caption where a row has none."""
+        first, count = self.offsets[rows], np.diff(self.offsets)[rows]
+        return np.where(count > 0, first + (uniform * count).astype(np.int64), 0)
+
+
+def read_captions(recipe: Recipe, like: Store) -> Captions:
+    """The captions of the rows of `like`, of the shape that denoiser.text names."""
+    assert recipe.denoiser.text is not None
+    folder = store_root(recipe) / "text"
+    text, offsets = open_store(folder / f"{shape_name(recipe.denoiser.text)}.zarr"), open_store(folder / "offsets.zarr")
+    for store in (text, offsets):
+        check_same_rows(like, store)
+    values = offsets.load()
+    if text.shape[1:] != recipe.denoiser.text or len(values) != like.rows + 1 or values[-1] != text.rows:
+        raise UserError(f"{offsets.path} does not fit {text.path} and {like.rows} rows; {_remake(text.path)}")
+    if values[-1] == 1:
+        raise UserError(f"{text.path} has no captions; set denoiser.text of {recipe.file} to null")
+    return Captions(text, values)

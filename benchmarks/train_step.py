@@ -1,0 +1,110 @@
+"""A training step of the level-0 denoiser against the published U-ViT's, and what the condition path costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from accelerate import Accelerator
+
+from benchmarks.plain_uvit import PlainTraining, PlainUViT
+from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
+from nestgen.counts import count
+from nestgen.denoiser import SIZES, denoiser_config
+from nestgen.feed import Batch, Feed
+from nestgen.process import betas
+from nestgen.progress import peak_of
+from nestgen.recipe import Recipe
+from nestgen.trainer import Trainer
+
+COCO = ["32x32x4", "8x8x64", "6x6x56", "4x4x48", "2x2x40"]
+
+
+def recipe_of(size: str, precision: str, depth: int, batch: int) -> Recipe:
+    """COCO's hierarchy, cut to a depth."""
+    data: dict[str, Any] = {
+        "name": "benchmark",
+        "features": {"out": "stores", "z0": "vae:256"},
+        "levels": [{"shape": shape} for shape in COCO[:depth]],
+        "denoiser": {"size": size},
+        "training": {"precision": precision, "batch": batch},
+    }
+    return Recipe.model_validate(data)
+
+
+def trainer_of(recipe: Recipe, level: int, accelerator: Accelerator) -> tuple[Trainer, Batch]:
+    """A trainer without a store, and a batch of noise."""
+    feed = Feed(recipe, level, None, (), None, None, "memory", 1)  # type: ignore[arg-type]
+    config, batch = denoiser_config(recipe, level), recipe.training.batch
+
+    def noise(shape: tuple[int, int, int]) -> torch.Tensor:
+        return torch.randn(batch, shape[2], *shape[:2])
+
+    conditions = tuple(noise(shape) for shape in config.condition_shapes)
+    keep_B = torch.rand(batch) < 0.5 if conditions else None
+    t_B = torch.rand(batch, dtype=torch.float64)
+    return Trainer(accelerator, feed, None, {}), Batch(
+        noise(config.shape), noise(config.shape), t_B, conditions, keep_B=keep_B
+    )
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SIZES)), default="small", show_default=True)
+@click.option("--batch", default=2, show_default=True)
+@click.option("--steps", default=1, show_default=True, help="A round.")
+@click.option("--precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True)
+@rounds_option
+@out_option
+def main(size: str, batch: int, steps: int, precision: str, rounds: int, out: Path | None) -> None:
+    """Steps of z_0 (COCO's 32x32x4): plain U-ViT, ours, and ours given z_1; then every level of the hierarchy."""
+    accelerator = Accelerator(mixed_precision=precision)
+    device = accelerator.device
+    dim, depth, heads = SIZES[size]
+    plain = PlainTraining(
+        PlainUViT(32, 4, 2, dim, depth, heads), betas(), device, torch.bfloat16 if precision == "bf16" else None
+    )
+    z = torch.randn(batch, 4, 32, 32, device=device)
+    alone, hierarchy = (recipe_of(size, precision, levels, batch) for levels in (1, 2))
+    ours, given = (trainer_of(recipe, 0, accelerator) for recipe in (alone, hierarchy))
+
+    def run(step: Any, *arguments: Any) -> None:
+        for _ in range(steps):
+            step(*arguments)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    contenders = {
+        "plain U-ViT": lambda turn: run(plain.step, z),
+        "nestgen, z_0 alone": lambda turn: run(ours[0].step, ours[1], 10_000),
+        "nestgen, z_0 given z_1": lambda turn: run(given[0].step, given[1], 10_000),
+    }
+    for contender in contenders.values():
+        contender(0)  # the first step allocates
+    measured = take_turns(contenders, rounds)
+    flops = [count(denoiser_config(recipe, 0)).gflops_true for recipe in (alone, alone, hierarchy)]
+    lines, peak = [], peak_of(device, precision)
+    for (name, one), gflops in zip(measured.items(), flops):
+        seconds = (one.wall if device.type == "cuda" else one.cpu) / steps
+        speed = 3e9 * gflops * batch / seconds
+        lines.append(
+            [
+                name,
+                f"{seconds:.3f}",
+                f"{gflops:.1f}",
+                f"{speed / 1e9:.0f}" + (f" ({speed / peak:.0%} of the peak)" if peak else ""),
+                ratio(measured["plain U-ViT"].cpu, one.cpu),
+                f"{one.spread:.0%}",
+            ]
+        )
+    first, second = (measured[name] for name in list(contenders)[1:])
+    path = (second.cpu / first.cpu - 1) / (flops[2] / flops[1] - 1)
+    body = table(["step", "s of processor time", "GFlops a sample", "GFLOP/s", "plain / it", "spread"], lines)
+    body += f"\n\nThe condition path costs {second.cpu / first.cpu:.2f} times the step; by its GFlops {flops[2] / flops[1]:.2f}"
+    body += f" ({path:.2f} of what they say it adds)."
+    report(f"A training step of {size}, batch {batch}, precision {precision}", body, ["torch", "accelerate"], out)
+
+
+if __name__ == "__main__":
+    main()
