@@ -121,8 +121,8 @@ class Denoiser(nn.Module):
 
         The noise to predict is most of what the network is given. So patches are embedded by an orthogonal matrix and
         read out by its transpose, long skips begin as the mean of both branches and the last convolution as the
-        identity: the untrained network returns its input, normalised, instead of having to learn that first. Measured
-        on scenes (32x32x3, patch 4, nano, batch 64): loss 0.19 after 30 steps; with U-ViT's own start 0.36 after 160.
+        identity: the untrained network returns its input instead of having to learn that first. Measured on scenes
+        (32x32x3, patch 4, nano, batch 64): loss 0.19 after 30 steps; with U-ViT's own start 0.36 after 160.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -142,9 +142,24 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def _initialise_way_through(self) -> None:
+        """The last LayerNorm would leave of a patch its direction and take its amplitude, all the more the fewer values
+        it has. So every token gets a constant beside its patch, at right angles to all patches and as long as one of
+        noise: what is then divided by varies half as much. The read-out's factor makes up for what it is on average.
+        Measured on Gaussian data (2x2x3, patch 1, nano, batch 64): 1.24 times the least loss at the first step, not 14.
+        """
         embed_DCpq = self.patch_embed.proj.weight
-        nn.init.orthogonal_(embed_DCpq.view(len(embed_DCpq), -1))
+        dim, values = len(embed_DCpq), embed_DCpq[0].numel()
+        nn.init.orthogonal_(embed_DCpq.view(dim, -1))
         self.decoder_pred.weight.copy_(embed_DCpq.permute(2, 3, 1, 0).flatten(0, 2))
+        bias_D = self.patch_embed.proj.bias
+        assert bias_D is not None
+        nn.init.zeros_(bias_D)
+        if values < dim:
+            constant_D = torch.randn(dim)
+            embed_DP = embed_DCpq.view(dim, -1)
+            constant_D -= embed_DP @ (embed_DP.T @ constant_D)
+            bias_D.copy_(constant_D * values**0.5 / constant_D.norm())
+            self.decoder_pred.weight.mul_((2 * values / dim) ** 0.5)
         for block in self.out_blocks:
             mean = torch.eye(self.config.dim).repeat(1, 2) / 2
             block.skip_linear.weight.add_(mean)  # type: ignore[operator, union-attr]
