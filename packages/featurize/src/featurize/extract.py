@@ -63,7 +63,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     with engine(workers, scheduler, heavy_imports(features)) as run:
         cards = known_cards(features) or make_cards(features, run)
         crop = crop_rule(features, cards.encoder)
-        if features.text is not None:
+        if features.text is not None and not is_sealed(root / "text" / "offsets.zarr"):
             list(run(check_text, [features]))
         ledger = known_ledger(root, listing)
         if ledger is not None:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 BLOCK_ROWS = 512  # 60 MB of 77x768 float16
 BATCH = 32  # captions a forward pass: fixed and padded, so that no setting changes a rounding
 PLACE = PLACES["clip-vit_l14"]
+WHAT, FLAG = "the text encoder clip", "--text-weights"
 NETWORK = {
     "context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 12, "activation": "quick_gelu",
 }  # fmt: skip
@@ -46,16 +47,28 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
-class TextEncoder:
-    """A loaded text encoder: `encode` takes captions and gives their hidden states (B, tokens, width) float32; `cut` gives
-    the part of a caption that is seen when it is too long, None when all of it is."""
+class TextCard:
+    """A text encoder without its network: its file, its tokens and width, and everything that decides its values."""
 
-    name: str
-    tokens: int
-    width: int
+    weights: Path
+    network: dict[str, Any]
+    identity: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.network["context_length"])
+
+    @property
+    def width(self) -> int:
+        return int(self.network["width"])
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A loaded text encoder: `encode` takes captions and gives their hidden states (B, tokens, width) float32."""
+
+    card: TextCard
     encode: Callable[[Sequence[str]], np.ndarray]
-    cut: Callable[[str], str | None]
-    identity: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,21 +81,15 @@ class TextTask:
     encoder: TextSpec
 
 
-@lru_cache(maxsize=1)
-def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
-    """`clip`: the text tower of CLIP ViT-L/14, whose last hidden states after the final layer norm condition Stable
-    Diffusion and U-ViT (transformers' `CLIPTextModel`).
+def text_card(spec: TextSpec) -> TextCard:
+    """What is known of a text encoder before its network is built.
 
     A JSON beside the weights may describe another, smaller tower (`model_args`: width, heads, layers...). Raises UserError
-    for weights that are missing or don't fit.
+    for weights that are missing and for a description that no tower has.
     """
-    from open_clip.tokenizer import SimpleTokenizer
-    from open_clip.transformer import LayerNorm, TextTransformer
-
     from featurize.encoders.clip import ACTIVATIONS
 
-    what = "the text encoder clip"
-    weights = find_weights(spec.weights, PLACE, what, "--text-weights")
+    weights = find_weights(spec.weights, PLACE, WHAT, FLAG)
     changes = sidecar(weights).get("model_args") or {}
     if changes.keys() - NETWORK.keys():
         raise UserError(
@@ -90,9 +97,31 @@ def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
         )
     network: dict[str, Any] = {**NETWORK, **changes}
     if network["activation"] not in ACTIVATIONS:
-        raise UserError(f"{what} has no activation '{network['activation']}'; known are {', '.join(ACTIVATIONS)}.")
-    file = read_clip(weights)
-    prove_activation(file, network["activation"], weights, what)
+        raise UserError(f"{WHAT} has no activation '{network['activation']}'; known are {', '.join(ACTIVATIONS)}.")
+    identity = {
+        "name": spec.name,
+        "network": network,
+        "weights_sha256": sha256_of(weights),
+        "layer": "last",
+        "norm": "final layer norm",
+        "projection": False,
+        "padding": "end of text",
+    }
+    return TextCard(weights, network, identity)
+
+
+@lru_cache(maxsize=1)
+def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
+    """`clip`: the text tower of CLIP ViT-L/14, whose last hidden states after the final layer norm condition Stable
+    Diffusion and U-ViT (transformers' `CLIPTextModel`). Raises UserError for weights that are missing or don't fit."""
+    from open_clip.transformer import LayerNorm, TextTransformer
+
+    from featurize.encoders.clip import ACTIVATIONS
+
+    card = text_card(spec)
+    network = card.network
+    file = read_clip(card.weights)
+    prove_activation(file, network["activation"], card.weights, WHAT)
     model = TextTransformer(
         context_length=network["context_length"],
         vocab_size=network["vocab_size"],
@@ -104,32 +133,25 @@ def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
         norm_layer=LayerNorm,
     )
     state = {key: value for key, value in file.text.items() if key != "text_projection"}
-    fit(model, state, weights, "--text-weights names a CLIP with a text tower of 12 layers and 768 channels (ViT-L/14)")
+    fit(model, state, card.weights, f"{FLAG} names a CLIP with a text tower of 12 layers and 768 channels (ViT-L/14)")
     model.eval().requires_grad_(False).to(device)
-    tokenizer = SimpleTokenizer()
-    tokens = int(network["context_length"])
 
     def encode(captions: Sequence[str]) -> np.ndarray:
-        ids_BT = torch.tensor([token_ids(tokenizer, caption, tokens) for caption in captions], device=device)
+        ids_BT = torch.tensor([token_ids(caption, card.tokens) for caption in captions], device=device)
         with torch.inference_mode():
             x_BTD = model.token_embedding(ids_BT) + model.positional_embedding
             x_BTD = model.ln_final(model.transformer(x_BTD, attn_mask=model.attn_mask))
         return x_BTD.float().cpu().numpy()
 
-    def cut(caption: str) -> str | None:
-        ids = tokenizer.encode(caption)
-        return tokenizer.decode(ids[: tokens - 2]).strip() if len(ids) > tokens - 2 else None
+    return TextEncoder(card, encode)
 
-    identity = {
-        "name": spec.name,
-        "network": network,
-        "weights_sha256": sha256_of(weights),
-        "layer": "last",
-        "norm": "final layer norm",
-        "projection": False,
-        "padding": "end of text",
-    }
-    return TextEncoder(spec.name, tokens, int(network["width"]), encode, cut, identity)
+
+@cache
+def _tokenizer() -> Any:
+    """CLIP's byte-pair encoding, whose vocabulary ships with open_clip."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 def text_spec(features: Features) -> TextSpec:
@@ -137,15 +159,21 @@ def text_spec(features: Features) -> TextSpec:
     return TextSpec(str(features.text), features.text_weights)
 
 
-def token_ids(tokenizer: Any, caption: str, tokens: int) -> list[int]:
+def token_ids(caption: str, tokens: int) -> list[int]:
     """Start of text, the caption's tokens (cut to fit), end of text, and end of text again up to `tokens`.
 
     The padding is transformers', on which U-ViT trained. open_clip's own pads with 0, which gives other hidden states after
     the caption's end, and the denoiser sees those too.
     """
+    tokenizer = _tokenizer()
     ids = tokenizer.encode(caption)[: tokens - 2]
-    end = tokenizer.eot_token_id
-    return [tokenizer.sot_token_id, *ids, *[end] * (tokens - 1 - len(ids))]
+    return [tokenizer.sot_token_id, *ids, *[tokenizer.eot_token_id] * (tokens - 1 - len(ids))]
+
+
+def seen_part(caption: str, tokens: int) -> str | None:
+    """The part that is seen of a caption with too many tokens, None when all of it is."""
+    ids = _tokenizer().encode(caption)
+    return _tokenizer().decode(ids[: tokens - 2]).strip() if len(ids) > tokens - 2 else None
 
 
 def embed_captions(root: Path, ledger: Ledger, spec: TextSpec, run: Run) -> list[Path]:
@@ -185,14 +213,14 @@ def embed_prompts(prompts: Path, out: Path, spec: TextSpec, run: Run) -> Path:
         raise UserError(f"The prompts {prompts} can't be read ({error.strerror}); check --prompts.") from None
     if not lines:
         raise UserError(f"The file {prompts} holds no prompt; write one a line.")
-    encoder = load_text_encoder(spec, "cpu")
+    tokens = text_card(spec).tokens
     keys = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
     path = _embed(out / "text", lines, keys, spec, run)
     table = pa.table(
         {
             "row": pa.array(range(1, len(lines) + 1), pa.int64()),
             "prompt": pa.array(lines, pa.string()),
-            "truncated": pa.array([encoder.cut(line) is not None for line in lines], pa.bool_()),
+            "truncated": pa.array([seen_part(line, tokens) is not None for line in lines], pa.bool_()),
         }
     )
     with replacing(out / "prompts.parquet") as temporary:
@@ -202,17 +230,17 @@ def embed_prompts(prompts: Path, out: Path, spec: TextSpec, run: Run) -> Path:
 
 def _embed(folder: Path, captions: list[str], keys_sha256: str, spec: TextSpec, run: Run) -> Path:
     """The array of the empty caption and of these, sealed."""
-    encoder = load_text_encoder(spec, "cpu")
+    card = text_card(spec)
     texts = ["", *captions]
     array = ArraySpec(
-        path=folder / f"{encoder.tokens}x{encoder.width}.zarr",
+        path=folder / f"{card.tokens}x{card.width}.zarr",
         kind="text",
-        shape=(len(texts), encoder.tokens, encoder.width),
+        shape=(len(texts), card.tokens, card.width),
         dtype="float16",
         block_rows=BLOCK_ROWS,
         keys_sha256=keys_sha256,
         provenance={
-            "encoder": encoder.identity,
+            "encoder": card.identity,
             "captions_sha256": _digest(captions),
             "keys_sha256": keys_sha256,
             "dtype": "float16",
@@ -221,7 +249,7 @@ def _embed(folder: Path, captions: list[str], keys_sha256: str, spec: TextSpec, 
     )
     todo = prepare(array)
     if todo:
-        _warn_of_cuts(encoder, captions)
+        _warn_of_cuts(captions, card.tokens)
     tasks = [
         TextTask(array.path, block, tuple(texts[i] for i in rows_of(block, BLOCK_ROWS, len(texts))), spec)
         for block in todo
@@ -245,13 +273,15 @@ def _write_one(task: TextTask) -> int:
     return len(task.captions)
 
 
-def _warn_of_cuts(encoder: TextEncoder, captions: list[str]) -> None:
-    cuts = [(number, cut) for number, caption in enumerate(captions, 1) if (cut := encoder.cut(caption)) is not None]
+def _warn_of_cuts(captions: list[str], tokens: int) -> None:
+    cuts = [
+        (number, seen) for number, caption in enumerate(captions, 1) if (seen := seen_part(caption, tokens)) is not None
+    ]
     if cuts:
         number, seen = cuts[0]
         log.warning(
             "%d of %d captions have more than %d tokens and are cut; the first is number %d, which ends for the encoder "
-            "with '...%s'.", len(cuts), len(captions), encoder.tokens, number, seen[-40:],
+            "with '...%s'.", len(cuts), len(captions), tokens, number, seen[-40:],
         )  # fmt: skip
 
 
