@@ -15,6 +15,7 @@ import pytest
 import webdataset
 
 from featurize.errors import UserError
+from featurize.files import cache_folder
 from featurize.sources import addresses, list_pictures, read
 
 from .conftest import random_picture
@@ -52,6 +53,10 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
     asked: ClassVar[list[tuple[str, int]]] = []
     failing = 0
+
+    def end_headers(self) -> None:
+        self.send_header("ETag", f'"{self.path}"')
+        super().end_headers()
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -135,6 +140,12 @@ def test_only_headers_and_annotations_are_fetched_for_a_listing(
     fetched = sum(size for _, size in Ranges.asked)
     assert fetched < 0.6 * sum(shard.stat().st_size for shard in large_shards)
     assert max(size for _, size in Ranges.asked) <= addresses.WINDOW + 1024
+    Ranges.asked.clear()
+    assert list_pictures(f"wds:{address}/s-{{0..1}}.tar", "train", None).pictures == far
+    assert not Ranges.asked  # what was found is kept: only the versions are asked for
+    for kept in (cache_folder() / "shards").iterdir():
+        kept.write_bytes(b"damaged")
+    assert list_pictures(f"wds:{address}/s-{{0..1}}.tar", "train", None).pictures == far
     Ranges.asked.clear()
     assert read(far[3]) == noise(3)
     assert Ranges.asked == [("/s-0.tar", far[3].size)]

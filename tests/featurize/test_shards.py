@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.sources import Listing, list_pictures, read
+from featurize.sources import Listing, kept_index, list_pictures, read, tar_index
 from featurize.sources.shards import expand
 
 from .conftest import random_picture
@@ -161,6 +161,19 @@ def test_a_compressed_shard_is_named(tmp_path: Path) -> None:
         tarfile.open(tmp_path / "a.tar", mode).close()
         with pytest.raises(UserError, match=f"is compressed .{kind}."):
             listed(tmp_path / "a.tar")
+
+
+def test_a_large_shard_is_scanned_once_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [(f"{n:04d}.{e}", b"%d" % n) for n in range(kept_index.WORTH_KEEPING) for e in ("png", "cls")]
+    shard = tar_of(tmp_path / "a.tar", *members, ("x.txt", b"alone"))
+    first = listed(shard)
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, "_scan", None)
+        assert listed(shard) == first
+    assert "1 samples have labels or captions and no picture" in first.remarks[0]
+    shard = tar_of(tmp_path / "a.tar", *members[2:], *members[:2], ("x.txt", b"alone"))
+    again = listed(shard)
+    assert (again.pictures[0].key, again.pictures[-1].label) == ("0001", 0)
 
 
 def test_tars_in_a_tar_are_opened(tmp_path: Path) -> None:

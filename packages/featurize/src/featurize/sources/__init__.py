@@ -42,6 +42,14 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Index:
+    """The pictures of a shard, in its order, and what was odd: (what, how often, where first)."""
+
+    pictures: tuple[Picture, ...]
+    odd: tuple[tuple[str, int, str], ...]
+
+
+@dataclass(frozen=True)
 class Query:
     """What of a source is asked for. `classes` is a file of class names, or the name of a list that ships with the package."""
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from featurize.errors import UserError
-from featurize.sources import Listing, Picture, Query
+from featurize.sources import Index, Listing, Picture, Query
 from featurize.sources.addresses import AT_ONCE, is_remote, matching
-from featurize.sources.tar_index import Index, index_of
+from featurize.sources.tar_index import index_of
 
 
 def list_shards(query: Query) -> Listing:

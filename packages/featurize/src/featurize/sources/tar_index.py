@@ -12,20 +12,13 @@ from typing import BinaryIO, NamedTuple
 from webdataset.tariterators import base_plus_ext
 
 from featurize.errors import UserError
-from featurize.sources import EXTENSIONS, Picture
+from featurize.sources import EXTENSIONS, Index, Picture
 from featurize.sources.addresses import File, find, open_ranged, patiently
+from featurize.sources.kept_index import kept_or
 
 ANNOTATIONS = ("cls", "txt", "json")
 END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE  # zero bytes
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-
-
-@dataclass(frozen=True)
-class Index:
-    """The pictures of a shard, in its order, and what was odd: (what, how often, where first)."""
-
-    pictures: tuple[Picture, ...]
-    odd: tuple[tuple[str, int, str], ...]
 
 
 class Member(NamedTuple):
@@ -53,7 +46,7 @@ def index_of(address: str) -> Index:
     """The index of the shard at an address. Raises UserError for one that is not there, compressed, cut short or damaged."""
     try:
         shard = find(address)
-        return patiently(address, lambda: _scan(shard))
+        return kept_or(shard, lambda: patiently(address, lambda: _scan(shard)))
     except FileNotFoundError:
         raise UserError(f"The shard {address} is not there; check the path after wds:.") from None
 
