@@ -61,6 +61,17 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path: Path, old: str, new: str, sent
     assert "\n" not in str(raised.value)
 
 
+def test_numbers_are_read_as_nestgen_reads_them(tmp_path: Path) -> None:
+    """YAML 1.2: `2e-1` is a number, `no` a word, 1:30 no number of base sixty, and no key stands twice."""
+    path = tmp_path / "nested.yaml"
+    path.write_text("features: {source: 'folder:x', out: no, z0_scale: 2e-1}\nlevels: [{shape: 2x2x8}]\n")
+    features = read_request(path, {}, None).features
+    assert (features.z0_scale, Path(features.out).name) == (0.2, "no")
+    path.write_text("features: {out: a, out: b}\n")
+    with pytest.raises(UserError, match=r"nested\.yaml line 1 is not valid YAML: the key 'out' is given twice"):
+        read_request(path, {}, None)
+
+
 def test_a_missing_recipe_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be read"):
         read_request(tmp_path / "none.yaml", {}, None)

@@ -53,7 +53,7 @@ def write_store(
 ) -> Path:
     """Writes and seals NAME.zarr with `values` (rows, ...); returns its path."""
     rows = len(values)
-    views = 1 if kind == "labels" else values.shape[1]
+    views = values.shape[1] if values.ndim == 5 else 1
     common = {
         "format": "nested-store/1",
         "kind": kind,
@@ -68,7 +68,7 @@ def write_store(
         chunks=(block_rows, *values.shape[1:]),
         dtype=values.dtype,
         compressors=None,
-        fill_value=-1 if kind == "labels" else np.nan,
+        fill_value=-1 if values.dtype.kind == "i" else np.nan,
         config={"write_empty_chunks": True},
         attributes={**common, "views": views, "provenance": {}, "versions": {}, **attributes},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from nestgen.errors import UserError
 from nestgen.feed import Batch, make_batch, open_feed, prefetch, rows_of, to_latent
-from nestgen.recipe import load_recipe
+from nestgen.recipe import Recipe, load_recipe
 
 Experiment = Callable[..., Path]
 
@@ -150,6 +151,50 @@ def test_conditions_of_all_levels_have_sigmas_of_their_own(experiment: Experimen
     assert noises[0][ranged.argsort()[:400]].std() == pytest.approx(1, rel=0.05)
     first = torch.stack([noise[:, 0, 0, 0] for noise in noises])
     assert abs(torch.corrcoef(first)[0, 1]) < 0.06
+
+
+def with_captions(experiment: Experiment, store_writer: Callable[..., Path], **training: object) -> Recipe:
+    """40 pictures, the r-th with r % 4 captions; the embedding of text row i is i / 64 in all its values."""
+    recipe = load_recipe(
+        experiment(denoiser={"size": "nano", "text": "3x6"}, training={"batch": 2000, "text_drop": 0.25, **training})
+    )
+    counts = np.arange(40) % 4
+    offsets = np.concatenate([[1], 1 + np.cumsum(counts)]).astype("<i8")
+    values = np.broadcast_to(np.arange(offsets[-1])[:, None, None] / 64, (offsets[-1], 3, 6)).astype("<f2")
+    keys, folder = [f"picture-{row}" for row in range(40)], recipe.root / "stores/toy/text"
+    store_writer(folder / "3x6.zarr", values, kind="text", keys=keys, block_rows=16, null_row=0)
+    store_writer(folder / "offsets.zarr", offsets, kind="offsets", keys=keys, block_rows=16)
+    return recipe
+
+
+def test_captions_belong_to_their_row(experiment: Experiment, store_writer: Callable[..., Path]) -> None:
+    feed = open_feed(with_captions(experiment, store_writer), 0)
+    batch, again = make_batch(feed, 1), make_batch(feed, 1)
+    assert batch.context_BTD is not None and again.context_BTD is not None
+    assert batch.context_BTD.shape == (2000, 3, 6)
+    assert torch.equal(batch.context_BTD, again.context_BTD)
+    rows = rows_of(0, 40, np.arange(2000, 4000))
+    text_rows = (64 * batch.context_BTD[:, 0, 0]).round().long().numpy()
+    offsets = np.concatenate([[1], 1 + np.cumsum(np.arange(40) % 4)])
+    of_row = [set(text_rows[rows == row]) for row in range(40)]
+    for row in range(40):  # all captions of the row and no other, and the empty one for what is dropped
+        assert of_row[row] == {0, *range(offsets[row], offsets[row + 1])}
+    captioned = text_rows[rows % 4 > 0]
+    assert (captioned == 0).mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_captions_that_do_not_fit_are_refused(experiment: Experiment, store_writer: Callable[..., Path]) -> None:
+    recipe = with_captions(experiment, store_writer)
+    folder = recipe.root / "stores/toy/text"
+    shutil.rmtree(folder / "offsets.zarr")
+    short = np.arange(1, 42, dtype="<i8")
+    keys = [f"picture-{row}" for row in range(40)]
+    store_writer(folder / "offsets.zarr", short, kind="offsets", keys=keys)
+    with pytest.raises(UserError, match=r"offsets.zarr does not fit .*3x6.zarr and 40 rows.*featurize embed-text"):
+        open_feed(recipe, 0)
+    wide = recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"text": (77, 768)})})
+    with pytest.raises(UserError, match=r"there is no store .*77x768.zarr; make it with `featurize embed-text`"):
+        open_feed(wide, 0)
 
 
 def test_moments_are_sampled_anew_every_time(experiment: Experiment) -> None:

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurize.errors import UserError
 from featurize.sources.classes import BUILT_IN
+from featurize.yaml12 import read_yaml
 
 DEFAULT_RECIPE = Path("nested.yaml")
 SECTIONS = (
@@ -124,14 +124,11 @@ def _load(path: Path | None) -> tuple[dict[str, Any], Path]:
         return {}, Path.cwd()
     path = path or DEFAULT_RECIPE
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path)
     except OSError as error:
         raise UserError(
             f"The recipe {path} can't be read ({error.strerror}); give another with --recipe FILE."
         ) from None
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"The recipe {path} is not valid YAML: {problem}.") from None
     if not isinstance(document, dict):
         raise UserError(f"The recipe {path} holds no keys; docs/recipe.md shows what one looks like.")
     for key in document:
