@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from featurize.errors import UserError
-from featurize.sources import list_pictures
+from featurize.sources import Listing, Picture, list_pictures
 
 from .conftest import random_picture
 
@@ -118,3 +119,23 @@ def test_real_coco_and_imagenette(real_data: Path) -> None:
     assert {picture.label for picture in tree} == set(range(10))
     shards = list_pictures(f"wds:{real_data}/imagenette64/val-{{000000..000003}}.tar", "train", None).pictures
     assert len(shards) == 3925
+
+
+def test_a_listings_digest_tells_every_change() -> None:
+    pictures = tuple(Picture(f"{n}", f"/p/{n}.png", 0, n, n % 3, (f"caption {n}",), n) for n in range(5000))
+    digest = Listing(pictures).sha256
+    assert Listing(pictures, ("a remark",)).sha256 == digest
+    for change in (
+        {"key": "x"},
+        {"source": "/q"},
+        {"offset": 1},
+        {"size": 9},
+        {"label": None},
+        {"captions": ()},
+        {"version": "e"},
+    ):
+        for place in (0, 4999):
+            other = [*pictures]
+            other[place] = replace(other[place], **change)
+            assert Listing(tuple(other)).sha256 != digest
+    assert Listing(pictures[::-1]).sha256 != digest

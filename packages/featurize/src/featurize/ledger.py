@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections import Counter
@@ -150,7 +149,7 @@ def draft_path(root: Path) -> Path:
 def known_ledger(root: Path, listing: Listing) -> Ledger | None:
     """The ledger of a root that was made of this very listing; None where there is none, or another."""
     path = ledger_path(root)
-    if path.is_file() and _metadata(path).get("listing_sha256") == _listing_sha256(listing.pictures):
+    if path.is_file() and _metadata(path).get("listing_sha256") == listing.sha256:
         return read_ledger(root)
     return None
 
@@ -162,7 +161,7 @@ def make_ledger(root: Path, source: str, listing: Listing, crop: CropRule, max_b
     `1%`) is an error, raised as soon as it is certain; so is a ledger of other pictures.
     """
     path = ledger_path(root)
-    listed = _listing_sha256(listing.pictures)
+    listed = listing.sha256
     old = _metadata(path) if path.exists() else None
     if old is not None:
         check_crop(root, old.get("crop", str(SQUARE)), crop)
@@ -354,11 +353,3 @@ def _metadata(path: Path) -> dict[str, str]:
     except (pa.ArrowException, OSError):
         raise UserError(f"The ledger {path} is damaged; remove it and extract again.") from None
     return {key.decode(): value.decode() for key, value in stored.items()}
-
-
-def _listing_sha256(pictures: Sequence[Picture]) -> str:
-    """Digest of what was listed and of the files' versions: the same files need no second look."""
-    digest = hashlib.sha256()
-    for p in pictures:
-        digest.update(json.dumps([p.key, p.source, p.offset, p.size, p.label, p.captions, p.version]).encode())
-    return digest.hexdigest()

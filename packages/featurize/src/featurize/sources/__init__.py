@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
+from operator import attrgetter
 
 from featurize.errors import UserError
 
@@ -39,6 +43,15 @@ class Listing:
 
     pictures: tuple[Picture, ...]
     remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what was listed and of the files' versions: the same files need no second look."""
+        digest = hashlib.sha256()
+        line = attrgetter("key", "source", "offset", "size", "label", "captions", "version")
+        for start in range(0, len(self.pictures), 4096):
+            digest.update(json.dumps([line(picture) for picture in self.pictures[start : start + 4096]]).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
