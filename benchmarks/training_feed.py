@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -39,9 +40,7 @@ def write_store(path: Path, values: np.ndarray, block: int, **attributes: object
     )
     array[:] = values
     blocks = [{}] * (-(-rows // block))
-    path.with_suffix(".seal.json").write_text(
-        yaml.safe_dump({**common, "blocks": blocks}, default_flow_style=True, width=10**9)
-    )
+    path.with_suffix(".seal.json").write_text(json.dumps({**common, "blocks": blocks}))
 
 
 @click.command()

@@ -185,9 +185,7 @@ def test_the_fault_of_one_process_is_told_once(toy: Callable[..., Recipe], capfd
 
 def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever `python -m nestgen` does: here the second process kills itself, and the first waits for ever."""
-    program = (
-        "import os, signal, time; os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else time.sleep(99)"
-    )
+    program = "import os, signal, time; os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else time.sleep(10**6)"
     real = subprocess.Popen
 
     def start(command: list[str], **options: object) -> subprocess.Popen[bytes]:
@@ -198,6 +196,7 @@ def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestgen.launch.GRACE", 0.5)
     with pytest.raises(UserError, match="process 1 of the training was ended by SIGKILL"):
         launch(2, ["train"])
+    assert not [child for child in psutil.Process().children() if program in child.cmdline()]
 
 
 def test_threads_are_shared(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

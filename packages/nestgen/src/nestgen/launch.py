@@ -81,8 +81,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         failed: float | None = None
-        while any(process.poll() is None for process in started):
-            if failed is None and any(process.returncode for process in started):
+        while None in (codes := [process.poll() for process in started]):
+            if failed is None and any(codes):
                 failed = time.monotonic()
             if failed is not None and time.monotonic() - failed > GRACE:
                 break
