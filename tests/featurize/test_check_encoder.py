@@ -28,9 +28,9 @@ def test_the_list_names_every_encoder_and_where_its_weights_are(  # type: ignore
     lines = {line.split()[0]: line for line in outcome.out.splitlines() if line.strip()}
     assert lines.keys() >= set(known_names()) - {"timm:MODEL"}
     for name, words in {
-        "mocov3": ("final LayerNorm", "resize 256 centre 224", "14x14x768", PLACES["mocov3-vit_base"].url),
-        "clip": ("ln_post", "resize 224 centre 224", "14x14x768"),
-        "dino": ("resize 256 centre 224", "here (dino-vitb16.pth)"),
+        "mocov3": ("final LayerNorm", "256 bilinear, centre 224", "14x14x768", PLACES["mocov3-vit_base"].url),
+        "clip": ("ln_post", "224 bicubic, centre 224", "14x14x768"),
+        "dino": ("256 bicubic, centre 224", "here (dino-vitb16.pth)"),
         "dino:dinov2_vitb14_reg": ("16x16x768",),
         "rcg": ("1x1x256", "projection of the class token"),
         "mocov3:vit_large": ("bring them: --weights FILE",),

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from featurize.checkpoints import State, read_checkpoint, read_description, tensors_of
 from featurize.errors import UserError
 from featurize.torchscript import is_torchscript, read_torchscript
 
+ACTIVATIONS = ("quick_gelu", "gelu")
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _BLOCK = {
     "layer_norm1": "ln_1",
@@ -82,6 +84,13 @@ def read_clip(weights: Path) -> ClipFile:
             f"The weights {weights} are no CLIP file in OpenAI's, open_clip's or transformers' layout{first}."
         )
     return ClipFile(visual, text, activation, witness)
+
+
+def activation_layer(name: str) -> type[nn.Module]:
+    """The layer of an activation."""
+    from open_clip.transformer import QuickGELU  # all of open_clip takes seconds to import
+
+    return QuickGELU if name == "quick_gelu" else nn.GELU
 
 
 def prove_activation(file: ClipFile, wanted: str, weights: Path, what: str) -> str:

@@ -19,7 +19,7 @@ def table() -> str:
         if kind.any_variant:
             lines.append(
                 (f"{name}:{kind.any_variant}", "last feature map", "the model's own", "the model's own", "its own", "its own",
-                 "fetched by name, or --weights"),
+                 "by name, or --weights"),
             )  # fmt: skip
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
@@ -31,7 +31,7 @@ def table() -> str:
 
 
 def _line(name: str, known: Variant) -> tuple[str, ...]:
-    crop = f"resize {known.resize} centre {known.input_size}" if known.resize else "none"
+    crop = f"{known.resize} {known.interpolation}, centre {known.input_size}" if known.resize else "none"
     output = "x".join(map(str, known.output))
     if known.place is not None:
         weights = _whereabouts(known.place)
@@ -43,4 +43,4 @@ def _line(name: str, known: Variant) -> tuple[str, ...]:
 
 
 def _whereabouts(place: Place) -> str:
-    return f"here ({place.file})" if kept_at(place).is_file() else f"fetched from {place.url}"
+    return f"here ({place.file})" if kept_at(place).is_file() else f"not here; from {place.url}"

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from featurize.checkpoints import fit, sha256_of, sidecar
-from featurize.clip_files import prove_activation, read_clip
+from featurize.clip_files import ACTIVATIONS, activation_layer, prove_activation, read_clip
 from featurize.engine import Run, device_of_worker
 from featurize.errors import UserError
 from featurize.files import replacing
@@ -87,8 +87,6 @@ def text_card(spec: TextSpec) -> TextCard:
     A JSON beside the weights may describe another, smaller tower (`model_args`: width, heads, layers...). Raises UserError
     for weights that are missing and for a description that no tower has.
     """
-    from featurize.encoders.clip import ACTIVATIONS
-
     weights = find_weights(spec.weights, PLACE, WHAT, FLAG)
     changes = sidecar(weights).get("model_args") or {}
     if changes.keys() - NETWORK.keys():
@@ -116,8 +114,6 @@ def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
     Diffusion and U-ViT (transformers' `CLIPTextModel`). Raises UserError for weights that are missing or don't fit."""
     from open_clip.transformer import LayerNorm, TextTransformer
 
-    from featurize.encoders.clip import ACTIVATIONS
-
     card = text_card(spec)
     network = card.network
     file = read_clip(card.weights)
@@ -129,7 +125,7 @@ def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
         heads=network["heads"],
         layers=network["layers"],
         output_dim=None,  # the projection comes after what is wanted
-        act_layer=ACTIVATIONS[network["activation"]],
+        act_layer=activation_layer(network["activation"]),
         norm_layer=LayerNorm,
     )
     state = {key: value for key, value in file.text.items() if key != "text_projection"}

@@ -39,7 +39,7 @@ _CLIP_B16 = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
 _CLIP_B32 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 _CLIP_L14 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
 
-# OpenAI's addresses contain the digest. That of sd-vae-ft-mse is the Hub's own for this revision.
+# OpenAI's addresses contain the digest. Those of sd-vae-ft-mse and taesd are the Hub's, as many who pin these revisions have it.
 PLACES = {
     "mocov3-vit_base": Place(f"{_FACEBOOK}/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar", "mocov3-vit-b-300ep.pth.tar"),
     "mocov3-vit_small": Place(f"{_FACEBOOK}/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", "mocov3-vit-s-300ep.pth.tar"),
@@ -72,7 +72,9 @@ PLACES = {
         "sd-v1-vae.safetensors",
     ),
     "taesd": Place(
-        f"{_HUB}/madebyollin/taesd/resolve/main/diffusion_pytorch_model.safetensors", "taesd.safetensors"
+        f"{_HUB}/madebyollin/taesd/resolve/614f76814bbe30edbe2e627ace1c2234c81a2c0e/diffusion_pytorch_model.safetensors",
+        "taesd.safetensors",
+        "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
     ),
 }  # fmt: skip
 

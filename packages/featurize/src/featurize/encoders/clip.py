@@ -6,18 +6,16 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from featurize.checkpoints import fit, sidecar
-from featurize.clip_files import prove_activation, read_clip
+from featurize.clip_files import ACTIVATIONS, activation_layer, prove_activation, read_clip
 from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
 from featurize.errors import UserError
 from featurize.weights import PLACES, find_weights
 
 log = logging.getLogger(__name__)
 
-ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 NORMS = ("ln_post", "none")
 
 
@@ -53,6 +51,8 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     to the class token only: without it a few tokens with very large norms take the first directions of the basis, and the
     other encoders' tokens are normed likewise. `--model-args norm=none` and `projection=true` give the other readings.
     """
+    from open_clip.transformer import LayerNorm, VisionTransformer  # all of open_clip takes seconds to import
+
     variant = variant_of(spec)
     weights = find_weights(spec.weights, variant.place, spec.name)
     network = network_of(spec, variant, sidecar(weights))
@@ -72,7 +72,7 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
         heads=network["heads"],
         mlp_ratio=4.0,
         output_dim=network["embed_dim"],
-        act_layer=ACTIVATIONS[network["activation"]],
+        act_layer=activation_layer(network["activation"]),
         norm_layer=LayerNorm,
     )
     fit(model, file.visual, weights, "check that it is the encoder's own file, or what --model-args says of it")
@@ -95,7 +95,7 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
 
 
 def _check(network: Mapping[str, Any], name: str) -> None:
-    for key, allowed in (("activation", tuple(ACTIVATIONS)), ("norm", NORMS), ("projection", (True, False))):
+    for key, allowed in (("activation", ACTIVATIONS), ("norm", NORMS), ("projection", (True, False))):
         if network[key] not in allowed:
             known = ", ".join(str(value).lower() for value in allowed)
             raise UserError(f"The encoder {name} has no {key} '{network[key]}'; known are {known}.")
