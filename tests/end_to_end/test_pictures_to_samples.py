@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 BIN = Path(sys.executable).parent
-TRAINING = {"steps": 12, "batch": 16, "lr": 1e-3, "warmup": 2, "checkpoint_every": 6}
+TRAINING = {"steps": 12, "batch": 16, "lr": 1e-3, "warmup": 2, "checkpoint_every": 6, "preview": 8}
 
 
 def run(folder: Path, *arguments: object) -> str:

@@ -157,6 +157,7 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
             "levels": list(levels),
             "denoiser": {"size": "nano"},
             **sections,
+            "training": {"preview": 0, **sections.get("training", {})},
         }
         path = tmp_path / "nested.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))

@@ -435,11 +435,19 @@ def test_auto_precision_is_what_the_machine_has(
 def test_gaussian_data_is_learned_to_the_known_loss(
     experiment: Callable[..., Path], store_writer: Callable[..., Path]
 ) -> None:
-    """z_0 ~ N(0, 0.7^2): the best predictor is known, and training comes within 3% of its loss."""
+    """z_0 ~ N(0, 0.7^2): the best predictor is known, and training comes within 1% of its loss."""
     recipe = load_recipe(
         experiment(
             levels=({"shape": "2x2x3"},),
-            training={"steps": 250, "batch": 64, "lr": 2e-3, "betas": [0.9, 0.99], "warmup": 20, "ema": 0.98},
+            training={
+                "steps": 300,
+                "batch": 64,
+                "lr": 2e-3,
+                "betas": [0.9, 0.99],
+                "warmup": 20,
+                "ema": 0.98,
+                "preview": 0,
+            },
         )
     )
     path = recipe.root / "stores/toy/pixels/2x2x3.zarr"
@@ -459,4 +467,4 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
     reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.told(t)), best))
     assert np.isclose(known, 0.293, atol=0.005)
-    assert known < reached < 1.03 * known
+    assert known < reached < 1.01 * known
