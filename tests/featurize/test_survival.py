@@ -102,8 +102,10 @@ def test_twenty_kills_leave_no_trace(
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     killed = 0
     deadline = time.monotonic() + 300
+    while not (root / "rows.parquet").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     while killed < WORKER_KILLS and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.3)
+        time.sleep(0.2)
         workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_worker(child)]
         if workers:
             random.Random(killed).choice(workers).kill()

@@ -19,6 +19,8 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 10.0  # seconds without a finished task, after which the workers are looked after
+
 
 class Run(Protocol):
     """Calls a function on each task; yields (index of the task, result) as they are done, in any order.
@@ -134,7 +136,14 @@ def _client(workers: int | None, scheduler: str | None, imports: Sequence[str]) 
     count = default_workers() if workers is None else workers
     # Port 0: any that is free. Without bokeh there is no dashboard, only the scheduler's own pages.
     options: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
+    try:
+        cluster = LocalCluster(**options)
+    except RuntimeError as error:
+        raise UserError(
+            f"The {count} workers could not be started ({error}): is memory or are processes short? Run the same command again, "
+            "or with fewer --workers."
+        ) from None
+    with cluster, Client(cluster, set_as_default=False) as client:
         if importlib.util.find_spec("bokeh"):
             log.info("Dask: %d workers, dashboard %s", count, client.dashboard_link)
         yield client
@@ -149,11 +158,10 @@ def run_here(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[i
 
 
 def _run_on(client: Any, function: Callable[[T], R], tasks: Iterator[T], is_local: bool) -> Iterator[tuple[int, R]]:
-    from distributed import KilledWorker, as_completed
+    from distributed import KilledWorker, wait
 
     waiting = enumerate(tasks)
     running: dict[Any, int] = {}
-    done = as_completed(loop=client.loop)
 
     def fill() -> None:
         """Only a few tasks are in the cluster at a time: memory stays bounded whatever the number of blocks."""
@@ -166,26 +174,30 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterator[T], is_loca
                 return
             future = client.submit(_call, function, task, pure=False)
             running[future] = index
-            done.add(future)
 
     try:
         fill()
         while running:
             if asked_to_stop():
                 _drop_waiting(client, running)
-            future = next(done)
-            index = running.pop(future, None)
-            if index is None:
-                continue
             try:
-                result = future.result()
-            except KilledWorker:
-                raise UserError(
-                    "A worker died several times over one block of rows (out of memory?); what is done is kept, "
-                    "run the same command again with fewer --workers."
-                ) from None
-            fill()
-            yield index, result
+                with client.as_current():
+                    done = wait(list(running), timeout=PATIENCE, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                if client.cluster is not None:  # of this machine: a worker that died while it started is started again
+                    client.cluster.scale(len(client.cluster.worker_spec))
+                continue
+            for future in done:
+                index = running.pop(future)
+                try:
+                    result = future.result()
+                except KilledWorker:
+                    raise UserError(
+                        "A worker died several times over one block of rows (out of memory?); what is done is kept, "
+                        "run the same command again with fewer --workers."
+                    ) from None
+                fill()
+                yield index, result
         if asked_to_stop():
             raise KeyboardInterrupt
     finally:

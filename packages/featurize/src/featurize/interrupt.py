@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -42,5 +43,9 @@ def finishing_tasks() -> Iterator[None]:
 
 
 def dask_setup(worker: Any) -> None:
-    """Dask calls this in each local worker: a terminal sends Ctrl-C to them too, and only the main process is to heed it."""
+    """Dask calls this in each local worker: a terminal sends Ctrl-C to them too, and only the main process is to heed it.
+
+    Nor are they to write beside the progress line: what goes wrong with a task is the main process's to say.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
