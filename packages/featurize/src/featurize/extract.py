@@ -9,12 +9,12 @@ from pathlib import Path
 
 from featurize import basis as basis_
 from featurize.basis import Moments, Outliers
-from featurize.cards import heavy_imports, known_cards, make_cards
-from featurize.engine import Run, engine
+from featurize.cards import Cards, heavy_imports, known_cards, make_cards
+from featurize.engine import Run, engine, run_here
 from featurize.errors import Interrupted, UserError
-from featurize.files import place, remove_folder
+from featurize.files import place, remove_folder, sweep
 from featurize.interrupt import finishing_tasks
-from featurize.ledger import Ledger, check_crop, known_ledger, make_ledger
+from featurize.ledger import Ledger, check_crop, known_ledger, make_ledger, unchanged_ledger
 from featurize.levels import derive_level
 from featurize.lock import holding
 from featurize.plan import Plan, crop_rule, other_basis, plan_of, with_basis
@@ -54,6 +54,11 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     other = other_basis(features)
     if other is not None:
         basis_.load_basis(other / "basis.safetensors")
+    asked = [features.source, features.split, features.limit, features.classes]
+    ledger = unchanged_ledger(root, asked)
+    known = known_cards(features)
+    if ledger is not None and known is not None and (plan := _done_plan(request, root, known, ledger)) is not None:
+        return _finish(plan, run_here)
     listing = list_pictures(features.source, features.split, features.limit, features.classes)
     for remark in listing.remarks:
         log.warning(remark)
@@ -61,21 +66,18 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     if workers is None and len(listing.pictures) <= FEW_PICTURES:
         workers = 0
     with engine(workers, scheduler, heavy_imports(features)) as run:
-        cards = known_cards(features) or make_cards(features, run)
+        cards = known or make_cards(features, run)
         crop = crop_rule(features, cards.encoder)
         if features.text is not None and not is_sealed(root / "text" / "offsets.zarr"):
             list(run(check_text, [features]))
         ledger = known_ledger(root, listing)
-        if ledger is not None:
-            check_crop(root, ledger.crop, crop)
-            plan = plan_of(request, root, cards, ledger)
-            if plan.is_done and features.text is None:
-                return _finish(plan, run)
+        if ledger is not None and (plan := _done_plan(request, root, cards, ledger)) is not None:
+            return _finish(plan, run)
         with holding(root, wait), finishing_tasks():
             journal = Journal(root)
             journal("start", request=request.model_dump(mode="json"), pictures=len(listing.pictures))
             try:
-                ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run)
+                ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run, asked)
                 del listing
                 journal("ledger", rows=ledger.rows, refused=ledger.refused)
                 if ledger.refused:
@@ -84,6 +86,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
                     )
                 paths = _do(plan_of(request, root, cards, ledger), features, ledger, run, journal)
                 paths += _write_captions(root, features, ledger, run, journal)
+                sweep(root)
                 journal("end")
             except KeyboardInterrupt:
                 journal("interrupted")
@@ -94,6 +97,13 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
             finally:
                 journal.write()
     return paths
+
+
+def _done_plan(request: Request, root: Path, cards: Cards, ledger: Ledger) -> Plan | None:
+    """The plan, when all that it asks for is sealed."""
+    check_crop(root, ledger.crop, crop_rule(request.features, cards.encoder))
+    plan = plan_of(request, root, cards, ledger)
+    return plan if plan.is_done and request.features.text is None else None
 
 
 def _do(plan: Plan, features: Features, ledger: Ledger, run: Run, journal: Journal) -> list[Path]:

@@ -98,6 +98,14 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def sweep(root: Path) -> None:
+    """Remove what killed processes left half-written below a local folder: zarr's files under other names, and ours."""
+    if is_local(root):
+        for pattern in ("*.partial", ".*.tmp"):
+            for path in root.rglob(pattern):
+                path.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder and what it holds, wherever it is."""
     for path in sorted(folder.rglob("*"), key=lambda path: len(path.parts), reverse=True):

@@ -24,6 +24,7 @@ from featurize.errors import UserError
 from featurize.files import replacing
 from featurize.pictures import SQUARE, BadPicture, Box, CropRule, decode_with_mode
 from featurize.sources import Listing, Picture, read
+from featurize.sources.stamp import stamp
 from featurize.store import FORMAT
 
 T = TypeVar("T")
@@ -146,6 +147,17 @@ def draft_path(root: Path) -> Path:
     return root / "rows.draft.parquet"
 
 
+def unchanged_ledger(root: Path, asked: Sequence[object]) -> Ledger | None:
+    """The ledger of a root, where it can be told without listing the source that nothing has changed; else None."""
+    path = ledger_path(root)
+    if not path.is_file():
+        return None
+    made_of = _metadata(path).get("stamp")
+    if not made_of or stamp(asked, pc.unique(_table_of(path, ["source"])["source"]).to_pylist()) != made_of:
+        return None
+    return read_ledger(root)
+
+
 def known_ledger(root: Path, listing: Listing) -> Ledger | None:
     """The ledger of a root that was made of this very listing; None where there is none, or another."""
     path = ledger_path(root)
@@ -154,11 +166,20 @@ def known_ledger(root: Path, listing: Listing) -> Ledger | None:
     return None
 
 
-def make_ledger(root: Path, source: str, listing: Listing, crop: CropRule, max_bad: int | str, run: Run) -> Ledger:
+def make_ledger(
+    root: Path,
+    source: str,
+    listing: Listing,
+    crop: CropRule,
+    max_bad: int | str,
+    run: Run,
+    asked: Sequence[object] | None = None,
+) -> Ledger:
     """Decode every picture once and write the ledger, or take the one that is there.
 
     A picture that can't be decoded is refused with its reason. More than `max_bad` of them (a count, or a share like
-    `1%`) is an error, raised as soon as it is certain; so is a ledger of other pictures.
+    `1%`) is an error, raised as soon as it is certain; so is a ledger of other pictures. `asked` is what the listing is the
+    answer to.
     """
     path = ledger_path(root)
     listed = listing.sha256
@@ -178,6 +199,7 @@ def make_ledger(root: Path, source: str, listing: Listing, crop: CropRule, max_b
         "source": source,
         "crop": str(crop),
         "listing_sha256": listed,
+        "stamp": (stamp(asked, {picture.source for picture in listing.pictures}) if asked else None) or "",
         "keys_sha256": _from_table(table, source, str(crop)).keys_sha256,
     }
     with replacing(path) as temporary:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+KINDS = (
+    "scenes",
+    "wds",
+)  # all that is listed of them comes from the files of the pictures; elsewhere are annotations beside
 LEVELS = 3  # of folders above a file: a file or a class that comes or goes changes the time of one of them
 
 
-def stamp(asked: list[object], places: Iterable[str]) -> str | None:
+def stamp(asked: Sequence[object], places: Iterable[str]) -> str | None:
     """SHA-256 over what was asked for and the sizes and times of the files at `places` and of the folders above them.
 
-    None where it can't be told: for remote places. Drawn pictures depend on this package's code alone.
+    `asked` starts with the SOURCE. None where it can't be told: for remote places, and for kinds of source that have
+    annotations in further files. Drawn pictures depend on this package's code alone.
     """
     found = set(places)
-    if any("://" in place for place in found):
+    if str(asked[0]).partition(":")[0] not in KINDS or any("://" in place for place in found):
         return None
     drawn = {place for place in found if place.startswith("scenes:")}
     if drawn:
