@@ -10,7 +10,8 @@ import zarr
 
 from featurize.files import read_json
 from featurize.ledger import read_ledger
-from featurize.store import is_sealed, open_sealed, seal_path
+from featurize.store import is_sealed, open_sealed, seal_path, written_blocks
+from featurize.verify import arrays_of
 
 
 def describe(root: Path) -> str:
@@ -23,15 +24,13 @@ def describe(root: Path) -> str:
         f"{root}: {ledger.rows:,} rows from {ledger.source}; {ledger.refused:,} pictures refused; "
         f"{f'{classes} classes' if classes else 'no labels'}; {f'{captions:,} captions' if captions else 'no captions'}."
     ]
-    for path in sorted(root.glob("**/*.zarr"), key=lambda path: (path.parent != root, str(path))):
-        lines.append(_describe_array(path, root))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_describe_array(path, root) for path in arrays_of(root))])
 
 
 def _describe_array(path: Path, root: Path) -> str:
-    name = path.relative_to(root)
+    name = path.relative_to(root).as_posix()
     if not is_sealed(path):
-        done = len(list(path.with_suffix(".blocks").glob("*.json")))
+        done = len(written_blocks(path))
         return f"  {name}: unfinished, {done} blocks are written; run the command that was making it again."
     array = open_sealed(path)
     kind = str(array.attrs["kind"])
