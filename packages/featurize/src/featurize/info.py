@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import zarr
 
+from featurize.basis import effective_rank
 from featurize.files import read_json
 from featurize.ledger import read_ledger
 from featurize.store import is_sealed, open_sealed, seal_path, written_blocks
@@ -73,7 +74,8 @@ def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
         f"before pooling (the first {shares[0]:.1%}); effective rank {effective_rank(shares):.1f}"
     )
     if kind == "base":
-        drift = read_json(seal_path(path))["basis_drift"]
+        seal = read_json(seal_path(path))
+        drift, features = seal["basis_drift"], seal["features"]
         basis = attributes["provenance"]["basis"]
         if "taken" in basis:
             lines.append(f"{indent}basis taken from another store ({basis['taken'][:12]})")
@@ -82,10 +84,8 @@ def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
                 f"{indent}basis fitted on {basis['rows']:,} pictures; against all of them the largest principal angle is "
                 f"{drift['largest_angle_degrees']:.3f} degrees and {drift['lost_variance']:.2e} of the variance is lost"
             )
+        lines.append(
+            f"{indent}over {features['tokens']:,} tokens: effective rank {features['effective_rank']:.1f}; the 0.1% farthest "
+            f"from the mean make {features['outlier_share']:.1%} of the first channel's variance"
+        )
     return lines
-
-
-def effective_rank(shares: np.ndarray) -> float:
-    """exp of the entropy of the kept channels' shares (Roy and Vetterli, 2007)."""
-    p = shares[shares > 0] / shares.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))

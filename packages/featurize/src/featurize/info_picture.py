@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from featurize.basis import effective_rank
 from featurize.errors import UserError
 from featurize.files import read_json, replacing
-from featurize.info import effective_rank
 from featurize.spaces import level_paths
 from featurize.store import is_sealed, open_sealed, seal_path
 
