@@ -192,20 +192,21 @@ def make_ledger(
             raise _other_pictures(root, old)
         log.info("The pictures' files have other places or times than in %s; they are read again.", path)
     table = _look_at_all(root, listing.pictures, crop, max_bad, run)
-    if old is not None and not _same_rows(table, pq.read_table(path)):
+    if old is not None and not _same_rows(table, _table_of(path)):
         raise _other_pictures(root, old)
+    ledger = _from_table(table, source, str(crop))
     metadata = {
         "format": FORMAT,
         "source": source,
         "crop": str(crop),
         "listing_sha256": listed,
         "stamp": (stamp(asked, {picture.source for picture in listing.pictures}) if asked else None) or "",
-        "keys_sha256": _from_table(table, source, str(crop)).keys_sha256,
+        "keys_sha256": ledger.keys_sha256,
     }
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
     draft_path(root).unlink(missing_ok=True)
-    return read_ledger(root)
+    return ledger
 
 
 def check_crop(root: Path, found: str, crop: CropRule) -> None:
