@@ -20,12 +20,12 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 @click.command()
-@click.option("--depth", type=int, required=True, help="L, the number of levels.")
+@click.argument("cells", nargs=-1, required=True)
 @click.option("--runs", type=click.Path(path_type=Path), required=True, help="Folder of the trained denoisers.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The page.")
-def main(depth: int, runs: Path, out: Path) -> None:
-    """Write the report of the experiment in the working directory."""
-    cards = [json.loads(Path(f"samples/L{L}/evaluation.json").read_text()) for L in range(1, depth + 1)]
+def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
+    """Write the report of the experiment in the working directory: CELLS are the best hierarchies of each depth."""
+    cards = [json.loads(Path(f"samples/{cell}/evaluation.json").read_text()) for cell in cells]
     page = (
         jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -35,6 +35,8 @@ def main(depth: int, runs: Path, out: Path) -> None:
             knn=json.loads(Path("knn.json").read_text()),
             hierarchy=json.loads(Path("hierarchy.json").read_text()),
             spaces=score_table(cards),
+            best=[(card["samples"]["depth"], _sigmas(card)) for card in cards],
+            table=table(Path("table.json")),
             card=cards[-1]["samples"],
             picture=embedded,
             losses=drawn(loss_curves(runs)),
@@ -59,6 +61,22 @@ def score_table(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line["floor"] = score.get("floor", {}).get("frechet_distance")
     depths = [card["samples"]["depth"] for card in cards]
     return [line | {"distances": [line["distances"].get(depth) for depth in depths]} for line in lines.values()]
+
+
+def _sigmas(card: dict[str, Any]) -> list[float]:
+    return [level["condition_sigma"] for level in card["samples"]["levels"][:-1]]
+
+
+def table(path: Path) -> dict[str, Any] | None:
+    """Scores over depths and σ, where several σ were tried: for each depth the mean and spread at each σ."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    sigmas = sorted({cell["sigma"] for cell in found["cells"] if cell["sigma"] is not None})
+    lines: dict[int, dict[Any, Any]] = {}
+    for cell in found["cells"]:
+        lines.setdefault(cell["depth"], {})[cell["sigma"]] = cell
+    return {**found, "sigmas": sigmas, "lines": lines}
 
 
 def score_bars(cards: list[dict[str, Any]]) -> Figure:

@@ -356,6 +356,7 @@ def hierarchy(
 @click.option(
     "--level-shape", default="1x1x64", show_default=True, help="The level of --samples-store that is compared."
 )
+@click.option("--encoder", help="The encoder that made that level; the recipe's by default.")
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
@@ -371,6 +372,7 @@ def evaluate(
     reference: Path | None,
     samples_store: Path | None,
     level_shape: str,
+    encoder: str | None,
     pictures: Path | None,
     inception: Path | None,
     out: Path | None,
@@ -379,7 +381,7 @@ def evaluate(
     """Scores samples per level, in the frozen encoder's space and by FID, into one card (docs/evaluation.md)."""
     from nestgen.evaluate import Against, evaluate
 
-    against = Against(reference, samples_store, level_shape, pictures, inception)
+    against = Against(reference, samples_store, level_shape, encoder, pictures, inception)
     evaluate(_recipe(recipe_file, None), samples, against, out or samples / "evaluation.json")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nestgen.blocks import Attention
 from nestgen.denoiser import Denoiser, DenoiserConfig
+from nestgen.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ def count(config: DenoiserConfig) -> Counts:
         denoiser(torch.empty(1, c, h, w), torch.empty(1))
     parameters = sum(p.numel() for name, p in denoiser.named_parameters() if name != "pos_embed")
     return Counts(parameters, operations / 1e9, (operations + attention) / 1e9)
+
+
+def training_petaflops(recipe: Recipe, counts: Counts) -> float:
+    """Of a denoiser's training: a backward pass takes twice its forward pass, for each picture of each step."""
+    options = recipe.training
+    return 3 * counts.gflops_true * options.batch * options.steps / 1e6
 
 
 def growth(before: Sequence[DenoiserConfig], after: Sequence[DenoiserConfig]) -> Counts:

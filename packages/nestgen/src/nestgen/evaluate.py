@@ -24,6 +24,7 @@ class Against:
     reference      store root of real pictures; None is the recipe's evaluation.reference, else the training rows
     samples_store  root into which the sample pictures were encoded; None is no score in the encoder's space
     encoder_level  level of that root that is compared, such as 1x1x64
+    encoder        the encoder that made it; None is the recipe's
     pictures       folder of real pictures, or .npz of mu and sigma, for an FID; None is the recipe's
     inception      Inception's weights; None is torch's cache, if they are there
     """
@@ -31,6 +32,7 @@ class Against:
     reference: Path | None = None
     samples_store: Path | None = None
     encoder_level: str = "1x1x64"
+    encoder: str | None = None
     pictures: Path | None = None
     inception: Path | None = None
 
@@ -48,8 +50,10 @@ def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None
     for level in reversed(range(card["depth"])):
         scores.append(_score(level_space(recipe, level, reference, card, samples)))
     if against.samples_store is not None:
+        encoder = recipe.features.model_copy(update={"encoder": against.encoder or recipe.features.encoder})
+        seen = recipe.model_copy(update={"features": encoder})
         scores.append(
-            _score(encoder_space(recipe, reference, against.samples_store, against.encoder_level, card, samples))
+            _score(encoder_space(seen, reference, against.samples_store, against.encoder_level, card, samples))
         )
     if space := _inception(recipe, against, samples):
         scores.append(_score(space) | {"name": "FID"})

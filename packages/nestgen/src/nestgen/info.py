@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nestgen.checkpoint import newest
-from nestgen.counts import PAPER, Printed, count, growth
+from nestgen.counts import PAPER, Printed, count, growth, training_petaflops
 from nestgen.denoiser import denoiser_config
 from nestgen.errors import UserError
 from nestgen.recipe import Level, Recipe, run_dir, shape_name, store_path
@@ -12,7 +12,7 @@ from nestgen.store import open_store
 
 def show(recipe: Recipe) -> str:
     """The whole text of `nestgen info`."""
-    return "\n\n".join([_levels(recipe), _growth(recipe), _stores(recipe), _denoisers(recipe)])
+    return "\n\n".join([_levels(recipe), _growth(recipe), _training(recipe), _stores(recipe), _denoisers(recipe)])
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -76,6 +76,17 @@ def _growth(recipe: Recipe) -> str:
         rows.append(row)
     note = f"; beside it the paper's {paper.name}" if paper else ""
     return f"What each L adds (its denoiser, and the condition path it gives the level below){note}\n\n" + _table(rows)
+
+
+def _training(recipe: Recipe) -> str:
+    options = recipe.training
+    each = [training_petaflops(recipe, count(denoiser_config(recipe, number))) for number in range(len(recipe.levels))]
+    rows: list[tuple[str, ...]] = [("denoiser", "PFlops", "hours at 100 TFlop/s")]
+    for name, petaflops in [*((f"D_{number}", one) for number, one in enumerate(each)), ("together", sum(each))]:
+        rows.append((name, f"{petaflops:.4g}", f"{petaflops / 0.1 / 3600:.3g}"))
+    return (
+        f"Training: {options.steps:,} steps of {options.batch:,} pictures, three forward passes each, attention included\n\n"
+    ) + _table(rows)
 
 
 def _paper(recipe: Recipe) -> Printed | None:
