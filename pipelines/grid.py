@@ -181,7 +181,7 @@ def train_options(denoiser: str) -> str:
     if match := re.fullmatch(r"z(\d+)-top", denoiser):
         return f"--level {match[1]} --depth {int(match[1]) + 1}"
     level, given = denoiser.split("-given-")
-    above = re.findall(r"z(\d+)-sigma([^-]+(?:e-\d+)?)", given)
+    above = re.findall(r"z(\d+)-sigma(.+?)(?=-z\d|$)", given)
     number, top = int(level.removeprefix("z")), int(above[-1][0])
     if any("to" in sigma for _, sigma in above):  # a range is the recipe's own
         return f"--level {number} --depth {top + 1}"

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from featurize.check_encoder import check_encoder
 from featurize.encoders import Encoder, EncoderSpec, encode, load_encoder
 from featurize.errors import UserError
 
@@ -269,3 +270,20 @@ def test_arguments_and_names_are_checked(moco: tuple[Path, dict[str, Tensor]]) -
         with pytest.raises(UserError) as raised:
             load_encoder(spec, "cpu")
         assert sentence in str(raised.value)
+
+
+def test_pixels_are_the_patches_themselves() -> None:
+    pictures = PICTURES[:, :16, :16]
+    spec = EncoderSpec("pixels", None, '{"img_size": 16, "patch_size": 4}')
+    encoder = load_encoder(spec, "cpu")
+    f_BHWD = encode(encoder, pictures, "cpu", "float32")
+    assert f_BHWD.shape == (len(pictures), *encoder.grid, encoder.channels) == (len(pictures), 4, 4, 48)
+    patch = torch.from_numpy(pictures[1, 4:8, 8:12].astype(np.float32)) / 127.5 - 1
+    assert torch.allclose(f_BHWD[1, 1, 2].sort().values, patch.flatten().sort().values, atol=1e-6)
+    for bad, says in [
+        (EncoderSpec("pixels", "w.pt"), "has no weights"),
+        (EncoderSpec("pixels", None, '{"patch_size": 7}'), "can't cut 64 pixels into patches of 7"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            load_encoder(bad, "cpu")
+    assert all(finding.passed is not False for finding in check_encoder(EncoderSpec("pixels"), "cpu"))

@@ -31,10 +31,7 @@ def check_encoder(spec: EncoderSpec, device: str) -> Iterator[Finding]:
     Raises UserError where it can't be loaded: a wrong file ends here.
     """
     encoder = load_encoder(spec, device)
-    tensors = len(read_checkpoint(encoder.weights))
-    yield Finding(
-        "keys", True, f"every tensor the network has is in {encoder.weights} ({tensors} entries, {_short(encoder)})"
-    )
+    yield _keys(encoder)
     yield _activation(encoder)
     official = (
         f"its own evaluation's is '{encoder.official_crop}'" if encoder.official_crop else "it publishes no other"
@@ -50,6 +47,14 @@ def check_encoder(spec: EncoderSpec, device: str) -> Iterator[Finding]:
     yield _outputs(encoder, f_BHWD)
     yield _places(encoder, device, spec.precision)
     yield _golden(encoder, f_BHWD[0], spec)
+
+
+def _keys(encoder: Encoder) -> Finding:
+    if encoder.weights is None:
+        return Finding("keys", True, "it has no weights")
+    tensors, digest = len(read_checkpoint(encoder.weights)), sha256_of(encoder.weights)[:12]
+    words = f"every tensor the network has is in {encoder.weights} ({tensors} entries, SHA-256 {digest}...)"
+    return Finding("keys", True, words)
 
 
 def golden_picture(size: int) -> np.ndarray:
@@ -129,6 +134,8 @@ def _golden(encoder: Encoder, f_HWD: np.ndarray, spec: EncoderSpec) -> Finding:
 
 def _known_values(encoder: Encoder) -> list[float] | None:
     """From the JSON beside the weights (`golden`), else from those this package knows by the weights' digest."""
+    if encoder.weights is None:
+        return None
     beside: Any = sidecar(encoder.weights).get("golden")
     if isinstance(beside, list):
         return [float(value) for value in beside]
@@ -139,10 +146,6 @@ def _known_values(encoder: Encoder) -> list[float] | None:
 
 def _noise(size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def _short(encoder: Encoder) -> str:
-    return f"SHA-256 {sha256_of(encoder.weights)[:12]}..."
 
 
 def _triple(values: tuple[float, ...]) -> str:

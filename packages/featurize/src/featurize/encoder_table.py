@@ -36,7 +36,7 @@ def _line(name: str, known: Variant) -> tuple[str, ...]:
     if known.place is not None:
         weights = _whereabouts(known.place)
     else:
-        weights = {"tiny": "in the package", "vae": "as the codec vae's"}.get(
+        weights = {"tiny": "in the package", "vae": "as the codec vae's", "pixels": "none"}.get(
             name.partition(":")[0], "bring them: --weights FILE"
         )
     return name, known.layer, known.norm, crop, f"{known.input_size} px", output, weights

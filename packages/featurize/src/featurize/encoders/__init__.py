@@ -82,7 +82,7 @@ class Encoder:
     std: tuple[float, ...]
     interpolation: str
     official_crop: CropRule | None
-    weights: Path
+    weights: Path | None  # None where there are none
     forward: Callable[[Tensor], Tensor]
     identity: dict[str, Any] = field(repr=False)
     activation_witness: str = "its definition"
@@ -91,7 +91,7 @@ class Encoder:
 @cache
 def kinds() -> dict[str, Kind]:
     """The registry."""
-    from featurize.encoders import clip, dino, mocov3, rcg, timm_model, tiny, vae
+    from featurize.encoders import clip, dino, mocov3, pixels, rcg, timm_model, tiny, vae
 
     return {
         "tiny": tiny.KIND,
@@ -100,6 +100,7 @@ def kinds() -> dict[str, Kind]:
         "dino": dino.KIND,
         "rcg": rcg.KIND,
         "vae": vae.KIND,
+        "pixels": pixels.KIND,
         "timm": timm_model.KIND,
     }
 

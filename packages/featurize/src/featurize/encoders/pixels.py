@@ -1,0 +1,68 @@
+"""The picture itself as features: what an encoder without semantics is worth, for the ablation in small."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, network_of, variant_of
+from featurize.errors import UserError
+
+VARIANTS = {
+    "": Variant(
+        network={"img_size": 64, "patch_size": 8},
+        layer="values of each patch",
+        norm="none",
+        input_size=64,
+        output=(8, 8, 192),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+        resize=None,
+    )
+}
+
+
+def build(spec: EncoderSpec, device: str) -> Encoder:
+    """`pixels`: a patch's pixels are its channels, 8x8x192 for patches of 8 pixels of a picture of 64.
+
+    The grid and the crop are those of `tiny`, so that nothing differs but the features. There are no weights.
+    """
+    if spec.weights is not None:
+        raise UserError("The encoder pixels has no weights; leave --weights out.")
+    variant = variant_of(spec)
+    network = network_of(spec, variant, {})
+    size, patch = int(network["img_size"]), int(network["patch_size"])
+    if patch < 1 or size < patch or size % patch:
+        raise UserError(f"The encoder pixels can't cut {size} pixels into patches of {patch}; give a divisor.")
+    side = size // patch
+
+    def forward(x_BCHW: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x_BCHW, patch).permute(0, 2, 3, 1)
+
+    return Encoder(
+        name=spec.name,
+        input_size=size,
+        grid=(side, side),
+        channels=3 * patch**2,
+        mean=variant.mean,
+        std=variant.std,
+        interpolation=variant.interpolation,
+        official_crop=None,
+        weights=None,
+        forward=forward,
+        identity={
+            "name": spec.name,
+            "network": network,
+            "layer": variant.layer,
+            "norm": variant.norm,
+            "input_size": size,
+            "mean": list(variant.mean),
+            "std": list(variant.std),
+            "interpolation": variant.interpolation,
+            "precision": spec.precision,
+        },
+    )
+
+
+KIND = Kind(build, VARIANTS)

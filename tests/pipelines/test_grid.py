@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+LEVELS = [{"shape": "8x8x8"}, {"shape": "4x4x16", "sigma": 0.5}, {"shape": "2x2x16", "sigma": 1}, {"shape": "1x1x16"}]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Any]:
+    """Reads a recipe with this grid."""
+
+    def read(grid: object = None, **more: object) -> Any:
+        from grid import read_plan
+
+        file = tmp_path / "small.yaml"
+        file.write_text(yaml.safe_dump({"features": {"out": "s"}, "levels": LEVELS, "grid": grid, **more}))
+        return read_plan(file)
+
+    return read
+
+
+def names(cells: list[Any]) -> list[str]:
+    return [cell.name for cell in cells]
+
+
+def test_without_a_grid_each_depth_has_the_recipe_s_sigma(plan: Callable[..., Any]) -> None:
+    found = plan()
+    assert (found.name, found.depths, found.seeds) == ("small", (1, 2, 3, 4), (None,))
+    assert names(found.cells()) == ["L1", "L2", "L3", "L4"]
+    assert found.denoisers(found.cells(3)[0]) == ["z0-given-z1-sigma0.5", "z1-given-z2-sigma1", "z2-top"]
+    assert not any(found.searched(depth) for depth in found.depths)
+
+
+def test_greedy_tries_sigma_on_the_top_level_and_keeps_what_was_chosen_below(plan: Callable[..., Any]) -> None:
+    found = plan({"depths": [1, 2, 3], "sigmas": [0, 1.5]})
+    assert names(found.cells()) == ["L1", "L2-sigma0", "L2-sigma1.5", "L3-sigma0", "L3-sigma1.5"]
+    assert [cell.given for cell in found.cells()] == [None, None, None, 2, 2]
+    # D_0 of L = 3 is that of the chosen L = 2, so it is no dependency of its own.
+    assert found.denoisers(found.cells(3)[1]) == ["z1-given-z2-sigma1.5", "z2-top"]
+    assert len(found.all_denoisers()) == 3 + 2 * 2  # a top for each depth, and each level given the next at each sigma
+
+
+def test_greedy_starts_from_the_recipe_s_sigma_where_the_depth_below_is_not_run(plan: Callable[..., Any]) -> None:
+    found = plan({"depths": [1, 3], "sigmas": [0, 1]})
+    cell = found.cells(3)[0]
+    assert (cell.name, cell.given) == ("L3-sigma0", None)
+    assert found.denoisers(cell) == ["z0-given-z1-sigma0.5", "z1-given-z2-sigma0", "z2-top"]
+
+
+def test_all_tries_every_combination(plan: Callable[..., Any]) -> None:
+    found = plan({"depths": [3], "sigmas": [0, 1], "choose": "all"})
+    assert names(found.cells()) == ["L3-sigma0-0", "L3-sigma0-1", "L3-sigma1-0", "L3-sigma1-1"]
+    assert len(found.all_denoisers()) == 2 + 2 + 1
+
+
+def test_the_recipe_s_own_seed_has_plain_names(plan: Callable[..., Any]) -> None:
+    found = plan({"depths": [1], "seeds": [4, 5]}, seed=4)
+    assert names(found.cells()) == ["L1", "L1-seed5"]
+    assert [found.run_name(seed) for seed in found.seeds] == ["small", "small-seed5"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        ({"depth": [1]}, r"grid\.depth is .*its keys are depths, sigmas, choose"),
+        ({"depths": [5]}, "grid.depths names 5, but there are 4 levels"),
+        ({"depths": []}, r"grid\.depths"),
+        ({"sigmas": [-1]}, r"grid\.sigmas\.0 is -1"),
+        ({"sigmas": ["a"]}, r"grid\.sigmas\.0 is 'a'"),
+        ({"choose": "best"}, r"grid\.choose is 'best'.*greedy"),
+        ({"scored_by": {"weights": "w"}}, r"grid\.scored_by\.encoder"),
+    ],
+)
+def test_a_bad_grid_is_one_sentence(plan: Callable[..., Any], grid: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        plan(grid)
+    assert "\n" not in str(caught.value)
+    assert "small.yaml" in str(caught.value)
+
+
+def test_greedy_is_refused_where_every_denoiser_depends_on_every_sigma(plan: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="set grid.choose: all"):
+        plan({"sigmas": [0, 1]}, denoiser={"condition_on": "all"})
+    whole = plan({"depths": [3], "sigmas": [0, 1], "choose": "all"}, denoiser={"condition_on": "all"})
+    assert len(whole.all_denoisers()) == 4 + 2 + 1
+    assert "z0-given-z1-sigma0-z2-sigma1" in whole.all_denoisers()
+
+
+@given(
+    depth=st.integers(1, 4),
+    sigmas=st.lists(st.sampled_from([0, 0.25, 0.5, 1.0, 1.5, 1e-05, 12.0]), min_size=3, max_size=3),
+    on_all=st.booleans(),
+)
+def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_all: bool) -> None:
+    """What a folder's name tells `nestgen train` is what makes nestgen choose that folder."""
+    from grid import plan_of, train_options
+
+    from nestgen.recipe import Recipe, run_dir
+
+    levels = [LEVELS[0], *({**level, "sigma": sigma} for level, sigma in zip(LEVELS[1:], sigmas))]
+    document = {
+        "name": "small",
+        "features": {"out": "s", "z0": "vae:32"},
+        "levels": levels,
+        "denoiser": {"condition_on": "all" if on_all else "above"},
+    }
+    plan, recipe = plan_of(document, Path("small.yaml")), Recipe.model_validate(document)
+    cut = recipe.depth(depth)
+    cell = plan.cells(depth)[0]
+    assert plan.denoisers(cell) == [run_dir(cut, level).name for level in range(depth)]
+    for level, denoiser in enumerate(plan.denoisers(cell)):
+        words = train_options(denoiser).split()
+        told = dict(zip(words[::2], words[1::2]))
+        trained = recipe.depth(int(told["--depth"]))
+        if "--sigma" in told:
+            trained = trained.with_sigmas([float(one) for one in told["--sigma"].split(",")])
+        assert int(told["--level"]) == level
+        assert run_dir(trained, level).name == denoiser
+
+
+def test_a_range_of_sigma_is_left_to_the_recipe(plan: Callable[..., Any]) -> None:
+    from grid import train_options
+
+    found = plan(levels=[LEVELS[0], {"shape": "4x4x16", "sigma": [0, 1.5]}])
+    denoiser = found.denoisers(found.cells(2)[0])[0]
+    assert denoiser == "z0-given-z1-sigma0to1.5"
+    assert train_options(denoiser) == "--level 0 --depth 2"
+
+
+def card(distance: float, *sigmas: float, space: str = "tiny 1x1x64") -> dict[str, Any]:
+    levels = [{"condition_sigma": sigma} for sigma in (*sigmas, 0.0)]
+    scores = [{"space": "z_0", "frechet_distance": 100 - distance}, {"space": space, "frechet_distance": distance}]
+    return {"samples": {"levels": levels}, "scores": scores}
+
+
+def test_the_chosen_sigma_has_the_smallest_mean_over_seeds() -> None:
+    from choose import choose
+
+    cards = {
+        "L3-sigma0": card(5, 1, 0),
+        "L3-sigma0.5": card(1, 1, 0.5),
+        "L3-sigma0-seed1": card(5, 1, 0),
+        "L3-sigma0.5-seed1": card(10, 1, 0.5),
+    }
+    chosen = choose(cards, None)
+    assert (chosen["cell"], chosen["sigmas"], chosen["space"]) == ("L3-sigma0", [1, 0], "tiny 1x1x64")
+    assert [one["mean"] for one in chosen["tried"]] == [5, 5.5]
+    assert choose(cards, "z_0")["cell"] == "L3-sigma0.5"
+    assert choose({"b": card(1, 1.5), "a": card(1, 0.5)}, None)["sigmas"] == [0.5]  # of equals the smaller
+
+
+def test_cards_without_a_common_space_choose_nothing() -> None:
+    from choose import choose
+    from click import ClickException
+
+    with pytest.raises(ClickException, match="no space Inception"):
+        choose({"a": card(1, 0)}, "Inception")
