@@ -4,7 +4,10 @@ PYTHON ?= python3
 BIN    := .venv/bin
 UV     := uv==0.13.9
 
-.PHONY: demo test lint clean
+# One recipe of pipelines/recipes, or all of its jobs in minutes on scenes: docs/workflow.md. ARGS go to snakemake.
+EXPERIMENT = $(BIN)/snakemake --snakefile pipelines/Snakefile --cores all --rerun-incomplete
+
+.PHONY: demo run rehearse test lint clean
 .DELETE_ON_ERROR:
 
 .venv: pyproject.toml packages/featurize/pyproject.toml packages/nestgen/pyproject.toml
@@ -17,6 +20,12 @@ demo: .venv
 	$(BIN)/snakemake --snakefile pipelines/Snakefile --directory demo --cores all --config recipe=$(CURDIR)/pipelines/recipes/demo.yaml
 	@echo "Open demo/report.html"
 
+run: .venv
+	$(EXPERIMENT) --directory experiments/$(RECIPE) $(ARGS) --config recipe=$(CURDIR)/pipelines/recipes/$(RECIPE).yaml $(CONFIG)
+
+rehearse: .venv
+	$(EXPERIMENT) --directory rehearsals/$(RECIPE) $(ARGS) --config recipe=$(CURDIR)/pipelines/recipes/$(RECIPE).yaml rehearse=1 $(CONFIG)
+
 lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,4 +36,4 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 clean:
-	rm -rf demo .snakemake
+	rm -rf demo rehearsals .snakemake

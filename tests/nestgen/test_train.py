@@ -201,9 +201,11 @@ def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFix
     capsys.readouterr()
 
     before = parts(recipe)
+    (folder / "loss.png").unlink()  # as if killed after the last checkpoint
     train(recipe, 0)
     assert "is complete at step 35; nothing to do" in capsys.readouterr().out
     assert parts(recipe) == before
+    assert (folder / "loss.png").is_file()
     train(toy(steps=40), 0)
     assert "goes on from step 35" in capsys.readouterr().out
 

@@ -86,7 +86,7 @@ def test_a_bad_grid_is_one_sentence(plan: Callable[..., Any], grid: dict, says: 
 
 
 def test_greedy_is_refused_where_every_denoiser_depends_on_every_sigma(plan: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="set grid.choose: all"):
+    with pytest.raises(ValueError, match=r"set grid\.choose: all"):
         plan({"sigmas": [0, 1]}, denoiser={"condition_on": "all"})
     whole = plan({"depths": [3], "sigmas": [0, 1], "choose": "all"}, denoiser={"condition_on": "all"})
     assert len(whole.all_denoisers()) == 4 + 2 + 1

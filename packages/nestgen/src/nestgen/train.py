@@ -59,6 +59,8 @@ def _train(accelerator: Accelerator, feed: Feed, folder: Path, init: Path | None
     first, last = checkpoint.step if checkpoint else 0, recipe.training.steps
     if first >= last:
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")
+        if accelerator.is_main_process and not (folder / "loss.png").is_file():  # killed after the last checkpoint
+            _draw_losses(recipe, folder)
         return
     if checkpoint:
         meta["init"] = checkpoint.meta["init"]
@@ -76,13 +78,7 @@ def _train(accelerator: Accelerator, feed: Feed, folder: Path, init: Path | None
         _run(trainer, feed, folder, meta, first, last, preview)
     finally:
         if accelerator.is_main_process:
-            if losses.read(folder / "log.jsonl"):
-                losses.draw(
-                    folder / "log.jsonl",
-                    folder / "loss.png",
-                    f"{recipe.name}: {folder.name}",
-                    recipe.process.prediction,
-                )
+            _draw_losses(recipe, folder)
             step = max((line["step"] for line in losses.read(folder / "log.jsonl")), default=first)
             state = f"Complete at step {last}" if step >= last else f"Stopped; `nestgen train --level {level}` goes on"
             write_status(folder, meta, state)
@@ -107,6 +103,12 @@ def _plan(accelerator: Accelerator, feed: Feed) -> str:
     ):
         line += "; accelerate launch starts one process on CPUs, for more use `nestgen train --processes N`"
     return line
+
+
+def _draw_losses(recipe: Recipe, folder: Path) -> None:
+    log = folder / "log.jsonl"
+    if losses.read(log):
+        losses.draw(log, folder / "loss.png", f"{recipe.name}: {folder.name}", recipe.process.prediction)
 
 
 def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
