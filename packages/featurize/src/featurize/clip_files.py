@@ -7,6 +7,7 @@ the features do not, so whatever names the activation is read: the code inside O
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import nn
 from featurize.checkpoints import State, read_checkpoint, read_description, tensors_of
 from featurize.errors import UserError
 from featurize.torchscript import is_torchscript, read_torchscript
+
+log = logging.getLogger(__name__)
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
@@ -94,8 +97,12 @@ def activation_layer(name: str) -> type[nn.Module]:
 
 
 def prove_activation(file: ClipFile, wanted: str, weights: Path, what: str) -> str:
-    """Who confirms the activation ('' where nothing does). Raises UserError where the file contradicts it."""
+    """Who confirms the activation; '' where nothing does, with a warning. Raises UserError where the file contradicts it."""
     if file.activation is None:
+        log.warning(
+            "Nothing in or beside %s says whether it was trained with QuickGELU or GELU; %s is computed with %s, which a JSON "
+            "beside it (model_args: activation) changes.", weights, what, wanted,
+        )  # fmt: skip
         return ""
     if file.activation != wanted:
         raise UserError(

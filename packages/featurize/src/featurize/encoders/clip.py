@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ from featurize.clip_files import ACTIVATIONS, activation_layer, prove_activation
 from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
 from featurize.errors import UserError
 from featurize.weights import PLACES, find_weights
-
-log = logging.getLogger(__name__)
 
 NORMS = ("ln_post", "none")
 
@@ -59,11 +56,6 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     _check(network, spec.name)
     file = read_clip(weights)
     witness = prove_activation(file, network["activation"], weights, spec.name)
-    if not witness:
-        log.warning(
-            "Nothing in or beside %s says whether it was trained with QuickGELU or GELU; it is computed with %s "
-            "(--model-args activation=... changes it).", weights, network["activation"],
-        )  # fmt: skip
     model = VisionTransformer(
         image_size=network["img_size"],
         patch_size=network["patch_size"],
