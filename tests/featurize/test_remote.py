@@ -222,3 +222,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=rf"pip install 'featurize\[{extra}\]'"):
             list_pictures(f"wds:{protocol}://bucket/a.tar", "train", None)
     addresses._file_system_of.cache_clear()
+
+
+def test_a_network_that_fails_during_extraction_is_not_taken_for_a_changed_picture(web: Callable[[bool], str]) -> None:
+    from hashlib import sha256
+
+    from featurize.work import _crops_of
+
+    (picture, *_) = list_pictures(f"wds:{web(True)}/s-0.tar", "train", 1).pictures
+    looks, digest = ((16, "bicubic"),), sha256(noise(0)).hexdigest()
+    (crop,), _, _ = _crops_of(picture, (0, 0, 108, 108), digest, looks)
+    assert crop.shape == (16, 16, 3)
+    Ranges.failing = 9
+    with pytest.raises(UserError, match="run the same command again, it goes on"):
+        _crops_of(picture, (0, 0, 108, 108), digest, looks)
+    Ranges.failing = 0
+    with pytest.raises(UserError, match="has changed since the ledger was made"):
+        _crops_of(picture, (0, 0, 108, 108), "0" * 64, looks)

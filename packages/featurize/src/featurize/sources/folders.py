@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
+from tqdm import tqdm
+
 from featurize.errors import UserError
 from featurize.sources import EXTENSIONS, Listing, Picture, Query
 from featurize.sources.addresses import AT_ONCE, File, existing_folder, subfolders, walk
@@ -61,7 +63,7 @@ def list_tree(root: str, classes: Sequence[str], limit: int | None, chosen: bool
             else:
                 others[f".{extension}" if stem else path] += 1
 
-    pictures = list(islice(found(), limit))
+    pictures = list(tqdm(islice(found(), limit), desc="listing", unit=" pictures", delay=2))
     whole = limit is None or len(pictures) < limit
     # A walk that stopped early, or went through some folders only, may not have come to the notes.
     notes = read_notes(root, notes_files if whole and folders is None else None)

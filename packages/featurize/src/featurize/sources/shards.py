@@ -65,9 +65,8 @@ def _indices(shards: Sequence[str]) -> Iterator[Index]:
     far = any(is_remote(shard) for shard in shards)
     with (
         ThreadPoolExecutor(AT_ONCE if far else 1) as pool,
-        tqdm(total=len(shards), desc="listing", unit=" shards") as progress,
+        tqdm(total=len(shards), desc="listing", unit=" shards", delay=2) as progress,
     ):
-        progress.disable = len(shards) < AT_ONCE
         waiting = [pool.submit(index_of, shard) for shard in shards[:AT_ONCE]]
         try:
             for number in range(len(shards)):
