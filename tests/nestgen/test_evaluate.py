@@ -24,6 +24,7 @@ from nestgen.frechet import frechet_distance
 from nestgen.latents import create_latents, open_latents
 from nestgen.recipe import EvaluationOptions, Recipe, load_recipe
 from nestgen.sample import sample
+from nestgen.sources import Source
 from nestgen.spaces import DIMENSIONS, pool
 from nestgen.store import open_hierarchy, open_store
 
@@ -172,6 +173,29 @@ def test_encoded_samples_are_scored_before_standardisation(
     score = scores(recipe, samples, samples_store=tmp_path / "encoded")["tiny 1x1x5"]
     assert score["frechet_distance"] == pytest.approx(frechet_distance(drawn, real), rel=1e-6)
     assert (score["samples"], score["reference"]["rows"], score["dimensions"]) == (12, 25, 5)
+
+
+def test_what_samples_keep_of_their_rows_is_measured(
+    trained: Trained, tmp_path: Path, store_writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(trained(rows=30, classes=3, sampling={"steps": 1}))
+    like = Source(freeze_from=1, root=tmp_path / "stores" / "toy")
+    sample(recipe, tmp_path / "s", Request(12, 0, 12, source=like))
+    classes = np.arange(30) % 3
+    apart = (10 * np.eye(3)[classes] + np.random.default_rng(0).normal(size=(30, 3)))[:, None, None, None, :]
+    defaults = {"kind": "level", "mean": [0.0] * 3, "std": [1.0] * 3, "latent_shape": [1, 1, 3]}
+    keys = [f"picture-{row}" for row in range(30)]
+    store_writer(tmp_path / "stores" / "toy" / "tiny" / "1x1x3.zarr", apart.astype("<f2"), keys=keys, **defaults)
+    own, others = apart[:12], apart[1:13]  # the features of the sources, and of rows of other classes
+    found = []
+    for name, values in (("own", own), ("others", others)):
+        store_writer(tmp_path / name / "tiny" / "1x1x3.zarr", values.astype("<f2"), keys=keys[:12], **defaults)
+        scores(recipe, tmp_path / "s", samples_store=tmp_path / name, encoder_level="1x1x3")
+        found.append(read_json(tmp_path / "s" / "card.json")["kept"])
+    assert (found[0]["frozen_from"], found[0]["features"], found[1]["class"]) == (1, 1.0, 0.0)
+    assert found[1]["features"] < 0.5
+    assert 0 <= found[0]["colours"] <= 1
+    assert "kept of the rows, levels frozen from z_1: class" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

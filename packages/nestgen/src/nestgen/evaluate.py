@@ -10,6 +10,7 @@ from typing import Any
 from nestgen.errors import UserError
 from nestgen.files import read_json, write_json
 from nestgen.inception import find_weights
+from nestgen.kept import kept
 from nestgen.measure import Statistics, measure
 from nestgen.protocols import PROTOCOLS
 from nestgen.recipe import Recipe, shape_name
@@ -57,11 +58,15 @@ def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None
         )
     if space := _inception(recipe, against, samples):
         scores.append(_score(space) | {"name": "FID"})
+    found = {}
+    if against.samples_store is not None:
+        found = kept(recipe, card, samples, against.samples_store, against.encoder_level)
     packages = ("nestgen", "numpy", "torch", *(["torch-fidelity"] if scores[-1].get("name") else []))
     write_json(
         out,
         {
             "scores": scores,
+            **({"kept": found} if found else {}),
             "protocol": recipe.evaluation.protocol,
             "samples": card,
             "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -69,6 +74,11 @@ def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None
     )
     for score in scores:
         print(_line(score))
+    if found:
+        shares = [
+            f"{key} {100 * found[key]:.0f} %" for key in ("class", "features", "colours") if found[key] is not None
+        ]
+        print(f"kept of the rows, levels frozen from z_{found['frozen_from']}: {', '.join(shares)}")
 
 
 def _inception(recipe: Recipe, against: Against, samples: Path) -> Space | None:

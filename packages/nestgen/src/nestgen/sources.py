@@ -39,7 +39,8 @@ class Source:
         """For a level's card."""
         if store is None:
             return {"image": 0}
-        return {"row": "each" if self.row is None else self.row, "store_sha256": seal_of(store)["sha256"]}
+        row = "each" if self.row is None else self.row
+        return {"row": row, "store": str(store.path.resolve()), "store_sha256": seal_of(store)["sha256"]}
 
 
 def training_root(recipe: Recipe) -> Path:
