@@ -40,7 +40,8 @@ class Source:
         if store is None:
             return {"image": 0}
         row = "each" if self.row is None else self.row
-        return {"row": row, "store": str(store.path.resolve()), "store_sha256": seal_of(store)["sha256"]}
+        path = store.path.absolute() if isinstance(store.path, Path) else store.path
+        return {"row": row, "store": str(path), "store_sha256": seal_of(store)["sha256"]}
 
 
 def training_root(recipe: Recipe) -> Path:
