@@ -78,6 +78,7 @@ class Preview:
 def open_preview(feed: Feed) -> Preview:
     """Reads what previews need. Raises UserError for a reference that does not fit the levels."""
     recipe, level, count = feed.recipe, feed.level, feed.recipe.training.preview
+    level_sampling(recipe, level)  # refuses a sampler that the process does not have now, not at the first preview
     held_out = _held_out(feed)
     own = held_out[0] is feed.z
     rows = noise.generator(recipe.seed, "preview/rows", 0).permutation(held_out[0].rows)
