@@ -81,7 +81,7 @@ def main(
             root = folder / f"root-{turn}"
             options = {
                 "source": source, "out": str(root), "encoder": spec.name, "weights": str(weights), "precision": precision,
-                "limit": pictures, "basis_rows": max(8, round(basis_share * pictures)), "z0": "pixels:32",
+                "limit": pictures, "basis_rows": max(8, round(basis_share * pictures)), "basis_tolerance": 1.0, "z0": "pixels:32",
             }  # fmt: skip
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
                 extract(read_request(None, options, levels), workers=0, scheduler=None)

@@ -36,7 +36,9 @@ def test_read_equals_zarr(data: st.DataObject, store_writer: Writer, tmp_path_fa
     store = open_store(path)
     wanted = data.draw(st.lists(st.tuples(st.integers(0, rows - 1), st.integers(0, views - 1)), max_size=30))
     r, v = np.array(wanted, np.int64).reshape(-1, 2).T
-    np.testing.assert_array_equal(store.read(r, v), values[r, v])
+    for times in (1, 40):  # a few rows a block, and many
+        many_r, many_v = np.tile(r, times), np.tile(v, times)
+        np.testing.assert_array_equal(store.read(many_r, many_v), values[many_r, many_v])
     np.testing.assert_array_equal(store.load(), zarr.open_array(path, mode="r")[:])
     assert (store.rows, store.views, store.latent_shape) == (rows, views, (2, 3, 4))
 

@@ -16,6 +16,7 @@ from nestgen.recipe import Recipe, shape_name, store_path, store_root
 from nestgen.remote import Remote, RemoteBlocks
 
 FORMAT = "nested-store/1"
+FEW = 32  # rows a block, below which they are copied one by one
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Store:
         block, within = np.divmod(rows, self.block_rows)
         index = within[:, None] if views is None else np.stack([within, views], 1)
         out = np.empty((len(rows), *self.shape[index.shape[1] :]), self.dtype)
+        if len(rows) < FEW * len(self.blocks):
+            # A training batch meets most blocks with a row or two: then numpy's fancy indexing costs more than copying.
+            for place, (number, where) in enumerate(zip(block.tolist(), index.tolist())):
+                out[place] = self.blocks[number][tuple(where)]
+            return out
         order = np.argsort(block, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
             if len(members):
