@@ -63,7 +63,7 @@ class Store:
         block, within = np.divmod(rows, self.block_rows)
         index = within[:, None] if views is None else np.stack([within, views], 1)
         out = np.empty((len(rows), *self.shape[index.shape[1] :]), self.dtype)
-        if len(rows) < FEW * len(self.blocks):
+        if isinstance(self.blocks, tuple) and len(rows) < FEW * len(self.blocks):
             # A training batch meets most blocks with a row or two: then numpy's fancy indexing costs more than copying.
             for place, (number, where) in enumerate(zip(block.tolist(), index.tolist())):
                 out[place] = self.blocks[number][tuple(where)]
