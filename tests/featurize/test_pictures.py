@@ -22,7 +22,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional
 
 from featurize.ledger import ledger_path, make_ledger
-from featurize.pictures import BadPicture, crop, decode, decode_with_mode, square_box
+from featurize.pictures import SQUARE, BadPicture, crop, decode, decode_with_mode, square_box
 from featurize.sources import list_pictures, read
 
 from .test_ledger import here
@@ -283,7 +283,7 @@ def test_public_decoder_suites_end_as_their_manifest_says(real_data: Path, tmp_p
     source = f"folder:{real_data}/broken"
     ends, peak = decode_all(source)
     assert peak < 200
-    make_ledger(tmp_path, source, list_pictures(source, "train", None), "100%", here)
+    make_ledger(tmp_path, source, list_pictures(source, "train", None), SQUARE, "100%", here)
     lines = {line["key"]: line for line in pq.read_table(ledger_path(tmp_path)).to_pylist()}
     assert lines.keys() == expected.keys() == ends.keys()
     compared = 0
