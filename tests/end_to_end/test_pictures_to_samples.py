@@ -106,6 +106,7 @@ def test_coco_with_captions(real_data: Path, tmp_path: Path) -> None:
         "encoder": "timm:vit_tiny_patch16_224",
         "weights": str(real_data / "weights" / "vit_tin.safetensors"),
         "split": "val",
+        "basis": "own",  # the small copy has no other split
         "limit": 40,
     }
     write_recipe(tmp_path, features, [{"shape": "32x32x3", "patch": 4}, {"shape": "2x2x8"}])

@@ -123,25 +123,6 @@ def test_dask_workers_give_the_same_bytes(
     assert chunks(tmp_path / "two") == chunks(extraction)
 
 
-def test_killed_and_run_again_gives_the_same_bytes(
-    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "killed"
-    request = options(picture_folder, vit_weights, root)
-    arguments = [request["source"], "--encoder", request["encoder"], "--weights", request["weights"], "--out", root]
-    command = [sys.executable, "-m", "featurize.cli", "extract", *arguments]
-    command += ["--views", 2, "--z0", "pixels:16", "--levels", "2x2x8,1x1x16", "--workers", 0]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not list(root.glob("*/*.blocks/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    extract(read_request(None, request, "2x2x8,1x1x16"), workers=0, scheduler=None)
-    assert chunks(root) == chunks(extraction)
-    assert not list(root.rglob("*.blocks"))
-
-
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
     extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +169,12 @@ def test_ctrl_c_ends_with_one_line(picture_folder: Path, vit_weights: Path, tmp_
     _, err = process.communicate(timeout=120)
     assert process.returncode in (0, 130)  # 0 when it was done before the signal came
     assert "Traceback" not in err
+    if process.returncode == 130:
+        assert "stopping: the tasks in hand are finished first" in err
+        assert "kept in" in err
+        assert (
+            json.loads((tmp_path / "out" / "extract.log.jsonl").read_text().splitlines()[-1])["event"] == "interrupted"
+        )
 
 
 def test_a_vae_gives_moments_that_decode(tmp_path: Path, picture_folder: Path, vit_weights: Path) -> None:

@@ -459,11 +459,11 @@ def main() -> None:
         if sentence is None:
             raise
         _fail(str(sentence))
-    except Interrupted as error:
-        click.echo(f"\n{error}", err=True)
-        sys.exit(130)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted: what is written is kept; run the same command again to go on.", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click turns what an extraction raises into Abort, and keeps it as the cause.
+        told = next((str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted)), None)
+        told = told or "interrupted: what is written is kept; run the same command again to go on."
+        click.echo(f"\n{told}", err=True)
         sys.exit(130)
 
 
