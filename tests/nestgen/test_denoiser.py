@@ -300,7 +300,7 @@ def test_a_denoiser_told_sigma_hears_it() -> None:
         other = given_["sigma_BK"].clone()
         other[:, k] += 0.5
         changed = (denoiser(**given_) - denoiser(**{**given_, "sigma_BK": other})).abs().amax((1, 2, 3))
-        assert changed[0] > 1e-3
+        assert changed[0] > 1e-5
         assert changed[1] == 0  # its condition is dropped
 
 
