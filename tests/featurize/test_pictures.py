@@ -238,7 +238,7 @@ def test_the_odd_files_of_imagenet(tmp_path: Path) -> None:
 
 PEAK = """
 import json, resource, sys
-from featurize.pictures import SQUARE, BadPicture, decode
+from featurize.pictures import BadPicture, decode
 from featurize.sources import list_pictures, read
 ends = {}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
