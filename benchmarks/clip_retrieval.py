@@ -25,8 +25,13 @@ SHARD = 32  # pictures
 
 
 @click.command()
-@click.option("--pictures", default=96, show_default=True, help="Pictures of the long run.")
-@click.option("--start-pictures", default=32, show_default=True, help="Pictures of the short run, subtracted.")
+@click.option("--pictures", default=768, show_default=True, help="Pictures of the long run.")
+@click.option(
+    "--start-pictures",
+    default=256,
+    show_default=True,
+    help="Pictures of the short run, subtracted; fewer leave batches half empty.",
+)
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="Threads, and workers, of each.")
 @click.option("--model", default="ViT-B-16-quickgelu", show_default=True, help="A model of open_clip.")
 @click.option("--bfloat16", is_flag=True, help="Measure featurize in bfloat16 too.")
@@ -60,8 +65,8 @@ def main(
             rows = max(8, SHARD * len(part) // 20)  # 5%, as 65,536 of ImageNet's pictures
             return lambda turn: _run(
                 [sys.executable, "-m", "featurize.cli", "extract", f"wds:{names}", "--encoder", "clip", "--weights", checkpoint,
-                 "--levels", "8x8x64", "--basis-rows", rows, "--precision", precision, "--workers", threads,
-                 "--out", folder / f"ours-{precision}-{turn}-{len(part)}"], environment,
+                 "--levels", "8x8x64", "--basis-rows", rows, "--basis-tolerance", 1, "--precision", precision,
+                 "--workers", threads, "--out", folder / f"ours-{precision}-{turn}-{len(part)}"], environment,
             )  # fmt: skip
 
         contenders = {}

@@ -32,7 +32,7 @@ BARE, WHOLE = "bare forward pass", "featurize extract"
 
 @click.command()
 @click.option("--source", help="A SOURCE of `featurize extract`. [default: JPEGs of 500x375, generated]")
-@click.option("--pictures", default=64, show_default=True, help="How many a round.")
+@click.option("--pictures", default=256, show_default=True, help="How many a round; fewer leave batches half empty.")
 @click.option("--model", default="vit_base_patch16_224", show_default=True, help="A timm model, with random weights.")
 @click.option("--levels", default="8x8x64,6x6x56,4x4x48,2x2x40", show_default=True, help="Levels derived.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
