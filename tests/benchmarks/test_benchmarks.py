@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import basis_fit, clip_retrieval, extraction, memory, peers, reads, side_by_side
+from benchmarks import basis_fit, clip_retrieval, extraction, memory, peers, reads, sample, side_by_side
 from featurize.cli import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
@@ -122,3 +122,10 @@ def test_tokens_have_a_channel_with_a_large_mean() -> None:
     tokens = basis_fit.tokens_like_a_vits(4000, 16, 0)
     share = np.abs(tokens.mean(axis=0)) / tokens.std(axis=0)
     assert 150 < share.max() < 250 and tokens.dtype == np.float32
+
+
+def test_sample(run: Callable[..., str]) -> None:
+    text = run(sample, "--size", "nano", "--batch", 1, "--steps", 2, "--rounds", 1)
+    assert all(
+        name in text for name in ("plain U-ViT, DPM-Solver++", "nestgen, L = 1", "nestgen, L = 3", "by its GFlops")
+    )

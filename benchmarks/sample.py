@@ -1,0 +1,104 @@
+"""Sampling through the hierarchy against its last level alone, and against a plain U-ViT with DPM-Solver++."""
+
+from __future__ import annotations
+
+from math import expm1
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks.plain_uvit import PlainUViT
+from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
+from benchmarks.train_step import recipe_of
+from nestgen.counts import count
+from nestgen.denoiser import SIZES, Denoiser, denoiser_config
+from nestgen.draw import device, sample_below
+from nestgen.models import Model, Weights, level_sampling
+from nestgen.process import betas, process_of
+from nestgen.recipe import Recipe
+
+
+def models_of(recipe: Recipe) -> tuple[Model, ...]:
+    """The hierarchy's denoisers with random weights."""
+    models = []
+    for level in range(len(recipe.levels)):
+        denoiser = Denoiser(denoiser_config(recipe, level)).requires_grad_(False).eval().to(device())
+        weights = Weights(denoiser, process_of(recipe, level), {}, "")
+        models.append(Model(level, weights, level_sampling(recipe, level)))
+    return tuple(models)
+
+
+@torch.inference_mode()
+def plain_loop(net: PlainUViT, z: Tensor, steps: int) -> Tensor:
+    """DPM-Solver++ of order 2, multistep, on the discrete process at whole times: as short as such a loop can be."""
+    log_alpha = 0.5 * torch.cumsum(torch.log1p(-betas()), 0)
+    sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
+    lam = (log_alpha - sigma.log()).tolist()
+    alpha, sigmas = log_alpha.exp().tolist(), sigma.tolist()
+    times = torch.linspace(999, 0, steps + 1).round().long().tolist()
+    before, h_before = None, 1.0
+    for now, then in zip(times, times[1:]):
+        eps = net(z, torch.full((len(z),), now + 1.0, device=z.device))
+        x = (z - sigmas[now] * eps) / alpha[now]
+        h = lam[then] - lam[now]
+        line = x if before is None else x + 0.5 * h / h_before * (x - before)
+        z = sigmas[then] / sigmas[now] * z - alpha[then] * expm1(-h) * line
+        before, h_before = x, h
+    return z
+
+
+def gflops(recipe: Recipe, guided: float) -> float:
+    """Of one image and step, all levels; guidance makes two passes of every level but the top."""
+    top = len(recipe.levels) - 1
+    return sum(
+        count(denoiser_config(recipe, level)).gflops_true * (2 if guided and level < top else 1)
+        for level in range(top + 1)
+    )
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SIZES)), default="nano", show_default=True)
+@click.option("--depth", default=3, show_default=True, help="Levels of COCO's hierarchy.")
+@click.option("--batch", default=4, show_default=True)
+@click.option("--steps", default=6, show_default=True, help="Network calls a level.")
+@click.option("--guidance", default=0.0, show_default=True)
+@rounds_option
+@out_option
+def main(size: str, depth: int, batch: int, steps: int, guidance: float, rounds: int, out: Any) -> None:
+    """Seconds an image: a plain U-ViT loop, L = 1, and the whole hierarchy beside what its GFlops say."""
+    settings = {"steps": steps, "guidance": guidance, "sampler": "dpm++-multi"}
+    recipes = [recipe_of(size, "no", levels, batch).with_sampling(settings) for levels in (1, depth)]
+    one, all_levels = (models_of(recipe) for recipe in recipes)
+    plain = PlainUViT(32, 4, 2, *SIZES[size]).requires_grad_(False).eval().to(device())
+    z = torch.randn(batch, 4, 32, 32, device=device())
+
+    def run(models: tuple[Model, ...]) -> None:
+        sample_below(models, range(batch), 0, {})
+        if device().type == "cuda":
+            torch.cuda.synchronize()
+
+    contenders = {
+        "plain U-ViT, DPM-Solver++": lambda turn: plain_loop(plain, z, steps).cpu(),
+        "nestgen, L = 1": lambda turn: run(one),
+        f"nestgen, L = {depth}": lambda turn: run(all_levels),
+    }
+    for contender in contenders.values():
+        contender(0)
+    measured = take_turns(contenders, rounds)
+    flops = [gflops(recipes[0], 0.0), gflops(recipes[0], guidance), gflops(recipes[1], guidance)]
+    on_gpu = device().type == "cuda"
+    seconds = [(found.wall if on_gpu else found.cpu) / batch for found in measured.values()]
+    lines = [
+        [name, f"{took:.3f}", f"{steps * flop:.1f}", ratio(seconds[0], took), f"{measured[name].spread:.0%}"]
+        for name, took, flop in zip(measured, seconds, flops)
+    ]
+    body = table(["loop", "s an image", "GFlops an image", "plain / it", "spread"], lines)
+    costs, says = seconds[2] / seconds[1], flops[2] / flops[1]
+    body += f"\n\nThe hierarchy costs {costs:.2f} times L = 1; by its GFlops {says:.2f} ({costs / says - 1:+.0%})."
+    report(f"Sampling, {size}, batch {batch}, {steps} calls a level, guidance {guidance:g}", body, ["torch"], out)
+
+
+if __name__ == "__main__":
+    main()
