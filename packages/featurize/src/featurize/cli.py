@@ -164,6 +164,21 @@ def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int 
     click.echo(f"{path} is sealed")
 
 
+@commands.command("plan")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--rows", type=click.IntRange(1), help="So many pictures, where the source is not here.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Pictures a second, to tell the hours.")
+@click.option("--measure", is_flag=True, help="Encode some pictures here to find the rate.")
+def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: bool) -> None:
+    """Say what the extraction of RECIPE (./nested.yaml) takes before it starts: rows, bytes of each store, hours.
+
+    What the training takes is in `nestgen info`.
+    """
+    from featurize.estimate import estimate
+
+    click.echo(estimate(read_request(recipe, {}, None), rows, rate, measure))
+
+
 @commands.command()
 def encoders() -> None:
     """List the encoders: what each computes, from which pictures, and where its weights are."""

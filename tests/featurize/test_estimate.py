@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from featurize.errors import UserError
+from featurize.estimate import estimate, stores_of
+from featurize.extract import extract
+from featurize.recipe import read_request
+from featurize.store import opened
+
+RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
+
+
+def test_the_stores_are_those_an_extraction_leaves(tmp_path: Path) -> None:
+    options = {"source": "scenes:16", "out": str(tmp_path / "s"), "limit": 20, "z0": "vae:16", "z0_weights": "tiny"}
+    request = read_request(None, options, "4x4x8,2x2x4")
+    planned = stores_of(request, 20, 0)
+    assert "20 pictures of scenes:16" in estimate(request, None, 10.0, False)
+    extract(request, 0, None)
+    for store in planned:
+        array = opened(tmp_path / "s" / store.name)
+        assert (array.shape, array.nbytes) == (store.shape, store.bytes)
+    again = stores_of(request, 20, 0)  # from the cards of the run
+    assert again == planned
+
+
+def test_a_paper_recipe_is_planned_without_its_data_or_weights() -> None:
+    request = read_request(RECIPES / "imagenet100-uncond.yaml", {}, None)
+    text = estimate(request, 127_000, 100.0, False)
+    assert "127000x2x14x14x64" in text
+    assert "127000x2x32x32x8" in text
+    assert f"hours: {(127_000 + 65_536) / 100 / 3600:.3g} at 100 pictures/s" in text
+    assert "give --rate" in estimate(request, 127_000, None, False)
+    with pytest.raises(UserError, match="--measure needs the pictures"):
+        estimate(request, 127_000, None, True)
+
+
+def test_a_rate_can_be_measured(tmp_path: Path) -> None:
+    options = {"source": "scenes:16", "out": str(tmp_path / "s"), "limit": 8, "encoder": "pixels", "z0": "pixels:16"}
+    assert "measured here" in estimate(read_request(None, options, "2x2x4"), None, None, True)
