@@ -189,6 +189,11 @@ def train_options(denoiser: str) -> str:
     return f"--level {number} --depth {top + 1} --sigma {','.join(sigmas)}"
 
 
+def levels_of(denoiser: str) -> list[int]:
+    """The level that a folder's denoiser generates, and those it is given."""
+    return [int(one) for one in re.findall(r"(?:^|-)z(\d+)", denoiser)]
+
+
 def read_plan(file: Path) -> Plan:
     """The plan of a recipe file. Raises RecipeError."""
     try:

@@ -100,7 +100,7 @@ def test_greedy_is_refused_where_every_denoiser_depends_on_every_sigma(plan: Cal
 )
 def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_all: bool) -> None:
     """What a folder's name tells `nestgen train` is what makes nestgen choose that folder."""
-    from grid import plan_of, train_options
+    from grid import levels_of, plan_of, train_options
 
     from nestgen.recipe import Recipe, run_dir
 
@@ -123,6 +123,7 @@ def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_a
             trained = trained.with_sigmas([float(one) for one in told["--sigma"].split(",")])
         assert int(told["--level"]) == level
         assert run_dir(trained, level).name == denoiser
+        assert levels_of(denoiser) == [level, *cut.conditions(level)]
 
 
 def test_a_range_of_sigma_is_left_to_the_recipe(plan: Callable[..., Any]) -> None:
