@@ -73,7 +73,7 @@ def photos(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which real photos are extracted through a real small encoder."""
     folder = tmp_path_factory.mktemp("photos")
     features = {
-        "source": f"wds:{real_data}/imagenette64/val-{{000000..000003}}.tar",
+        "source": f"wds:{real_data}/imagenette64/train-{{000000..000003}}.tar",
         "encoder": "timm:vit_tiny_patch16_224",
         "weights": str(real_data / "weights" / "vit_tin.safetensors"),
         "z0": "pixels:64",

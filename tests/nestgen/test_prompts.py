@@ -26,7 +26,7 @@ def write_text(root: Path, write: Writer, captions: list[int] | None = None, cou
     """A root of embedded captions: loose ones, or so many a picture."""
     count = count if captions is None else sum(captions)
     values = np.random.default_rng(count).normal(size=(count + 1, 3, 8)).astype("<f2")
-    keys = [f"{root}-{row}" for row in range(count + 1)]
+    keys = [f"picture-{row}" for row in range(count if captions is None else len(captions))]
     write(root / "text" / "3x8.zarr", values, kind="text", keys=keys, null_row=0)
     if captions is not None:
         offsets = np.concatenate([[1], 1 + np.cumsum(captions)]).astype("<i8")
