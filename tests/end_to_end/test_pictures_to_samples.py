@@ -79,7 +79,7 @@ def photos(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "z0": "pixels:64",
         "limit": 1500,
     }
-    write_recipe(folder, features, [{"shape": "64x64x3", "patch": 8}, {"shape": "4x4x16", "sigma": 0.5}])
+    write_recipe(folder, features, [{"shape": "64x64x3", "patch": 4}, {"shape": "4x4x16", "sigma": 0.5}])
     run(folder, "featurize", "extract", "--workers", 2)
     return folder
 

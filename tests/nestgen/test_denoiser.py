@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nestgen.blocks import sinusoids
 from nestgen.condition import stack
-from nestgen.denoiser import Denoiser, DenoiserConfig
+from nestgen.denoiser import Denoiser, DenoiserConfig, narrow
 
 SMALL = DenoiserConfig(shape=(8, 4, 3), patch=2, dim=32, depth=4, heads=4)
 GIVEN = replace(SMALL, condition_shapes=((2, 2, 5),))
@@ -427,3 +427,16 @@ def test_any_pair_of_shapes_has_a_stack(h: int, w: int, rows: int, columns: int,
     assert (gradient.abs().sum((0, 1)) > 0).all()
     bias_free = layers(torch.zeros_like(condition))
     assert ((tokens - bias_free).abs().sum((0, 1)) > 0).all()
+
+
+def test_a_patch_of_more_values_than_a_token_is_told() -> None:
+    wide = replace(SMALL, shape=(16, 8, 3), patch=4)  # 48 values, width 32
+    assert narrow(replace(wide, dim=48)) is None
+    sentence = narrow(wide)
+    assert sentence is not None
+    assert "4x4x3 has 48 values" in sentence
+    # What the sentence says of the loss, 1 - 32 / 48: of white noise, a linear map to the width and back leaves it.
+    assert "33% of the noise" in sentence
+    embed_DP = torch.linalg.qr(torch.randn(48, 32, dtype=torch.float64))[0].T
+    left = torch.eye(48, dtype=torch.float64) - embed_DP.T @ embed_DP
+    assert left.square().sum() / 48 == pytest.approx(1 / 3)

@@ -69,6 +69,22 @@ def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
     )
 
 
+def narrow(config: DenoiserConfig) -> str | None:
+    """A sentence where a patch has more values than a token: what is left of the noise cannot pass.
+
+    The untold share 1 - D / (p p C) is a floor of the loss of the noise, and stays in samples. Measured on photos
+    (64x64x3, patch 8, nano): loss 0.35 and pure noise drawn, where 1 - 128 / 192 is 0.33.
+    """
+    values = config.patch**2 * config.shape[2]
+    if values <= config.dim:
+        return None
+    return (
+        f"a patch of {config.patch}x{config.patch}x{config.shape[2]} has {values} values and the denoiser's width is "
+        f"{config.dim}: {1 - config.dim / values:.0%} of the noise cannot pass, so that the loss stays above that and "
+        "samples keep it; set a smaller patch or a wider denoiser.size"
+    )
+
+
 class Denoiser(nn.Module):
     """What the process predicts (the noise, by default) of one level. Weights are named as in U-ViT; `sites` is added.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nestgen.checkpoint import newest
 from nestgen.counts import PAPER, Printed, count, growth, training_petaflops
-from nestgen.denoiser import denoiser_config
+from nestgen.denoiser import denoiser_config, narrow
 from nestgen.errors import UserError
 from nestgen.recipe import Level, Recipe, run_dir, shape_name, store_path
 from nestgen.store import open_store
@@ -47,7 +47,12 @@ def _levels(recipe: Recipe) -> str:
     return (
         f"{recipe.file}: {recipe.name}, {len(recipe.levels)} level(s), denoiser {recipe.denoiser.size}, {labels}\n"
         "GFlops are of one picture's forward pass by the paper's convention, which leaves out attention products.\n\n"
-    ) + _table(rows)
+    ) + "\n".join([_table(rows), *_warnings(recipe)])
+
+
+def _warnings(recipe: Recipe) -> list[str]:
+    found = [(number, narrow(denoiser_config(recipe, number))) for number in range(len(recipe.levels))]
+    return [f"warning: of z_{number}, {sentence}" for number, sentence in found if sentence]
 
 
 def _sigma(level: Level) -> str:

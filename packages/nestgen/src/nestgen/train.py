@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from nestgen import losses
 from nestgen.counts import count
+from nestgen.denoiser import narrow
 from nestgen.errors import LostPartner, UserError
 from nestgen.feed import Feed, make_batch, open_feed, prefetch
 from nestgen.files import sha256_of
@@ -71,6 +72,8 @@ def _train(accelerator: Accelerator, feed: Feed, folder: Path, init: Path | None
     if recipe.training.trackers:
         accelerator.init_trackers(recipe.name, {"run": folder.name, "seed": recipe.seed, **_flat(recipe.training)})
     accelerator.print(_plan(accelerator, feed))
+    if warning := narrow(trainer.denoiser.config):
+        accelerator.print(f"warning: {warning}")
     if accelerator.is_main_process:
         lay_folder(folder, recipe.file, meta, _parameters(recipe, level), first)
         write_status(folder, meta, f"In training from step {first} to {last}")
