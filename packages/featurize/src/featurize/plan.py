@@ -15,6 +15,7 @@ from featurize.ledger import Ledger
 from featurize.pictures import SQUARE, CropRule
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
 from featurize.store import ArraySpec, folder_name, is_sealed, is_there, opened
+from featurize.work import INNER_BATCH
 
 MAX_BLOCK_ROWS = 1024
 MAX_BLOCK_BYTES = 128 << 20  # of the largest array
@@ -92,12 +93,15 @@ def base_channels(request: Request, encoder: EncoderCard) -> int:
 
 
 def rows_a_block(rows: int, views: int, encoder: EncoderCard, channels: int, codec: CodecCard) -> int:
-    """Rows a block: a power of two, at least eight blocks where there are rows enough, and bounded in bytes."""
+    """Rows a block: a power of two, for at least four blocks where there are rows enough, and bounded in bytes.
+
+    A block is whole inner batches, whatever the bounds: the network's time on a batch's padding would be lost.
+    """
     h, w, _ = codec.latent_shape
     bytes_a_row = 2 * views * max(encoder.grid[0] * encoder.grid[1] * channels, h * w * codec.stored_channels)
     ceiling = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // bytes_a_row))
-    wanted = max(16, 1 << (max(1, -(-rows // 8)) - 1).bit_length())
-    return min(wanted, 1 << (ceiling.bit_length() - 1))
+    wanted = max(INNER_BATCH, 1 << (max(1, -(-rows // 8)) - 1).bit_length())
+    return max(INNER_BATCH // views, min(wanted, 1 << (ceiling.bit_length() - 1)))
 
 
 def _block_rows_of(root: Path) -> int | None:
