@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 import os
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -20,3 +24,77 @@ def real_data() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip(f"real test data is not at {folder}; set NESTED_TEST_DATA")
     return folder
+
+
+IMPORTED = ["featurize.extract", "timm", "distributed", "nestgen.train", "nestgen.sample", "matplotlib.figure"]
+ForkServer = multiprocessing.context.ForkServerContext
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> ForkServer:
+    """Starts processes that have both packages imported already, so that they cost no seconds; Dask's workers as well."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+@pytest.fixture
+def fork(fork_server: ForkServer) -> Iterator[Callable[..., BaseProcess]]:
+    """Runs Python code in a process of its own. All are killed at the end.
+
+    The code sees the keywords as variables; `environment` is added to its environment.
+    """
+    started: list[BaseProcess] = []
+
+    def run(code: str, environment: dict[str, str] | None = None, **variables: object) -> BaseProcess:
+        code = f"import os, torch; os.environ.update(environment); torch.set_num_threads(1)\n{code}"
+        variables |= {"environment": {**os.environ, **(environment or {})}}
+        process = fork_server.Process(target=exec, args=(code, variables))
+        process.start()
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.join(60)
+
+
+COMMAND = """
+import importlib, os, sys
+os.environ.update(environment)
+os.chdir(folder)
+for number, path in enumerate(printed, start=1):
+    os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+sys.argv = arguments
+exec(before)
+importlib.import_module(f"{arguments[0]}.cli").main()
+"""
+
+
+@pytest.fixture(scope="session")
+def command_line(
+    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[int, str, str]]:
+    """Calls `command_line(folder, "nestgen", "train", ...)` in a process of its own; (exit code, output, errors).
+
+    `before` is Python code that the process runs before the command.
+    """
+
+    def call(folder: Path, *arguments: object, before: str = "") -> tuple[int, str, str]:
+        printed = [path := tmp_path_factory.mktemp("printed") / "out", path.with_name("err")]
+        variables = {
+            "environment": os.environ | {"OMP_NUM_THREADS": "1"},
+            "folder": folder,
+            "printed": printed,
+            "arguments": [*map(str, arguments)],
+            "before": before,
+        }
+        process = fork_server.Process(target=exec, args=(COMMAND, variables))
+        process.start()
+        process.join()
+        out, err = (path.read_text() for path in printed)
+        assert process.exitcode is not None
+        return process.exitcode, out, err
+
+    return call

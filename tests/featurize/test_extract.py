@@ -124,35 +124,29 @@ def test_dask_workers_give_the_same_bytes(
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
-    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, command_line: Callable
 ) -> None:
     """A limit on the size of a file is the full disk that a test can have without being root."""
     root = tmp_path / "full"
     request = options(picture_folder, vit_weights, root)
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
-        "from featurize.cli import main; main()"
-    )
-    command = [sys.executable, "-c", script, "extract", request["source"], "--encoder", request["encoder"]]
-    command += [
+    words = [
+        "--encoder",
+        request["encoder"],
         "--weights",
-        request["weights"],
+        vit_weights,
         "--out",
         root,
         "--views",
         2,
         "--z0",
         "pixels:16",
-        "--levels",
-        "2x2x8,1x1x16",
     ]
-    done = subprocess.run(
-        [str(part) for part in [*command, "--workers", 0]], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "refuses a file so large" in done.stderr
-    assert "Traceback" not in done.stderr
+    words += ["--levels", "2x2x8,1x1x16", "--workers", 0]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
+    code, _, errors = command_line(tmp_path, "featurize", "extract", request["source"], *words, before=limit)
+    assert code == 1
+    assert "refuses a file so large" in errors
+    assert "Traceback" not in errors
     extract(read_request(None, request, "2x2x8,1x1x16"), workers=0, scheduler=None)
     assert chunks(root) == chunks(extraction)
 

@@ -9,8 +9,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -171,44 +173,44 @@ def test_another_block_size_gives_the_same_values(
 
 
 def test_a_cluster_of_processes_survives_the_loss_of_one(
-    pictures: Path, vit_weights: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path,
+    vit_weights: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fork: Callable[..., BaseProcess],
 ) -> None:
     """A scheduler and three workers, each a process of its own; one worker is killed midway."""
     monkeypatch.setattr(plan, "MAX_BLOCK_ROWS", BLOCK_ROWS)
-    root = tmp_path / "root"
-    address = tmp_path / "scheduler.json"
-    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--dashboard-address", ":0"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    processes = [subprocess.Popen([*scheduler, "--host", "127.0.0.1", "--scheduler-file", str(address)], **quiet)]
+    monkeypatch.chdir(tmp_path)
+    root, address = tmp_path / "root", tmp_path / "scheduler.json"
+    joined = ["--scheduler-file", str(address)]
+    start = "from distributed.cli.dask_{0} import main; main(options)".format
+    scheduler = fork(start("scheduler"), options=["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", *joined])
+    while not address.is_file():
+        assert scheduler.exitcode is None
+        time.sleep(0.02)
+    workers = [
+        fork(start("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", *joined]) for _ in range(3)
+    ]
+    place = json.loads(address.read_text())["address"]
+    ended = threading.Event()
+
+    def kill_midway() -> None:
+        while not list(root.glob("*/base.blocks/*[0-9].json")):
+            if ended.wait(0.01):
+                return
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_midway)
+    killer.start()
     try:
-        processes += [
-            subprocess.Popen([*worker, "--scheduler-file", str(address)], **quiet, cwd=tmp_path) for _ in range(3)
-        ]
-        deadline = time.monotonic() + 120
-        while not address.is_file() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        place = json.loads(address.read_text())["address"]
-        seen = multiprocessing.get_context("fork").Process(target=_kill_midway, args=(processes[1].pid, root))
-        seen.start()
         extract(request_for(pictures, vit_weights, root), workers=None, scheduler=place)
-        seen.join(10)
-        assert seen.exitcode == 0, "the worker was not killed before the run ended"
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        ended.set()
+        killer.join()
+    assert workers[0].exitcode == -signal.SIGKILL, "the worker was not killed before the run ended"
     assert chunks(root) == undisturbed
-
-
-def _kill_midway(pid: int, root: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if list(root.glob("*/base.blocks/*[0-9].json")):
-            os.kill(pid, signal.SIGKILL)
-            os._exit(0)
-        time.sleep(0.005)
-    os._exit(1)
 
 
 def test_a_read_only_store_is_one_sentence_and_the_run_goes_on(

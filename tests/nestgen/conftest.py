@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +21,6 @@ def one_thread() -> None:
     """Tests run side by side: threads of tiny tensors would only wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def fork(one_thread: None) -> Iterator[Callable[..., BaseProcess]]:
-    """Runs Python code in a process of its own that has the package imported already, so that it costs no seconds.
-
-    The code sees the keywords as variables; `environment` is added to its environment. All are killed at the end.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nestgen.train", "nestgen.preview", "matplotlib.figure"])
-    started: list[BaseProcess] = []
-
-    def run(code: str, environment: dict[str, str] | None = None, **variables: object) -> BaseProcess:
-        code = f"import os, torch; os.environ.update(environment); torch.set_num_threads(1)\n{code}"
-        process = context.Process(target=exec, args=(code, {"environment": environment or {}, **variables}))
-        process.start()
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.join(60)
 
 
 def write_store(
