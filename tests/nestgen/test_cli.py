@@ -149,8 +149,8 @@ def test_nestgen_imports_nothing_of_featurize() -> None:
     script = (
         "import sys; sys.modules['featurize'] = None\n"
         "import pkgutil, importlib, nestgen\n"
-        "for module in pkgutil.iter_modules(nestgen.__path__):\n"
-        "    if module.name != '__main__': importlib.import_module('nestgen.' + module.name)\n"
+        "for module in pkgutil.walk_packages(nestgen.__path__, 'nestgen.'):\n"
+        "    if module.name != 'nestgen.__main__': importlib.import_module(module.name)\n"
         "assert not any(name.startswith('featurize.') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

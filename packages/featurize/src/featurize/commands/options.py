@@ -1,0 +1,38 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from featurize.errors import UserError
+
+SMALL_STORE = 1 << 30  # bytes
+
+recipe_option = click.option(
+    "--recipe", type=click.Path(path_type=Path), help="Recipe file. [default: ./nested.yaml, if it is there]"
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Dask worker processes; 0 works in this one. [default: one a core, or one a GPU]",
+)
+wait_option = click.option("--wait", is_flag=True, help="Wait for another run that holds the store root, then go on.")
+scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")
+
+
+def parse_model_args(text: str) -> dict[str, Any]:
+    """`a=1,b=x` or a YAML (JSON) mapping."""
+    try:
+        parsed = yaml.safe_load(text)
+        if isinstance(parsed, str) and "=" in parsed:
+            pairs = [part.split("=", 1) for part in text.split(",")]
+            parsed = {key.strip(): yaml.safe_load(value) for key, value in pairs}
+    except (yaml.YAMLError, ValueError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise UserError(f"--model-args '{text}' is no list of arguments; write img_size=64,patch_size=8.")
+    return parsed

@@ -1,0 +1,123 @@
+"""What looks after stores: `info`, `ls`, `verify` and `repair`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from featurize.commands.options import (
+    SMALL_STORE,
+    recipe_option,
+    scheduler_option,
+    wait_option,
+    workers_option,
+)
+from featurize.files import place
+from featurize.recipe import read_request
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw explained variance, effective rank, outlier tokens, and mean and std of the levels' channels.",
+)
+def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
+    """Say what the store ROOT holds; without it, the recipe's."""
+    from featurize.info import describe
+    from featurize.info_picture import draw_info
+
+    where = _root(root, recipe)
+    click.echo(describe(where))
+    if picture is not None:
+        draw_info(where, picture)
+        click.echo(f"{picture} shows it.")
+
+
+@click.command("ls")
+@click.argument("folder", required=False)
+def ls(folder: str | None) -> None:
+    """List all store roots in FOLDER (default: stores, else the working directory): arrays, sizes, states, what made them."""
+    from featurize.catalogue import catalogue
+
+    default = "stores" if Path("stores").is_dir() else "."
+    click.echo(catalogue(place(folder or default)))
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@click.option(
+    "--re-encode", type=click.IntRange(min=0), default=0, metavar="K", help="Encode K random rows again as well."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses those rows.")
+@workers_option
+@scheduler_option
+def verify(
+    root: str | None, recipe: Path | None, re_encode: int, seed: int, workers: int | None, scheduler: str | None
+) -> None:
+    """Check the store ROOT (the recipe's without it): the ledger, every block's digest, NaN and constant rows, mean and std,
+    levels against their base store. One line a finding, and exit code 1 when there is one."""
+    from featurize.engine import engine
+    from featurize.verify import arrays_of
+    from featurize.verify import verify as run_verify
+
+    folder = _root(root, recipe)
+    with engine(workers if workers is not None else _few_workers(folder, scheduler), scheduler) as run:
+        findings = run_verify(folder, run)
+        if re_encode:
+            from featurize.spot_check import spot_check
+
+            findings += spot_check(folder, re_encode, seed, run)
+    _report(findings, f"{folder} is whole: {len(arrays_of(folder))} arrays, every block as it was written.")
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@workers_option
+@scheduler_option
+@wait_option
+def repair(root: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, wait: bool) -> None:
+    """Do again exactly what `verify` finds wrong in the store ROOT (the recipe's without it)."""
+    from featurize.engine import engine
+    from featurize.interrupt import finishing_tasks
+    from featurize.lock import holding
+    from featurize.repair import repair as run_repair
+
+    folder = _root(root, recipe)
+    few = workers if workers is not None else _few_workers(folder, scheduler)
+    with engine(few, scheduler) as run, holding(folder, wait), finishing_tasks():
+        findings = run_repair(folder, run, click.echo)
+    _report(findings, f"{folder} is whole.")
+
+
+def _root(root: str | None, recipe: Path | None) -> Path:
+    return place(root or read_request(recipe, {}, None).features.out)
+
+
+def _few_workers(root: Path, scheduler: str | None) -> int | None:
+    """None, or 0 where a store is read sooner than workers start."""
+    from featurize.store import opened
+    from featurize.verify import arrays_of
+
+    if scheduler is not None:
+        return None
+    try:
+        return 0 if sum(opened(path).nbytes for path in arrays_of(root)) < SMALL_STORE else None
+    except Exception:  # zarr raises many kinds for a damaged array
+        return 0
+
+
+def _report(findings: Sequence[object], whole: str) -> None:
+    for finding in findings:
+        click.echo(str(finding))
+    if findings:
+        sys.exit(1)
+    click.echo(whole)
