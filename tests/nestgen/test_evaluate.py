@@ -22,8 +22,9 @@ from nestgen.evaluate import Against, evaluate
 from nestgen.files import read_json
 from nestgen.frechet import frechet_distance
 from nestgen.latents import create_latents, open_latents
-from nestgen.recipe import EvaluationOptions, Recipe, load_recipe
+from nestgen.recipe import Recipe, load_recipe
 from nestgen.sample import sample
+from nestgen.sections import EvaluationOptions
 from nestgen.sources import Source
 from nestgen.spaces import DIMENSIONS, pool
 from nestgen.store import open_hierarchy, open_store

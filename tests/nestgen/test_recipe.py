@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nestgen.errors import UserError
-from nestgen.recipe import Recipe, Section, load_recipe, run_dir, store_path
+from nestgen.recipe import Recipe, load_recipe, run_dir, store_path
+from nestgen.sections import Section
 
 BASE: dict[str, Any] = {
     "features": {"out": "stores/x", "source": "scenes", "views": 2, "encoder": "timm:vit/tiny"},

@@ -33,8 +33,9 @@ from nestgen.ema import decay
 from nestgen.errors import UserError
 from nestgen.feed import Batch, Feed, make_batch
 from nestgen.process import Process
-from nestgen.recipe import Recipe, TrainingOptions, load_recipe, run_dir
+from nestgen.recipe import Recipe, load_recipe, run_dir
 from nestgen.run import only_training
+from nestgen.sections import TrainingOptions
 from nestgen.train import train
 from nestgen.trainer import initial_denoiser, learning_rate
 

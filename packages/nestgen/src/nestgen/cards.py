@@ -13,7 +13,8 @@ from nestgen.files import read_json, write_json
 from nestgen.latents import held, remove_latents
 from nestgen.models import Model
 from nestgen.prompts import Prompts
-from nestgen.recipe import Recipe, shape_name
+from nestgen.recipe import Recipe
+from nestgen.sections import shape_name
 from nestgen.sources import Source
 from nestgen.store import Store
 

@@ -13,7 +13,8 @@ from nestgen.inception import find_weights
 from nestgen.kept import kept
 from nestgen.measure import Statistics, measure
 from nestgen.protocols import PROTOCOLS
-from nestgen.recipe import Recipe, shape_name
+from nestgen.recipe import Recipe
+from nestgen.sections import shape_name
 from nestgen.sources import training_root
 from nestgen.spaces import Space, encoder_space, inception_space, level_space
 

@@ -6,7 +6,8 @@ from nestgen.checkpoint import newest
 from nestgen.counts import PAPER, Printed, count, growth, training_petaflops
 from nestgen.denoiser import denoiser_config, narrow
 from nestgen.errors import UserError
-from nestgen.recipe import Level, Recipe, run_dir, shape_name, store_path
+from nestgen.recipe import Recipe, run_dir, store_path
+from nestgen.sections import Level, shape_name
 from nestgen.store import open_store
 
 

@@ -15,8 +15,9 @@ from nestgen.denoiser import Denoiser, DenoiserConfig, denoiser_config
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
 from nestgen.process import Process, trained_process
-from nestgen.recipe import FLOW_SAMPLERS, Autoguide, Interval, Recipe, run_dir, shape_name
+from nestgen.recipe import Recipe, run_dir
 from nestgen.samplers import Denoise
+from nestgen.sections import FLOW_SAMPLERS, Autoguide, Interval, shape_name
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nestgen import losses
 from nestgen.errors import UserError
-from nestgen.recipe import TrainingOptions
+from nestgen.sections import TrainingOptions
 from nestgen.trainer import StepResult, learning_rate
 
 MOST_SKIPPED = 50  # steps in a row; a scaler of fp16 needs some twenty to find its scale

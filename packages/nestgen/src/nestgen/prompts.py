@@ -18,7 +18,8 @@ from torch import Tensor
 from nestgen import noise
 from nestgen.errors import UserError
 from nestgen.files import replacing
-from nestgen.recipe import Recipe, shape_name
+from nestgen.recipe import Recipe
+from nestgen.sections import shape_name
 from nestgen.sources import seal_of
 from nestgen.store import Store, open_store
 

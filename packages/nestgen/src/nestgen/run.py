@@ -20,7 +20,7 @@ from nestgen.denoiser import denoiser_config
 from nestgen.errors import UserError
 from nestgen.feed import Feed
 from nestgen.files import replacing, write_json
-from nestgen.recipe import shape_name
+from nestgen.sections import shape_name
 
 # Training options that do not decide the weights of a given step, beyond rounding: they may change as a run goes on.
 FREE = {"steps", "checkpoint_every", "keep", "preview", "trackers"}

@@ -19,8 +19,9 @@ from nestgen.files import sha256_of
 from nestgen.inception import digest_of, features_of, load_inception, published_moments
 from nestgen.latents import open_latents
 from nestgen.measure import Statistics, kept_statistics
-from nestgen.recipe import Level, Recipe, shape_name, store_path
+from nestgen.recipe import Recipe, store_path
 from nestgen.remote import Remote
+from nestgen.sections import Level, shape_name
 from nestgen.sources import check_comparable, open_real, real_latents, seal_of, training_root
 from nestgen.store import Store, open_store
 

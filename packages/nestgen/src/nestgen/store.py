@@ -12,8 +12,9 @@ import numpy as np
 import zarr
 
 from nestgen.errors import UserError
-from nestgen.recipe import Recipe, shape_name, store_path, store_root
+from nestgen.recipe import Recipe, store_path, store_root
 from nestgen.remote import Remote, RemoteBlocks
+from nestgen.sections import shape_name
 
 FORMAT = "nested-store/1"
 FEW = 32  # rows a block, below which they are copied one by one

@@ -26,8 +26,9 @@ from nestgen.files import sha256_of
 from nestgen.launch import follow_the_parent
 from nestgen.preview import Preview, open_preview
 from nestgen.progress import Progress
-from nestgen.recipe import Recipe, TrainingOptions, run_dir
+from nestgen.recipe import Recipe, run_dir
 from nestgen.run import best_step, describe, find_checkpoint, lay_folder, only_training, write_status
+from nestgen.sections import TrainingOptions
 from nestgen.snapshots import save_snapshot
 from nestgen.trainer import Trainer, initial_denoiser
 from nestgen.warmstart import read_weights

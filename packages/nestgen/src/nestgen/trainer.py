@@ -18,7 +18,8 @@ from nestgen.checkpoint import Checkpoint, save_checkpoint
 from nestgen.denoiser import Denoiser, denoiser_config
 from nestgen.feed import Batch, Feed
 from nestgen.process import process_of
-from nestgen.recipe import Recipe, TrainingOptions
+from nestgen.recipe import Recipe
+from nestgen.sections import TrainingOptions
 from nestgen.shard import like, shard, whole
 
 
