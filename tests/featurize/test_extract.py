@@ -331,14 +331,27 @@ def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit
         encode_batch(task, Clock())
 
 
-def test_asked_again_no_network_is_loaded(extraction: Path, picture_folder: Path, vit_weights: Path) -> None:
-    """In a process of its own: torch, which takes seconds to import, is not even there."""
-    script = (
-        "import sys; from featurize.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, 'distributed' in sys.modules)"
+def test_asked_again_nothing_heavy_is_imported(
+    extraction: Path, picture_folder: Path, vit_weights: Path, shard: Path
+) -> None:
+    """In a process of its own, because these take longer to import than all else that the answers need."""
+    script = """
+import json, sys
+from featurize.cli import main
+from featurize.sources import list_pictures
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["featurize", *command]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, command
+list_pictures(sys.argv[-1], "train", None)
+print([name for name in ("torch", "scipy", "zarr", "dask", "distributed", "webdataset", "timm") if name in sys.modules])
+"""
+    again = ["extract", f"folder:{picture_folder}", "--encoder", f"timm:{MODEL}", "--weights", str(vit_weights)]
+    again += ["--out", str(extraction), "--views", "2", "--z0", "pixels:16", "--levels", "2x2x8,1x1x16"]
+    commands = [again, ["info", str(extraction)], ["ls", str(extraction)], ["extract", "--help", f"wds:{shard}"]]
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(commands)], capture_output=True, text=True, check=True
     )
-    arguments = ["extract", f"folder:{picture_folder}", "--encoder", f"timm:{MODEL}", "--weights", str(vit_weights)]
-    arguments += ["--out", str(extraction), "--views", "2", "--z0", "pixels:16", "--levels", "2x2x8,1x1x16"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False False"
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import scipy.linalg
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
@@ -153,6 +152,8 @@ def fit(moments: Moments) -> Basis:
         raise UserError(
             "The basis can't be fitted: the features hold fewer than two tokens, or NaN or infinite values."
         )
+    import scipy.linalg  # only here and for the drift: reading a basis needs none of it
+
     eigenvalues, vectors = scipy.linalg.eigh(moments.scatter / (moments.count - 1))
     order = np.argsort(eigenvalues)[::-1]
     vectors = vectors[:, order]
@@ -165,6 +166,8 @@ def drift(basis: Basis, moments: Moments, channels: int) -> dict[str, float]:
 
     The largest principal angle in degrees, and the variance lost as a share of what the best basis keeps.
     """
+    import scipy.linalg
+
     best = fit(moments)
     mine, theirs = basis.components[:, :channels], best.components[:, :channels]
     angle = float(np.degrees(scipy.linalg.subspace_angles(mine, theirs).max()))

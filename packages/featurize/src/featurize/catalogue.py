@@ -9,9 +9,10 @@ from typing import Any
 
 from featurize.errors import UserError
 from featurize.files import read_json
+from featurize.header import header_of
 from featurize.ledger import read_ledger
 from featurize.lock import holder
-from featurize.store import blocks_folder, is_sealed, opened, seal_path, spec_of, written_blocks
+from featurize.store import blocks_folder, is_sealed, seal_path, spec_of, written_blocks
 from featurize.verify import arrays_of
 
 COLUMNS = ("array", "shape", "size", "state", "made with")
@@ -46,13 +47,13 @@ def _line(path: Path, root: Path) -> tuple[int, tuple[str, ...]]:
     """(bytes, the cells of an array's line)."""
     name = path.relative_to(root).as_posix()
     try:
-        array = opened(path)
-        spec = spec_of(array, path)
-        versions: Any = array.attrs["versions"]
-    except Exception:  # zarr raises many kinds for a damaged array
+        header = header_of(path)
+        spec = spec_of(path, header)
+        versions = header.attributes["versions"]
+    except (UserError, OSError, KeyError):
         return 0, (name, "", "", "damaged; see `featurize verify`", "")
     written = spec.blocks if is_sealed(path) else len(written_blocks(path))
-    size = int(array.nbytes * written / spec.blocks)
+    size = int(header.nbytes * written / spec.blocks)
     if is_sealed(path):
         when = datetime.fromtimestamp(seal_path(path).stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M")
         state = f"sealed {str(read_json(seal_path(path))['sha256'])[:12]} {when}"

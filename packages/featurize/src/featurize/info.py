@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-import zarr
 
 from featurize.basis import effective_rank
 from featurize.files import read_json
+from featurize.header import Header
 from featurize.ledger import read_ledger
-from featurize.store import is_sealed, open_sealed, seal_path, written_blocks
+from featurize.store import is_sealed, seal_path, sealed_header, written_blocks
 from featurize.verify import arrays_of
 
 
@@ -33,8 +33,8 @@ def _describe_array(path: Path, root: Path) -> str:
     if not is_sealed(path):
         done = len(written_blocks(path))
         return f"  {name}: unfinished, {done} blocks are written; run the command that was making it again."
-    array = open_sealed(path)
-    kind = str(array.attrs["kind"])
+    array = sealed_header(path)
+    kind = str(array.attributes["kind"])
     size = array.nbytes / 1e6
     head = f"  {name}: {_WORDS[kind]}, {'x'.join(map(str, array.shape))} {array.dtype}, {size:,.1f} MB, sealed"
     return "\n".join([f"{head} {str(read_json(seal_path(path))['sha256'])[:12]}", *_details(array, path, kind)])
@@ -50,8 +50,8 @@ _WORDS = {
 }
 
 
-def _details(array: zarr.Array, path: Path, kind: str) -> list[str]:
-    attributes: dict = dict(array.attrs)
+def _details(array: Header, path: Path, kind: str) -> list[str]:
+    attributes = array.attributes
     indent = "      "
     if kind in ("labels", "offsets"):
         return []

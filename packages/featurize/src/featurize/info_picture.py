@@ -12,7 +12,7 @@ from featurize.basis import effective_rank
 from featurize.errors import UserError
 from featurize.files import read_json, replacing
 from featurize.spaces import level_paths
-from featurize.store import is_sealed, open_sealed, seal_path
+from featurize.store import is_sealed, seal_path, sealed_header
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,10 @@ def _draw_variance(axes: Any, facts: EncoderFacts) -> None:
 
 
 def _facts(base_path: Path) -> EncoderFacts:
-    base = open_sealed(base_path)
-    attributes: dict[str, Any] = dict(base.attrs)
+    attributes = sealed_header(base_path).attributes
     levels = []
     for path in level_paths(base_path.parent):
-        level: dict[str, Any] = dict(open_sealed(path).attrs)
+        level = sealed_header(path).attributes
         levels.append((path.stem, np.array(level["mean"]), np.array(level["std"])))
     return EncoderFacts(
         str(attributes["encoder"]),

@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from tqdm import tqdm
 
 from featurize.basis import load_basis
 from featurize.engine import Run, in_order
 from featurize.errors import UserError
+from featurize.header import Header, header_of, is_there
 from featurize.pooling import pool, pooling_matrix
 from featurize.recipe import Shape
 from featurize.store import (
     ArraySpec,
     is_sealed,
-    is_there,
-    open_sealed,
     opened,
     prepare,
     read_slice,
     rows_of,
     seal,
+    sealed_header,
     write_block,
 )
 
@@ -61,7 +60,7 @@ def derive_level(base_path: Path, shape: Shape, standard: Path | None, run: Run)
     the mean and std of the same level in the encoder folder `standard` (another split's).
     Raises UserError when the base store is too small for the shape, or a channel is constant.
     """
-    base = open_sealed(base_path)
+    base = sealed_header(base_path)
     h, w, channels = shape
     name = f"{h}x{w}x{channels}"
     _check_fits(base, base_path, name, shape)
@@ -73,14 +72,14 @@ def derive_level(base_path: Path, shape: Shape, standard: Path | None, run: Run)
     if standard is not None:
         mean, std = _standard_of(standard / f"{name}.zarr", base)
         rule: dict[str, Any] = {"taken": sha256(mean.tobytes() + std.tobytes()).hexdigest()}
-    elif "taken" in base.attrs.asdict()["provenance"]["basis"]:  # type: ignore[operator, call-overload, index]
+    elif "taken" in base.attributes["provenance"]["basis"]:
         raise UserError(
             f"{base_path} has another store's basis, so its levels need that store's standardisation: give --basis."
         )
     else:
         rule = {"fitted_on": "all rows, views and positions"}
     provenance = {
-        "base": base.attrs["fingerprint"],
+        "base": base.attributes["fingerprint"],
         "shape": list(shape),
         "pooling": "adaptive average",
         "standardisation": rule,
@@ -101,7 +100,7 @@ def derive_level(base_path: Path, shape: Shape, standard: Path | None, run: Run)
     return path
 
 
-def _check_fits(base: zarr.Array, path: Path, name: str, shape: Shape) -> None:
+def _check_fits(base: Header, path: Path, name: str, shape: Shape) -> None:
     _, _, height, width, kept = base.shape
     if shape[0] > height or shape[1] > width:
         raise UserError(f"The level {name} is larger than the {height}x{width} grid of {path}; ask for a smaller one.")
@@ -111,14 +110,14 @@ def _check_fits(base: zarr.Array, path: Path, name: str, shape: Shape) -> None:
         )
 
 
-def _standard_of(path: Path, base: zarr.Array) -> tuple[np.ndarray, np.ndarray]:
+def _standard_of(path: Path, base: Header) -> tuple[np.ndarray, np.ndarray]:
     if not is_there(path):
         raise UserError(
             f"The standardisation is to be that of {path}, which is not there; make that level first: "
             f"featurize levels {path.stem} --out {path.parent.parent}."
         )
-    attributes = open_sealed(path).attrs
-    if attributes["basis_sha256"] != base.attrs["basis_sha256"]:
+    attributes = sealed_header(path).attributes
+    if attributes["basis_sha256"] != base.attributes["basis_sha256"]:
         raise UserError(
             f"{path} has another basis than the base store it is to standardise; extract with --basis of that store."
         )
@@ -157,7 +156,7 @@ def _fit_standard(tasks: list[LevelTask], name: str, run: Run) -> tuple[np.ndarr
 
 def _level_spec(
     path: Path,
-    base: zarr.Array,
+    base: Header,
     shape: Shape,
     rows: np.ndarray,
     columns: np.ndarray,
@@ -172,10 +171,10 @@ def _level_spec(
         shape=(base.shape[0], base.shape[1], *shape),
         dtype="float16",
         block_rows=base.chunks[0],
-        keys_sha256=str(base.attrs["keys_sha256"]),
+        keys_sha256=str(base.attributes["keys_sha256"]),
         provenance=provenance,
         attributes={
-            "encoder": base.attrs["encoder"],
+            "encoder": base.attributes["encoder"],
             "latent_shape": list(shape),
             "basis_sha256": basis.sha256,
             "explained_variance": basis.explained[: shape[2]].tolist(),
@@ -188,7 +187,7 @@ def _level_spec(
 
 def level_task(path: Path, block: int) -> LevelTask:
     """The task that writes a block of a level as its attributes say, beside its base store."""
-    attributes: dict[str, Any] = dict(opened(path).attrs)
+    attributes = header_of(path).attributes
     pooling = attributes["pooling"]
     rows, columns = np.array(pooling["rows"]), np.array(pooling["columns"])
     mean, std = np.array(attributes["mean"]), np.array(attributes["std"])

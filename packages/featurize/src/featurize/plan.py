@@ -11,10 +11,11 @@ from featurize import basis as basis_
 from featurize.cards import Cards, CodecCard, EncoderCard
 from featurize.errors import UserError
 from featurize.files import place
+from featurize.header import header_of, is_there
 from featurize.ledger import Ledger
 from featurize.pictures import SQUARE, CropRule
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
-from featurize.store import ArraySpec, folder_name, is_sealed, is_there, opened
+from featurize.store import ArraySpec, folder_name, is_sealed
 from featurize.work import INNER_BATCH
 
 MAX_BLOCK_ROWS = 1024
@@ -107,7 +108,7 @@ def rows_a_block(rows: int, views: int, encoder: EncoderCard, channels: int, cod
 def _block_rows_of(root: Path) -> int | None:
     """A root's rows a block are decided once: a second encoder's arrays have the blocks of the first's."""
     labels = root / "labels.zarr"
-    return int(opened(labels).chunks[0]) if is_there(labels) else None
+    return header_of(labels).chunks[0] if is_there(labels) else None
 
 
 def other_basis(features: Features) -> Path | None:

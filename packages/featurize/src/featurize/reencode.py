@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from featurize.pictures import crop, decode
 from featurize.recipe import Features
 from featurize.sources import read
 from featurize.spaces import PIXEL_SIDE, FileSpace
-from featurize.store import folder_name, open_sealed
+from featurize.store import folder_name, sealed_header
 from featurize.work import encoder_spec
 
 BATCH = 32
@@ -49,14 +48,13 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
 
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(features), device)
-    base = open_sealed(root / folder_name(features.encoder) / "base.zarr")
-    provenance: Any = base.attrs["provenance"]
-    made_with: dict[str, Any] = provenance["encoder"]
+    base = root / folder_name(features.encoder) / "base.zarr"
+    made_with = sealed_header(base).attributes["provenance"]["encoder"]
     identity = json.loads(json.dumps(encoder.identity))
     if identity != made_with:
         keys = sorted(key for key in identity.keys() | made_with.keys() if identity.get(key) != made_with.get(key))
         raise UserError(
-            f"{base.store_path} was made with another {features.encoder} (differs in: {', '.join(keys)}); "
+            f"{base} was made with another {features.encoder} (differs in: {', '.join(keys)}); "
             "give the weights and options that it was extracted with."
         )
     path = folder / "features.npy"

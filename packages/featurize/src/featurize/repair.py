@@ -14,6 +14,7 @@ from featurize.engine import Run
 from featurize.errors import UserError
 from featurize.extract import check_tolerance, measure_basis
 from featurize.files import read_json, write_json
+from featurize.header import header_of, is_there
 from featurize.ledger import Ledger, ledger_path, read_ledger
 from featurize.levels import level_task, write_level_block
 from featurize.recipe import Features
@@ -22,8 +23,6 @@ from featurize.store import (
     blocks_folder,
     chunk_path,
     is_sealed,
-    is_there,
-    opened,
     prepare,
     record_path,
     rows_of,
@@ -52,14 +51,14 @@ def repair(root: Path, run: Run, say: Callable[[str], None]) -> list[Finding]:
         bad[finding.where] |= {finding.block} if finding.block is not None else set()
     ledger = read_ledger(root)
     for path in arrays_of(root):  # base stores before their levels
-        if path in bad and is_there(path) and spec_of(opened(path), path).kind in MENDABLE:
+        if path in bad and is_there(path) and spec_of(path).kind in MENDABLE:
             say(f"mending {path}: {len(bad[path])} blocks")
             _mend(path, bad[path], ledger, run)
     return verify(root, run) if findings else []
 
 
 def _mend(path: Path, bad: set[int], ledger: Ledger, run: Run) -> None:
-    spec = spec_of(opened(path), path)
+    spec = spec_of(path)
     sealed = _unseal(spec, bad)
     todo = prepare(spec)
     if spec.kind == "labels":
@@ -89,7 +88,7 @@ def _mend(path: Path, bad: set[int], ledger: Ledger, run: Run) -> None:
 
 def spec_versions(path: Path) -> str:
     """The libraries an array was made with, in words."""
-    versions: Any = opened(path).attrs["versions"]
+    versions = header_of(path).attributes["versions"]
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 

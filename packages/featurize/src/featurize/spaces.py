@@ -16,7 +16,7 @@ import zarr
 
 from featurize.pooling import pool, pooling_matrix
 from featurize.recipe import parse_shape
-from featurize.store import folder_name, is_sealed, open_sealed, read_rows
+from featurize.store import folder_name, is_sealed, open_sealed, read_rows, sealed_header
 
 PIXEL_SIDE  = 32  # of the raw-pixel baseline, at most                # fmt: skip
 BLOCK_BYTES = 64 << 20  # of float32 vectors in memory at a time
@@ -142,7 +142,7 @@ def encoder_spaces(root: Path, encoder: str, group: str, rows: np.ndarray) -> li
 def level_paths(folder: Path) -> list[Path]:
     """The sealed levels of an encoder's folder, from the finest grid to the coarsest."""
     sealed = [path for path in folder.glob("*x*x*.zarr") if is_sealed(path)]
-    levels = [(parse_shape(path.stem), path) for path in sealed if open_sealed(path).attrs["kind"] == "level"]
+    levels = [(parse_shape(path.stem), path) for path in sealed if sealed_header(path).attributes["kind"] == "level"]
     return [path for _, path in sorted(levels, key=lambda level: (-level[0][0] * level[0][1], -level[0][2]))]
 
 

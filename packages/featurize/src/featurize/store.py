@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from featurize.engine import Run, in_order, run_here
 from featurize.errors import UserError
 from featurize.files import is_local, read_json, remove_folder, to_disk, write_json
+from featurize.header import Header, header_of, is_there
+
+if TYPE_CHECKING:  # its import takes longer than asking again
+    import zarr
 
 FORMAT = "nested-store/1"
 COMMON = ("format", "kind", "rows", "views", "block_rows", "keys_sha256", "fingerprint", "provenance", "versions")
@@ -69,6 +72,8 @@ def is_sealed(array: Path) -> bool:
 
 def opened(path: Path, mode: Any = "r") -> zarr.Array:
     """The zarr array at a path of a local disk or of a bucket."""
+    import zarr
+
     return zarr.open_array(**_address(path), mode=mode)
 
 
@@ -89,6 +94,8 @@ def prepare(spec: ArraySpec) -> list[int]:
             remove_folder(records)
         return []
     if not is_there(spec.path):
+        import zarr
+
         zarr.create_array(
             **_address(spec.path),
             shape=spec.shape,
@@ -105,21 +112,11 @@ def prepare(spec: ArraySpec) -> list[int]:
     return [block for block in range(spec.blocks) if block not in written]
 
 
-def is_there(array: Path) -> bool:
-    """Whether an array has been begun: a run that dies before its metadata is written leaves an empty folder at most."""
-    return (array / "zarr.json").is_file()
-
-
 def refuse_other(spec: ArraySpec) -> None:
     """Raise UserError when the path holds something that is not what `spec` describes."""
     if not is_there(spec.path):
         return
-    try:
-        found = dict(opened(spec.path).attrs)
-    except Exception:  # zarr raises many kinds for a folder that is no array
-        raise UserError(
-            f"{spec.path} is there but is no whole zarr array; remove it and run the command again."
-        ) from None
+    found = header_of(spec.path).attributes
     if found.get("fingerprint") != spec.fingerprint:
         provenance = found.get("provenance")
         changed = _differences(provenance if isinstance(provenance, dict) else {}, spec.provenance)
@@ -155,15 +152,16 @@ def _attributes(spec: ArraySpec) -> dict[str, Any]:
     return common | spec.attributes
 
 
-def spec_of(array: zarr.Array, path: Path) -> ArraySpec:
-    """What an array that is there was to be. Raises KeyError where its attributes are not a store's."""
-    attributes: dict[str, Any] = dict(array.attrs)
+def spec_of(path: Path, header: Header | None = None) -> ArraySpec:
+    """What an array that is there was to be. Raises UserError for a damaged one, KeyError where it is not of a store."""
+    header = header or header_of(path)
+    attributes = header.attributes
     own = {key: value for key, value in attributes.items() if key not in COMMON}
     return ArraySpec(
         path,
         attributes["kind"],
-        array.shape,
-        str(array.dtype),
+        header.shape,
+        header.dtype,
         attributes["block_rows"],
         attributes["keys_sha256"],
         attributes["provenance"],
@@ -203,6 +201,8 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
 
     Raises UserError for NaN or infinite values and for values that the dtype can't hold.
     """
+    import zarr
+
     # Without this zarr would leave out a chunk that holds nothing but fill values.
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = opened(path, mode="r+")
@@ -294,28 +294,29 @@ def digest_of(parts: Iterable[str]) -> str:
 
 
 def open_sealed(path: Path) -> zarr.Array:
-    """A finished array for reading. Raises UserError when it is missing, unfinished or damaged (sizes only are looked at)."""
+    """A finished array for reading. Raises UserError as `sealed_header` does."""
+    sealed_header(path)
+    return opened(path)
+
+
+def sealed_header(path: Path) -> Header:
+    """Of a finished array. Raises UserError when it is missing, unfinished or damaged (of chunks only sizes are looked at)."""
     if not is_there(path):
         raise UserError(f"There is no store at {path}; `featurize extract` or `featurize levels` makes it.")
     if not is_sealed(path):
         raise UserError(f"The store {path} is unfinished; run the command that was making it again, it goes on.")
-    try:
-        array = opened(path)
-    except Exception:  # zarr raises many kinds for a damaged array
-        raise UserError(
-            f"The store {path} is damaged (its zarr.json can't be read); remove it and make it again."
-        ) from None
-    if array.attrs.get("format") != FORMAT:
+    header = header_of(path)
+    if header.attributes.get("format") != FORMAT:
         raise UserError(f"{path} is not in the format {FORMAT}; make it again with this version of featurize.")
     sizes = dict(_chunk_sizes(path))
     for block, record in enumerate(read_json(seal_path(path))["blocks"]):
-        chunk = chunk_path(path, block, array.ndim).relative_to(path).as_posix()
+        chunk = chunk_path(path, block, len(header.shape)).relative_to(path).as_posix()
         if sizes.get(chunk, 0) != record["bytes"]:
             raise UserError(
                 f"The store {path} is damaged: {chunk} has {sizes.get(chunk, 0)} bytes instead of {record['bytes']}; "
                 f"`featurize repair` mends it."
             )
-    return array
+    return header
 
 
 def _chunk_sizes(path: Path) -> Iterator[tuple[str, int]]:
@@ -349,7 +350,9 @@ def read_rows(array: zarr.Array, rows: np.ndarray, view: int | None = None) -> n
 
 def _block(array: zarr.Array, block: int) -> np.ndarray:
     """A block of rows, mapped where it is a file on a local disk (chunks are uncompressed)."""
-    if isinstance(array.store, zarr.storage.LocalStore):
+    from zarr.storage import LocalStore
+
+    if isinstance(array.store, LocalStore):
         chunk = chunk_path(array.store.root / array.path, block, array.ndim)
         return np.asarray(np.memmap(chunk, array.dtype, "r", shape=array.chunks))
     rows = rows_of(block, array.chunks[0], array.shape[0])

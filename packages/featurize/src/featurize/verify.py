@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zarr
 
 from featurize import basis as basis_
 from featurize.engine import Run, in_order
 from featurize.errors import UserError
 from featurize.files import read_json
+from featurize.header import Header, header_of, is_there
 from featurize.ledger import Ledger, ledger_path, read_ledger
 from featurize.levels import Sums, level_task, merge_sums, pooled_block, standardised_block, sums_of
 from featurize.store import (
@@ -28,7 +28,6 @@ from featurize.store import (
     digest_of,
     fingerprint,
     is_sealed,
-    is_there,
     opened,
     record_path,
     rows_of,
@@ -131,11 +130,12 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
     if not is_there(path):
         return [Finding(path, "has a seal and no zarr.json; remove the seal and make the array again")]
     try:
-        array = opened(path)
-        spec = spec_of(array, path)
+        opened(path)
+        header = header_of(path)
+        spec = spec_of(path, header)
     except Exception:  # zarr raises many kinds for a damaged array, and attributes may be missing
         return [Finding(path, "its zarr.json can't be read; remove the array with its seal and make it again")]
-    findings = [Finding(path, problem) for problem in _header_problems(spec, array, ledger)]
+    findings = [Finding(path, problem) for problem in _header_problems(spec, header, ledger)]
     records, problems = _records(spec)
     findings += [Finding(path, problem) for problem in problems]
     base = path.parent / "base.zarr"
@@ -160,17 +160,17 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
     return findings
 
 
-def _header_problems(spec: ArraySpec, array: zarr.Array, ledger: Ledger) -> Iterator[str]:
-    if array.attrs.get("format") != FORMAT:
+def _header_problems(spec: ArraySpec, header: Header, ledger: Ledger) -> Iterator[str]:
+    if header.attributes.get("format") != FORMAT:
         yield f"is not in the format {FORMAT}"
-    if array.attrs["fingerprint"] != fingerprint(spec.provenance):
+    if header.attributes["fingerprint"] != fingerprint(spec.provenance):
         yield "its fingerprint is not that of its provenance"
     if spec.keys_sha256 != ledger.keys_sha256:
         yield "its keys_sha256 is not the ledger's: its rows are other pictures"
     if spec.kind in ("base", "level", "z0", "labels") and spec.shape[0] != ledger.rows:
         yield f"has {spec.shape[0]} rows and the ledger {ledger.rows}"
-    if array.chunks != (spec.block_rows, *spec.shape[1:]):
-        yield f"its chunks {array.chunks} are not blocks of {spec.block_rows} rows"
+    if header.chunks != (spec.block_rows, *spec.shape[1:]):
+        yield f"its chunks {header.chunks} are not blocks of {spec.block_rows} rows"
     if spec.kind in ("base", "level"):
         try:
             known = basis_.load_basis(spec.path.parent / "basis.safetensors").sha256
@@ -224,18 +224,19 @@ def _labels_of(spec: ArraySpec, ledger: Ledger, block: int) -> np.ndarray | None
 
 
 def _check_block(check: BlockCheck) -> BlockReport:
-    array = opened(check.path)
-    found = damage(check.path, check.block, check.record, array.ndim)
+    header = header_of(check.path)
+    dimensions = len(header.shape)
+    found = damage(check.path, check.block, check.record, dimensions)
     if found:
         return BlockReport([found])
-    rows = rows_of(check.block, array.chunks[0], array.shape[0])
-    chunk = np.frombuffer(chunk_path(check.path, check.block, array.ndim).read_bytes(), array.dtype.newbyteorder("<"))
-    values = chunk.reshape(array.chunks)[: len(rows)]
+    rows = rows_of(check.block, header.chunks[0], header.shape[0])
+    chunk = chunk_path(check.path, check.block, dimensions).read_bytes()
+    values = np.frombuffer(chunk, np.dtype(header.dtype).newbyteorder("<")).reshape(header.chunks)[: len(rows)]
     problems = _row_problems(values, rows, check)
     sums = sums_of(values) if check.kind == "base" else None
     if check.level:
         task = level_task(check.path, check.block)
-        expected = standardised_block(task).astype(array.dtype)
+        expected = standardised_block(task).astype(header.dtype)
         wrong = np.flatnonzero(_row_digests(expected) != _row_digests(values))
         if wrong.size:
             problems.append(

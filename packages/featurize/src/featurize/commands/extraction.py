@@ -117,7 +117,7 @@ def levels(
     from featurize.levels import derive_level
     from featurize.lock import holding
     from featurize.plan import other_basis
-    from featurize.store import folder_name, open_sealed
+    from featurize.store import folder_name, sealed_header
 
     features = {key: value for key, value in options.items() if value is not None}
     request = read_request(recipe, features, shapes)
@@ -126,7 +126,7 @@ def levels(
     root = place(request.features.out)
     base = root / folder_name(request.features.encoder) / "base.zarr"
     # A small base store is pooled sooner than workers start.
-    few = workers is None and scheduler is None and open_sealed(base).nbytes < SMALL_STORE
+    few = workers is None and scheduler is None and sealed_header(base).nbytes < SMALL_STORE
     with engine(0 if few else workers, scheduler) as run, holding(root, wait), finishing_tasks():
         for shape in request.levels:
             click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")

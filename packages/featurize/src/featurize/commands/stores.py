@@ -15,6 +15,7 @@ from featurize.commands.options import (
     wait_option,
     workers_option,
 )
+from featurize.errors import UserError
 from featurize.files import place
 from featurize.recipe import read_request
 
@@ -31,11 +32,12 @@ from featurize.recipe import read_request
 def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
     """Say what the store ROOT holds; without it, the recipe's."""
     from featurize.info import describe
-    from featurize.info_picture import draw_info
 
     where = _root(root, recipe)
     click.echo(describe(where))
     if picture is not None:
+        from featurize.info_picture import draw_info
+
         draw_info(where, picture)
         click.echo(f"{picture} shows it.")
 
@@ -104,14 +106,14 @@ def _root(root: str | None, recipe: Path | None) -> Path:
 
 def _few_workers(root: Path, scheduler: str | None) -> int | None:
     """None, or 0 where a store is read sooner than workers start."""
-    from featurize.store import opened
+    from featurize.header import header_of
     from featurize.verify import arrays_of
 
     if scheduler is not None:
         return None
     try:
-        return 0 if sum(opened(path).nbytes for path in arrays_of(root)) < SMALL_STORE else None
-    except Exception:  # zarr raises many kinds for a damaged array
+        return 0 if sum(header_of(path).nbytes for path in arrays_of(root)) < SMALL_STORE else None
+    except (UserError, OSError):  # a damaged array
         return 0
 
 

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import PurePosixPath
 
+from braceexpand import braceexpand
 from tqdm import tqdm
-from webdataset.shardlists import expand_urls
 
 from featurize.errors import UserError
 from featurize.sources import Index, Listing, Picture, Query
@@ -50,7 +51,7 @@ def list_shards(query: Query) -> Listing:
 def expand(address: str) -> tuple[list[str], list[str]]:
     """The shards that an address names, each once, and remarks. Raises UserError where a pattern names none."""
     shards: list[str] = []
-    for pattern in expand_urls(address):
+    for pattern in chain.from_iterable(map(braceexpand, address.split("::"))):
         found = matching(pattern)
         if not found:
             raise UserError(f"No shard is named like {pattern}; check the path after wds:.")

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from webdataset.tariterators import base_plus_ext
-
 from featurize.errors import UserError
 from featurize.sources import EXTENSIONS, Index, Picture
 from featurize.sources.addresses import File, find, open_ranged, patiently
@@ -61,7 +59,7 @@ def _scan(shard: File) -> Index:
 
     with open_ranged(shard) as file:
         members = list(_members(file, shard, 0, shard.size))
-    samples = list(_runs(members, base_plus_ext))
+    samples = list(_runs(members, _split_at_first_dot))
     if samples and not any(sample.picture for sample in samples):
         # Names like `photo.0001.jpg`: by webdataset's rule, all would be one sample `photo` without a picture.
         by_last_dot = list(_runs(members, _split_at_last_dot))
@@ -130,6 +128,13 @@ def _cut_short(shard: File, found: int, problem: str) -> UserError:
         f"The shard {shard.address} ends early or is damaged after {found} members ({problem}); bring a complete copy, or leave "
         "it out."
     )
+
+
+def _split_at_first_dot(name: str) -> tuple[str | None, str]:
+    """(key, extensions) by webdataset's rule: the first dot of the name after the folders; its own module imports torch."""
+    folder, slash, name = name.rpartition("/")
+    stem, dot, extension = name.partition(".")
+    return (folder + slash + stem if stem and dot else None), extension
 
 
 def _split_at_last_dot(name: str) -> tuple[str | None, str]:
