@@ -257,6 +257,13 @@ def test_captions_stay_with_their_pictures(  # type: ignore[no-untyped-def]
         str(root / "labels.zarr"), mode="r").attrs["keys_sha256"]  # fmt: skip
     assert featurize("verify", root).code == 0
     assert "text/77x32.zarr" in featurize("ls", root).out
+    before = {path: path.read_bytes() for path in (root / "text").rglob("*") if path.is_file()}
+    for chunk in (root / "text" / "77x32.zarr" / "c" / "0" / "0" / "0", root / "text" / "offsets.zarr" / "c" / "0"):
+        chunk.write_bytes(chunk.read_bytes()[::-1])
+    found = featurize("verify", root)
+    assert found.out.count("block 0: has other bytes than were written") == 2
+    assert featurize("repair", root).code == 0
+    assert {path: path.read_bytes() for path in (root / "text").rglob("*") if path.is_file()} == before
     encoder = load_text_encoder(TextSpec("clip", str(weights)), "cpu")
     for line in lines[::4]:
         own = text[int(offsets[line["row"]]) : int(offsets[line["row"] + 1])]

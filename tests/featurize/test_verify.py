@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from .conftest import MODEL
+from featurize.extract import extract
+from featurize.recipe import read_request
+
+from .conftest import MODEL, options, random_picture
 from .test_extract import chunks
 
 ENCODER = f"timm-{MODEL}"
@@ -89,6 +93,126 @@ def test_labels_come_from_the_ledger(root: Path, extraction: Path, featurize: Ca
     assert "labels.zarr, block 1: has other bytes" in featurize("verify", root).out
     assert featurize("repair", root).code == 0
     assert chunks(root) == chunks(extraction)
+
+
+def test_the_first_block_of_a_base_store_and_its_moments_come_back(
+    root: Path, extraction: Path, featurize: Callable
+) -> None:
+    chunk(root, BASE, 0).unlink()
+    assert featurize("repair", root).code == 0
+    assert chunks(root) == chunks(extraction)
+    moments = root / ENCODER / "moments.safetensors"
+    moments.write_bytes(moments.read_bytes()[:100])
+    assert "moments.safetensors beside it is damaged" in featurize("verify", root).out
+    assert featurize("repair", root).code == 0
+    assert chunks(root) == chunks(extraction)
+    assert moments.read_bytes() == (extraction / ENCODER / "moments.safetensors").read_bytes()
+
+
+def garble(path: Path) -> None:
+    path.write_text(path.read_text()[:-40])
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text().replace('"rows"', '"raws"', 1))
+
+
+def other_codec(path: Path) -> None:
+    path.write_text(path.read_text().replace('"little"', '"big"', 1))
+
+
+@pytest.mark.parametrize("array", ["labels", BASE, LEVEL, Z0])
+@pytest.mark.parametrize("harm", [garble, change, other_codec, Path.unlink])
+def test_zarr_json_comes_back_from_the_seal(
+    harm: Callable, array: str, root: Path, extraction: Path, featurize: Callable
+) -> None:
+    metadata = root / f"{array}.zarr" / "zarr.json"
+    harm(metadata)
+    found = featurize("verify", root)
+    assert found.code == 1 and f"{array}.zarr: " in found.out and "zarr.json" in found.out, found.out + found.err
+    mended = featurize("repair", root)
+    assert mended.code == 0, mended.out + mended.err
+    assert json.loads(metadata.read_text()) == json.loads((extraction / f"{array}.zarr" / "zarr.json").read_text())
+    assert chunks(root) == chunks(extraction)
+
+
+def test_a_seal_without_a_whole_copy_of_zarr_json(root: Path, extraction: Path, featurize: Callable) -> None:
+    seal = root / f"{LEVEL}.seal.json"
+    seal.write_text(seal.read_text().replace("bytes", "bites", 1))
+    assert "the copy of zarr.json in its seal is damaged" in featurize("verify", root).out
+    assert featurize("repair", root).code == 0
+    assert chunks(root) == chunks(extraction)
+    document = json.loads(seal.read_text())
+    del document["metadata"], document["metadata_sha256"]  # a seal of an earlier version
+    seal.write_text(json.dumps(document))
+    assert featurize("verify", root).code == featurize("info", root).code == 0
+    garble(root / f"{LEVEL}.zarr" / "zarr.json")
+    flip(root, Z0)
+    left = featurize("repair", root)
+    assert left.code == 1
+    assert "run again the command that made it" in left.out
+    assert chunk(root, Z0, 1).read_bytes() == chunk(extraction, Z0, 1).read_bytes()
+
+
+def flip_in_the_middle(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:4])
+
+
+@pytest.mark.parametrize("harm", [flip_in_the_middle, cut_off, Path.unlink])
+def test_the_ledger_is_made_again_from_the_pictures(
+    harm: Callable, root: Path, extraction: Path, featurize: Callable
+) -> None:
+    harm(root / "rows.parquet")
+    found = featurize("verify", root)
+    assert found.code == 1 and "rows.parquet" in found.out, found.out + found.err
+    mended = featurize("repair", root)
+    assert mended.code == 0, mended.out + mended.err
+    assert pq.read_table(root / "rows.parquet").equals(pq.read_table(extraction / "rows.parquet"), check_metadata=True)
+
+
+def test_no_ledger_of_other_pictures_is_written(
+    root: Path, picture_folder: Path, tmp_path: Path, featurize: Callable
+) -> None:
+    other = shutil.copytree(picture_folder, tmp_path / "other")
+    random_picture(99).save(other / "class-1" / "001.png")
+    log = root / "extract.log.jsonl"
+    log.write_text(log.read_text().replace(str(picture_folder), str(other)))
+    (root / "rows.parquet").write_bytes(b"PAR1")
+    outcome = featurize("repair", root)
+    assert (outcome.code, "no longer those that the arrays were made of" in outcome.err) == (1, True), outcome.err
+    assert (root / "rows.parquet").read_bytes() == b"PAR1"
+    log.unlink()
+    assert "run the same `featurize extract` again" in featurize("repair", root).err
+
+
+def test_the_basis_is_fitted_again(root: Path, extraction: Path, featurize: Callable) -> None:
+    basis = root / ENCODER / "basis.safetensors"
+    flip_in_the_middle(basis)
+    assert "basis.safetensors beside it is missing, damaged" in featurize("verify", root).out
+    assert featurize("repair", root).code == 0
+    assert basis.read_bytes() == (extraction / ENCODER / "basis.safetensors").read_bytes()
+    assert not list(basis.parent.glob("*.parts"))
+
+
+def test_a_basis_of_another_store_is_taken_again(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable
+) -> None:
+    held_out = options(picture_folder, vit_weights, tmp_path / "val", limit=8, basis=str(extraction))
+    extract(read_request(None, held_out, "1x1x16"), 0, None)
+    basis = tmp_path / "val" / ENCODER / "basis.safetensors"
+    before = basis.read_bytes()
+    basis.unlink()
+    assert featurize("repair", tmp_path / "val").code == 0
+    assert basis.read_bytes() == before
+    basis.unlink()
+    (tmp_path / "val" / "extract.log.jsonl").unlink()
+    assert "copy basis.safetensors from the training split's" in featurize("repair", tmp_path / "val").err
 
 
 def test_a_whole_store_is_left_as_it_is(root: Path, featurize: Callable) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from featurize.cards import Cards, heavy_imports, known_cards, make_cards
 from featurize.engine import Run, engine, run_here
 from featurize.errors import Interrupted, UserError
 from featurize.files import place, remove_folder, sweep
+from featurize.header import header_of, is_there
 from featurize.interrupt import finishing_tasks
 from featurize.ledger import Ledger, check_crop, known_ledger, make_ledger, unchanged_ledger
 from featurize.levels import derive_level
@@ -114,6 +115,11 @@ def _do(plan: Plan, features: Features, ledger: Ledger, run: Run, journal: Journ
     if not is_sealed(plan.base.path):
         _provide_basis(plan, features, ledger, run, journal)
     base = with_basis(plan.base, basis_.load_basis(plan.basis))
+    if is_there(base.path) and header_of(base.path).attributes.get("basis_sha256") != base.attributes["basis_sha256"]:
+        raise UserError(
+            f"{plan.basis} is not the basis that {base.path} was begun with; `featurize repair {base.path.parents[1]}` "
+            "makes it again."
+        )
     base_todo, z0_todo = set(prepare(base)), set(prepare(plan.z0))
     todo = sorted(base_todo | z0_todo)
 
@@ -172,19 +178,27 @@ def _write_labels(plan: Plan, ledger: Ledger) -> None:
 
 
 def _provide_basis(plan: Plan, features: Features, ledger: Ledger, run: Run, journal: Journal) -> None:
-    """The basis of the unfinished base store: the one already there, another store's, or a new fit.
-
-    A fit's parts are kept until it is done, so that a run that is stopped goes on.
-    """
+    """The basis of the unfinished base store: the one already there, another store's, or a new fit."""
     owner = plan.base.fingerprint
     if plan.basis.is_file() and basis_.owner_of(plan.basis) == owner:
         return
     if plan.other is not None:
         basis_.save_basis(plan.basis, basis_.load_basis(plan.other / "basis.safetensors"), owner)
         return
+    parts = plan.basis.parent / f"basis-{owner[:12]}.parts"
+    basis_.save_basis(plan.basis, fitted_basis(parts, features, ledger, run, journal), owner)
+    remove_folder(parts)
+
+
+def fitted_basis(
+    folder: Path, features: Features, ledger: Ledger, run: Run, journal: Callable[..., None]
+) -> basis_.Basis:
+    """The basis fitted on the first `basis_rows` pictures in the order of the keyed hash.
+
+    The parts of the fit are kept in `folder`, so that a run that is stopped goes on.
+    """
     rows = sorted(by_hash(ledger.keys)[: features.basis_rows])
     starts = range(0, len(rows), FIT_PART)
-    folder = plan.basis.parent / f"basis-{owner[:12]}.parts"
     parts = [folder / f"{start // FIT_PART:06d}.moments.safetensors" for start in starts]
     todo = [index for index, part in enumerate(parts) if not part.is_file()]
 
@@ -196,9 +210,7 @@ def _provide_basis(plan: Plan, features: Features, ledger: Ledger, run: Run, jou
     with progress_line(len(rows), len(rows) - left, "fitting the basis", ledger.refused) as advance:
         for index, done in run(fit_part, map(task, todo)):
             journal("basis part", part=todo[index], **advance(done.pictures, done.seconds))
-    total = basis_.merge_all(basis_.load_moments(part)[0] for part in parts)
-    basis_.save_basis(plan.basis, basis_.fit(total), owner)
-    remove_folder(folder)
+    return basis_.fit(basis_.merge_all(basis_.load_moments(part)[0] for part in parts))
 
 
 def by_hash(keys: list[str]) -> list[int]:
@@ -209,9 +221,9 @@ def by_hash(keys: list[str]) -> list[int]:
 def measure_basis(base: Path, blocks: int, basis: Path, channels: int) -> dict[str, dict[str, float]]:
     """What the seal says of the basis, from the moments of all tokens, which are kept beside it as `moments.safetensors`."""
     kept = base.parent / "moments.safetensors"
-    parts = (basis_.load_moments(moments_path(base, block)) for block in range(blocks))
-    if moments_path(base, 0).is_file():
-        basis_.save_moments(kept, *_merged(parts))
+    parts = [moments_path(base, block) for block in range(blocks)]
+    if all(part.is_file() for part in parts):  # of a repair only some blocks' are there
+        basis_.save_moments(kept, *_merged(map(basis_.load_moments, parts)))
     return basis_.quality(basis_.load_basis(basis), *basis_.load_moments(kept), channels)
 
 

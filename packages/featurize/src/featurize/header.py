@@ -36,14 +36,12 @@ def is_there(array: Path) -> bool:
 def header_of(array: Path) -> Header:
     """The header of an array that is there. Raises UserError for a zarr.json that is damaged."""
     try:
-        return parsed(read_json(array / "zarr.json"))
-    except (UserError, KeyError, TypeError):
+        document = read_json(array / "zarr.json")
+        chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
+        return Header(
+            tuple(document["shape"]), document["data_type"], tuple(chunks), dict(document.get("attributes", {}))
+        )
+    except (UserError, KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
             f"The store {array} is damaged (its zarr.json can't be read); `featurize repair` mends it."
         ) from None
-
-
-def parsed(document: dict[str, Any]) -> Header:
-    """Raises KeyError or TypeError for a document that is no zarr array's."""
-    chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
-    return Header(tuple(document["shape"]), document["data_type"], tuple(chunks), dict(document["attributes"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections import Counter
@@ -82,6 +83,21 @@ class Ledger:
     def pictures_sha256(self) -> str:
         """SHA-256 over the pictures' digests."""
         return _digest(self.table["sha256"], "")
+
+    @cached_property
+    def labels_sha256(self) -> str:
+        """SHA-256 of the labels' bytes."""
+        return hashlib.sha256(self.labels.tobytes()).hexdigest()
+
+    @cached_property
+    def captions_sha256(self) -> str:
+        """SHA-256 of the list of all captions, row by row, as JSON."""
+        return captions_digest([caption for own in self.table["captions"].to_pylist() for caption in own])
+
+    def differences(self, provenance: dict[str, Any]) -> list[str]:
+        """Which digests of this ledger are others than the provenance of an array says."""
+        names = ("pictures_sha256", "labels_sha256", "captions_sha256")
+        return [name for name in names if name in provenance and provenance[name] != getattr(self, name)]
 
     @property
     def labels(self) -> np.ndarray:
@@ -191,22 +207,29 @@ def make_ledger(
         if _all_keys(path) != [picture.key for picture in listing.pictures]:
             raise _other_pictures(root, old)
         log.info("The pictures' files have other places or times than in %s; they are read again.", path)
-    table = _look_at_all(root, listing.pictures, crop, max_bad, run)
+    table = look_at_all(root, listing.pictures, crop, max_bad, run)
     if old is not None and not _same_rows(table, _table_of(path)):
         raise _other_pictures(root, old)
-    ledger = _from_table(table, source, str(crop))
+    ledger = ledger_of(table, source, str(crop))
+    write_ledger(root, table, ledger, listing, asked)
+    return ledger
+
+
+def write_ledger(
+    root: Path, table: pa.Table, ledger: Ledger, listing: Listing, asked: Sequence[object] | None = None
+) -> None:
+    """Write all lines of a ledger with what it was made of; its pages carry checksums, which reading compares."""
     metadata = {
         "format": FORMAT,
-        "source": source,
-        "crop": str(crop),
-        "listing_sha256": listed,
+        "source": ledger.source,
+        "crop": ledger.crop,
+        "listing_sha256": listing.sha256,
         "stamp": (stamp(asked, {picture.source for picture in listing.pictures}) if asked else None) or "",
         "keys_sha256": ledger.keys_sha256,
     }
-    with replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+    with replacing(ledger_path(root)) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
     draft_path(root).unlink(missing_ok=True)
-    return ledger
 
 
 def check_crop(root: Path, found: str, crop: CropRule) -> None:
@@ -218,7 +241,8 @@ def check_crop(root: Path, found: str, crop: CropRule) -> None:
         )
 
 
-def _look_at_all(root: Path, pictures: Sequence[Picture], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
+def look_at_all(root: Path, pictures: Sequence[Picture], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
+    """A line for each picture, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
     parts = [range(start, min(start + PER_TASK, len(pictures))) for start in range(0, len(pictures), PER_TASK)]
     lines: list[pa.RecordBatch] = []
     keys: set[str] = set()
@@ -264,16 +288,16 @@ def read_ledger(root: Path) -> Ledger:
             f"{root} is no store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
         )
     metadata = _metadata(path)
-    return _from_table(_table_of(path), metadata.get("source", ""), metadata.get("crop", str(SQUARE)))
+    return ledger_of(_table_of(path), metadata.get("source", ""), metadata.get("crop", str(SQUARE)))
 
 
 def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         with path.open("rb") as file:
-            return pq.read_table(file, columns=columns)
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"The ledger {path} is damaged ({str(error).splitlines()[0]}); remove it and extract again."
+            f"The ledger {path} is damaged ({str(error).splitlines()[0]}); `featurize repair` makes it again."
         ) from None
 
 
@@ -353,13 +377,19 @@ def _summed_up(refused: Sequence[dict[str, str]]) -> str:
     return "; ".join(common) + (f"; and {rest} other reasons" if rest else "")
 
 
-def _from_table(table: pa.Table, source: str, crop: str) -> Ledger:
+def ledger_of(table: pa.Table, source: str, crop: str) -> Ledger:
+    """The ledger of a table of all lines."""
     kept = table.filter(pc.is_valid(table["row"])) if table["row"].null_count else table
     return Ledger(source, crop, kept.combine_chunks(), refused=len(table) - len(kept))
 
 
 def _picture(line: dict[str, Any]) -> Picture:
     return Picture(line["key"], line["source"], line["offset"], line["size"], line["label"], tuple(line["captions"]))
+
+
+def captions_digest(captions: Sequence[str]) -> str:
+    """SHA-256 of captions, or of prompts, as a JSON list."""
+    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
 
 
 def _digest(column: pa.ChunkedArray, after_each: str) -> str:
@@ -374,5 +404,5 @@ def _metadata(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             stored = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
-        raise UserError(f"The ledger {path} is damaged; remove it and extract again.") from None
+        raise UserError(f"The ledger {path} is damaged; `featurize repair` makes it again.") from None
     return {key.decode(): value.decode() for key, value in stored.items()}

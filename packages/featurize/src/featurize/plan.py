@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ def _labels_spec(root: Path, ledger: Ledger, block_rows: int) -> ArraySpec:
         dtype="int64",
         block_rows=block_rows,
         keys_sha256=ledger.keys_sha256,
-        provenance={"labels_sha256": sha256(ledger.labels.tobytes()).hexdigest()},
+        provenance={"labels_sha256": ledger.labels_sha256},
         attributes={},
     )
 

@@ -48,6 +48,22 @@ class Journal:
         self._written = len(self._lines)
 
 
+def last_request(root: Path) -> dict[str, Any] | None:
+    """The `features` of the last run that came to a ledger, as the log has them; None where it has none."""
+    asked = known = None
+    lines = (root / LOG).read_text(errors="replace").splitlines() if (root / LOG).is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            if entry["event"] == "start":
+                asked = entry["request"]["features"]
+            elif entry["event"] == "ledger":
+                known = asked
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut off
+            continue
+    return known
+
+
 @contextmanager
 def progress_line(
     total: int, done: int, description: str, refused: int

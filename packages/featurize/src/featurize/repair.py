@@ -1,8 +1,10 @@
-"""Do again exactly what `verify` finds: blocks from the pictures or the base store, records and seals from the blocks."""
+"""Do again exactly what `verify` finds: first the files beside the blocks, then blocks from the pictures, the captions or the
+base store, and records and seals from the blocks."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from featurize import mend_files
 from featurize.engine import Run
 from featurize.errors import UserError
 from featurize.extract import check_tolerance, measure_basis
 from featurize.files import read_json, write_json
-from featurize.header import header_of, is_there
-from featurize.ledger import Ledger, ledger_path, read_ledger
+from featurize.header import header_of
+from featurize.ledger import Ledger, read_ledger
 from featurize.levels import level_task, write_level_block
-from featurize.recipe import Features
+from featurize.mend_files import features_of, spec_or_none
 from featurize.store import (
     ArraySpec,
     blocks_folder,
@@ -28,13 +31,12 @@ from featurize.store import (
     rows_of,
     seal,
     seal_path,
-    spec_of,
     write_block,
 )
-from featurize.verify import Finding, arrays_of, verify
-from featurize.work import BlockTask, batch_of, encoder_spec, write_one
+from featurize.verify import Finding, arrays_of, check_root, has_moments, verify
+from featurize.work import BlockTask, batch_of, write_one
 
-MENDABLE = ("base", "level", "z0", "labels")
+KINDS = ("base", "level", "z0", "labels", "text", "offsets")
 
 
 def repair(root: Path, run: Run, say: Callable[[str], None]) -> list[Finding]:
@@ -43,30 +45,39 @@ def repair(root: Path, run: Run, say: Callable[[str], None]) -> list[Finding]:
     A sealed array is unsealed while it is being mended. Raises UserError when a block that is made again is not the block that
     was sealed: other libraries or another processor round otherwise.
     """
+    check_root(root)
+    mend_files.mend_headers(root, say)
+    mend_files.mend_ledger(root, run, say)
+    ledger = read_ledger(root)
+    mend_files.mend_bases(root, ledger, run, say)
     findings = verify(root, run)
-    if any(finding.where == ledger_path(root) for finding in findings):
-        return findings
     bad: dict[Path, set[int]] = defaultdict(set)
     for finding in findings:
         bad[finding.where] |= {finding.block} if finding.block is not None else set()
-    ledger = read_ledger(root)
     for path in arrays_of(root):  # base stores before their levels
-        if path in bad and is_there(path) and spec_of(path).kind in MENDABLE:
+        if path in bad and (spec := spec_or_none(path)) is not None and spec.kind in KINDS:
             say(f"mending {path}: {len(bad[path])} blocks")
-            _mend(path, bad[path], ledger, run)
+            _mend(spec, bad[path], ledger, run)
     return verify(root, run) if findings else []
 
 
-def _mend(path: Path, bad: set[int], ledger: Ledger, run: Run) -> None:
-    spec = spec_of(path)
+def _mend(spec: ArraySpec, bad: set[int], ledger: Ledger, run: Run) -> None:
+    path = spec.path
+    measured = _measured_before(spec)
+    if _are_moments_lost(spec, measured):
+        # They are sums over the features of all pictures, which are not kept.
+        bad, measured = set(range(spec.blocks)), {}
     sealed = _unseal(spec, bad)
     todo = prepare(spec)
-    if spec.kind == "labels":
+    if spec.kind in ("labels", "offsets"):
+        values = ledger.labels if spec.kind == "labels" else _captions(ledger)[1]
         for block in todo:
-            rows = rows_of(block, spec.block_rows, ledger.rows)
-            write_block(path, block, ledger.labels[rows.start : rows.stop])
+            rows = rows_of(block, spec.block_rows, spec.shape[0])
+            write_block(path, block, values[rows.start : rows.stop])
     elif spec.kind == "level":
         list(run(write_level_block, [level_task(path, block) for block in todo]))
+    elif spec.kind == "text":
+        _embed_again(spec, todo, ledger, run)
     else:
         list(run(write_one, (_picture_task(spec, block, ledger) for block in todo)))
     for block in todo:
@@ -77,13 +88,55 @@ def _mend(path: Path, bad: set[int], ledger: Ledger, run: Run) -> None:
                 f"Block {block} of {path}, made again, is not the block that was sealed (it was made with {versions}); it is "
                 "written and the array unsealed. Bring those versions back and repair again, or repair again to seal it as it is."
             )
-    extra: dict[str, Any] = {}
-    if spec.kind == "base":
+    extra = measured
+    if spec.kind == "base" and not measured:
         basis = path.parent / "basis.safetensors"
         extra = measure_basis(path, spec.blocks, basis, spec.shape[-1])
         if "taken" not in spec.provenance["basis"]:
             check_tolerance(extra, spec, spec.attributes["options"]["basis_tolerance"])
     seal(spec, extra, run)
+
+
+def _measured_before(spec: ArraySpec) -> dict[str, Any]:
+    """What the seal of a base store says of its basis: the same values give the same again."""
+    try:
+        seal = read_json(seal_path(spec.path))
+        return {name: seal[name] for name in ("basis_drift", "features")} if spec.kind == "base" else {}
+    except (UserError, OSError, KeyError):
+        return {}
+
+
+def _are_moments_lost(spec: ArraySpec, measured: dict[str, Any]) -> bool:
+    """Whether the moments of a base store are damaged, or are not there and would be needed to seal it."""
+    if spec.kind != "base" or (not is_sealed(spec.path) and blocks_folder(spec.path).exists()):
+        return False
+    kept = spec.path.parent / "moments.safetensors"
+    return not has_moments(kept) if kept.is_file() else not measured
+
+
+def _captions(ledger: Ledger) -> tuple[list[str], np.ndarray]:
+    from featurize.text import captions_of  # imports torch
+
+    return captions_of(ledger)
+
+
+def _embed_again(spec: ArraySpec, blocks: list[int], ledger: Ledger, run: Run) -> None:
+    """Write blocks of embedded captions. Raises UserError when the text encoder is another now."""
+    from featurize.text import TextSpec, text_card, text_tasks, write_text_block
+
+    asked = mend_files.asked_for(spec.path.parent.parent)
+    known = {
+        "text": "clip",
+        "text_weights": None if asked is None else asked.text_weights,
+    }  # of earlier versions' arrays
+    options = spec.attributes.get("options", known)
+    encoder = TextSpec(options["text"], options["text_weights"])
+    if json.loads(json.dumps(text_card(encoder).identity)) != spec.provenance["encoder"]:
+        raise UserError(
+            f"{spec.path} was made with another text encoder; bring those weights back to "
+            f"{encoder.weights or 'their place'} to embed captions again."
+        )
+    list(run(write_text_block, text_tasks(spec.path, ["", *_captions(ledger)[0]], blocks, encoder)))
 
 
 def spec_versions(path: Path) -> str:
@@ -151,24 +204,3 @@ def _picture_task(spec: ArraySpec, block: int, ledger: Ledger) -> BlockTask:
         spec.shape[-1],
         None if base else spec.path,
     )
-
-
-def features_of(spec: ArraySpec) -> Features:
-    """The options that a base store or `z_0` was made with. Raises UserError when the encoder is another now."""
-    from featurize.encoders import load_encoder
-
-    features = Features(out="", **spec.attributes["options"])
-    if spec.kind == "base":
-        identity: dict[str, Any] = load_encoder(encoder_spec(features), "cpu").identity
-        made_with = spec.provenance["encoder"]
-        changed = [key for key in sorted(made_with) if _plain(identity.get(key)) != made_with[key]]
-        if changed:
-            raise UserError(
-                f"{spec.path} was made with another {features.encoder} (differs in: {', '.join(changed)}); bring those weights "
-                f"back to {features.weights or 'their place'} to make blocks again."
-            )
-    return features
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -11,7 +11,7 @@ import numpy as np
 from featurize.engine import Run
 from featurize.errors import UserError
 from featurize.ledger import Ledger, read_ledger
-from featurize.repair import features_of
+from featurize.mend_files import features_of
 from featurize.store import ArraySpec, is_sealed, opened, read_rows, spec_of
 from featurize.verify import Finding, arrays_of
 from featurize.work import BlockTask, Clock, batch_of, encode_batch

@@ -250,6 +250,7 @@ def seal(spec: ArraySpec, extra: dict[str, Any] | None = None, run: Run = run_he
 
 def write_seal(spec: ArraySpec, records: list[dict[str, Any]], extra: dict[str, Any]) -> None:
     """The seal over blocks that were checked; it takes the place of the records."""
+    metadata = read_json(spec.path / "zarr.json")
     document = {
         "format": FORMAT,
         "kind": spec.kind,
@@ -258,12 +259,23 @@ def write_seal(spec: ArraySpec, records: list[dict[str, Any]], extra: dict[str, 
         "keys_sha256": spec.keys_sha256,
         "fingerprint": spec.fingerprint,
         "sha256": digest_of(record["sha256"] for record in records),
+        "metadata": metadata,
+        "metadata_sha256": fingerprint(metadata),
         **extra,
         "blocks": records,
     }
     write_json(seal_path(spec.path), document)
     if blocks_folder(spec.path).exists():
         remove_folder(blocks_folder(spec.path))
+
+
+def sealed_metadata(array: Path) -> dict[str, Any] | None:
+    """The copy of zarr.json in an array's seal; None where there is no whole one, as in seals of earlier versions."""
+    try:
+        seal = read_json(seal_path(array))
+        return seal["metadata"] if fingerprint(seal["metadata"]) == seal["metadata_sha256"] else None
+    except (UserError, OSError, KeyError, TypeError):
+        return None
 
 
 def damage(array: Path, block: int, record: dict[str, Any], dimensions: int) -> str | None:

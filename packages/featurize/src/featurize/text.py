@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from featurize.clip_files import ACTIVATIONS, activation_layer, prove_activation
 from featurize.engine import Run, device_of_worker
 from featurize.errors import UserError
 from featurize.files import replacing
-from featurize.ledger import Ledger
+from featurize.ledger import Ledger, captions_digest
 from featurize.recipe import Features
 from featurize.store import FORMAT, ArraySpec, is_sealed, prepare, rows_of, seal, write_block
 from featurize.weights import PLACES, find_weights
@@ -174,17 +173,14 @@ def seen_part(caption: str, tokens: int) -> str | None:
 
 def embed_captions(root: Path, ledger: Ledger, spec: TextSpec, run: Run) -> list[Path]:
     """Embed every caption of a root's ledger, or what is left of it; the paths of the two sealed arrays."""
-    by_row = ledger.table["captions"].to_pylist()
-    captions = [caption for own in by_row for caption in own]
+    captions, offsets = captions_of(ledger)
     if not captions:
         raise UserError(f"None of the pictures of {root} has a caption; leave --text out.")
-    counts = [len(own) for own in by_row]
-    offsets = 1 + np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     path = _embed(root / "text", captions, ledger.keys_sha256, spec, run)
     block_rows = min(len(offsets), 1 << 16)
     array = ArraySpec(
         root / "text" / "offsets.zarr", "offsets", offsets.shape, "int64", block_rows, ledger.keys_sha256,
-        {"captions_sha256": _digest(captions), "offsets_sha256": hashlib.sha256(offsets.tobytes()).hexdigest()}, {},
+        {"captions_sha256": captions_digest(captions), "offsets_sha256": hashlib.sha256(offsets.tobytes()).hexdigest()}, {},
     )  # fmt: skip
     for block in prepare(array):
         rows = rows_of(block, block_rows, len(offsets))
@@ -192,6 +188,13 @@ def embed_captions(root: Path, ledger: Ledger, spec: TextSpec, run: Run) -> list
     if not is_sealed(array.path):
         seal(array)
     return [path, array.path]
+
+
+def captions_of(ledger: Ledger) -> tuple[list[str], np.ndarray]:
+    """All captions, row by row, and the offsets (rows + 1,) int64 that tie the text rows to them."""
+    by_row = ledger.table["captions"].to_pylist()
+    offsets = 1 + np.concatenate([[0], np.cumsum([len(own) for own in by_row])]).astype(np.int64)
+    return [caption for own in by_row for caption in own], offsets
 
 
 def embed_prompts(prompts: Path, out: Path, spec: TextSpec, run: Run) -> Path:
@@ -237,29 +240,35 @@ def _embed(folder: Path, captions: list[str], keys_sha256: str, spec: TextSpec, 
         keys_sha256=keys_sha256,
         provenance={
             "encoder": card.identity,
-            "captions_sha256": _digest(captions),
+            "captions_sha256": captions_digest(captions),
             "keys_sha256": keys_sha256,
             "dtype": "float16",
         },
-        attributes={"views": 1, "null_row": 0},
+        attributes={"views": 1, "null_row": 0, "options": {"text": spec.name, "text_weights": spec.weights}},
     )
     todo = prepare(array)
     if todo:
         _warn_of_cuts(captions, card.tokens)
-    tasks = [
-        TextTask(array.path, block, tuple(texts[i] for i in rows_of(block, BLOCK_ROWS, len(texts))), spec)
-        for block in todo
-    ]
+    tasks = text_tasks(array.path, texts, todo, spec)
     with tqdm(total=len(texts), desc="embedding captions", unit=" captions", smoothing=0.1) as progress:
         progress.update(len(texts) - sum(len(task.captions) for task in tasks))
-        for _, count in run(_write_one, tasks):
+        for _, count in run(write_text_block, tasks):
             progress.update(count)
     if not is_sealed(array.path):
         seal(array)
     return array.path
 
 
-def _write_one(task: TextTask) -> int:
+def text_tasks(path: Path, texts: Sequence[str], blocks: Sequence[int], spec: TextSpec) -> list[TextTask]:
+    """The tasks that write some blocks; `texts` are the empty caption and all others."""
+    return [
+        TextTask(path, block, tuple(texts[row] for row in rows_of(block, BLOCK_ROWS, len(texts))), spec)
+        for block in blocks
+    ]
+
+
+def write_text_block(task: TextTask) -> int:
+    """Embed and write the task's block; its number of captions."""
     encoder = load_text_encoder(task.encoder, device_of_worker())
     parts = []
     for start in range(0, len(task.captions), BATCH):
@@ -279,7 +288,3 @@ def _warn_of_cuts(captions: list[str], tokens: int) -> None:
             "%d of %d captions have more than %d tokens and are cut; the first is number %d, which ends for the encoder "
             "with '...%s'.", len(cuts), len(captions), tokens, number, seen[-40:],
         )  # fmt: skip
-
-
-def _digest(captions: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()

@@ -28,10 +28,12 @@ from featurize.store import (
     digest_of,
     fingerprint,
     is_sealed,
+    moments_path,
     opened,
     record_path,
     rows_of,
     seal_path,
+    sealed_metadata,
     spec_of,
     written_blocks,
 )
@@ -74,21 +76,26 @@ class BlockReport:
 def verify(root: Path, run: Run) -> list[Finding]:
     """All findings about a store root, none when it is whole. Reads every block once, and the base store once a level.
 
-    Raises UserError when it is no store root.
+    Without a whole ledger nothing else can be looked at. Raises UserError when it is no store root.
     """
-    if not ledger_path(root).is_file():
-        raise UserError(f"{root} is no store root (it has no rows.parquet).")
-    try:
-        ledger = read_ledger(root)
-        findings = [Finding(ledger_path(root), problem) for problem in _ledger_problems(root, ledger)]
-    except UserError as error:
-        return [Finding(ledger_path(root), str(error))]
+    check_root(root)
+    problems = ledger_problems(root)
+    findings = [Finding(ledger_path(root), problem) for problem in problems]
+    if problems:
+        return findings
+    ledger = read_ledger(root)
     damaged: dict[Path, set[int]] = {}
     for path in arrays_of(root):
         found = _check_array(path, ledger, damaged, run)
         damaged[path] = {finding.block for finding in found if finding.block is not None}
         findings += found
     return findings
+
+
+def check_root(root: Path) -> None:
+    """Raises UserError for a folder without a ledger and without arrays."""
+    if not ledger_path(root).is_file() and not arrays_of(root):
+        raise UserError(f"{root} is no store root (it has no rows.parquet).")
 
 
 def arrays_of(root: Path) -> list[Path]:
@@ -106,7 +113,17 @@ def _array_of_seal(seal: Path) -> Path:
     return seal.with_name(seal.name.removesuffix(".seal.json") + ".zarr")
 
 
-def _ledger_problems(root: Path, ledger: Ledger) -> Iterator[str]:
+def ledger_problems(root: Path) -> list[str]:
+    """What is wrong with a root's ledger: it is missing, can't be read, or contradicts itself."""
+    if not ledger_path(root).is_file():
+        return ["is missing; `featurize repair` makes it again"]
+    try:
+        return list(_contradictions(root, read_ledger(root)))
+    except UserError as error:
+        return [str(error)]
+
+
+def _contradictions(root: Path, ledger: Ledger) -> Iterator[str]:
     with ledger_path(root).open("rb") as file:
         table = pq.read_table(file, columns=["row", "key", "status", "reason", "sha256"])
     stored = pc.is_valid(table["row"])
@@ -127,19 +144,23 @@ def _ledger_problems(root: Path, ledger: Ledger) -> Iterator[str]:
 
 
 def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run: Run) -> list[Finding]:
-    if not is_there(path):
-        return [Finding(path, "has a seal and no zarr.json; remove the seal and make the array again")]
     try:
         opened(path)
         header = header_of(path)
         spec = spec_of(path, header)
     except Exception:  # zarr raises many kinds for a damaged array, and attributes may be missing
-        return [Finding(path, "its zarr.json can't be read; remove the array with its seal and make it again")]
+        what = "its zarr.json can't be read" if is_there(path) else "its zarr.json is missing"
+        mend = (
+            "`featurize repair` brings it back from the seal"
+            if sealed_metadata(path) is not None
+            else "no seal has a copy: remove the array with its .seal.json or .blocks and run again the command that made it"
+        )
+        return [Finding(path, f"{what}; {mend}")]
     findings = [Finding(path, problem) for problem in _header_problems(spec, header, ledger)]
     records, problems = _records(spec)
     findings += [Finding(path, problem) for problem in problems]
     base = path.parent / "base.zarr"
-    usable = spec.kind == "level" and is_there(base)
+    usable = spec.kind == "level" and _can_be_read(base)
     checks = [
         BlockCheck(
             path,
@@ -160,24 +181,54 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
     return findings
 
 
+def _can_be_read(array: Path) -> bool:
+    """Whether an array's zarr.json is whole, so that its values are read as they were written."""
+    try:
+        opened(array)
+    except Exception:  # zarr raises many kinds for a damaged array
+        return False
+    return sealed_metadata(array) in (None, read_json(array / "zarr.json"))
+
+
 def _header_problems(spec: ArraySpec, header: Header, ledger: Ledger) -> Iterator[str]:
     if header.attributes.get("format") != FORMAT:
         yield f"is not in the format {FORMAT}"
     if header.attributes["fingerprint"] != fingerprint(spec.provenance):
         yield "its fingerprint is not that of its provenance"
+    sealed = sealed_metadata(spec.path)
+    if sealed is not None and sealed != read_json(spec.path / "zarr.json"):
+        yield "its zarr.json is not the one that was sealed"
+    for name in ledger.differences(spec.provenance):
+        yield f"its {name} is not the ledger's: it was made of other pictures, labels or captions"
     if spec.keys_sha256 != ledger.keys_sha256:
         yield "its keys_sha256 is not the ledger's: its rows are other pictures"
     if spec.kind in ("base", "level", "z0", "labels") and spec.shape[0] != ledger.rows:
         yield f"has {spec.shape[0]} rows and the ledger {ledger.rows}"
     if header.chunks != (spec.block_rows, *spec.shape[1:]):
         yield f"its chunks {header.chunks} are not blocks of {spec.block_rows} rows"
-    if spec.kind in ("base", "level"):
-        try:
-            known = basis_.load_basis(spec.path.parent / "basis.safetensors").sha256
-        except UserError:
-            known = None
-        if known != spec.attributes.get("basis_sha256"):
-            yield "basis.safetensors beside it is missing, damaged, or not the basis it was made with"
+    if spec.kind in ("base", "level") and not has_basis(spec):
+        yield "basis.safetensors beside it is missing, damaged, or not the basis it was made with"
+    kept = spec.path.parent / "moments.safetensors"
+    if spec.kind == "base" and kept.is_file() and not has_moments(kept):
+        yield f"{kept.name} beside it is damaged; `featurize repair` encodes all pictures to make it again, or remove it"
+
+
+def has_basis(spec: ArraySpec) -> bool:
+    """Whether the basis beside a base store or a level is the one it was made with."""
+    try:
+        known = basis_.load_basis(spec.path.parent / "basis.safetensors").sha256
+    except UserError:
+        return False
+    return known == spec.attributes.get("basis_sha256")
+
+
+def has_moments(path: Path) -> bool:
+    """Whether a file of moments is there and whole."""
+    try:
+        basis_.load_moments(path)
+    except UserError:
+        return False
+    return True
 
 
 def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
@@ -213,6 +264,8 @@ def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
     for key, value in expected.items():
         if seal.get(key) != value:
             problems.append(f"its seal says another {key} than {'its blocks' if key == 'sha256' else 'zarr.json'}")
+    if "metadata" in seal and sealed_metadata(spec.path) is None:
+        problems.append("the copy of zarr.json in its seal is damaged")
     if len(blocks) != spec.blocks:
         problems.append(f"its seal has {len(blocks)} blocks instead of {spec.blocks}")
     return dict(enumerate(blocks)), problems
@@ -229,6 +282,8 @@ def _check_block(check: BlockCheck) -> BlockReport:
     found = damage(check.path, check.block, check.record, dimensions)
     if found:
         return BlockReport([found])
+    if check.kind == "base" and not is_sealed(check.path) and not has_moments(moments_path(check.path, check.block)):
+        return BlockReport(["its moments are missing or damaged"])
     rows = rows_of(check.block, header.chunks[0], header.shape[0])
     chunk = chunk_path(check.path, check.block, dimensions).read_bytes()
     values = np.frombuffer(chunk, np.dtype(header.dtype).newbyteorder("<")).reshape(header.chunks)[: len(rows)]
@@ -274,7 +329,7 @@ def _statistics_problems(spec: ArraySpec, sums: Sums) -> Iterator[str]:
             if not np.allclose(found, spec.attributes[name], rtol=1e-6, atol=1e-9 * std.max()):
                 yield f"its attribute {name} is not that of the base store's pooled rows"
     kept = spec.path.parent / "moments.safetensors"
-    if spec.kind == "base" and kept.is_file():
+    if spec.kind == "base" and kept.is_file() and has_moments(kept) and has_basis(spec):
         basis = basis_.load_basis(spec.path.parent / "basis.safetensors")
         moments, _ = basis_.load_moments(kept)
         directions = basis.components[:, : spec.shape[-1]]
