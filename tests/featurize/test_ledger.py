@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurize import ledger as ledger_
+from featurize import ledger_lines
 from featurize.errors import UserError
-from featurize.ledger import allowed_bad, draft_path, ledger_path, make_ledger
+from featurize.ledger import ledger_path, make_ledger
+from featurize.ledger_lines import allowed_bad, draft_path
 from featurize.pictures import SQUARE
 from featurize.recipe import read_request
 from featurize.sources import Listing, Picture, list_pictures
@@ -59,7 +60,7 @@ def test_max_bad_is_a_count_or_a_share(mixed_folder: Path, tmp_path: Path, max_b
 def test_garbage_stops_the_run_early_and_the_draft_says_which(
     mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_, "PER_TASK", 2)
+    monkeypatch.setattr(ledger_lines, "PER_TASK", 2)
     listing = list_pictures(f"folder:{mixed_folder}", "train", None)
     with pytest.raises(UserError) as stopped:
         make_ledger(tmp_path / "out", "folder", listing, SQUARE, "10%", here)

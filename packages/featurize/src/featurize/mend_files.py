@@ -14,7 +14,8 @@ from featurize.engine import Run
 from featurize.errors import UserError
 from featurize.extract import fitted_basis
 from featurize.files import read_json, remove_folder, write_json
-from featurize.ledger import Ledger, ledger_of, ledger_path, look_at_all, write_ledger
+from featurize.ledger import Ledger, ledger_of, ledger_path, write_ledger
+from featurize.ledger_lines import look_at_all
 from featurize.pictures import SQUARE
 from featurize.plan import crop_rule, other_basis
 from featurize.progress import last_request
