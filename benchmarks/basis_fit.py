@@ -40,10 +40,11 @@ def tokens_like_a_vits(count: int, channels: int, seed: int) -> np.ndarray:
 @click.option("--tokens", default=100_352, show_default=True, help="Tokens: 196 for each picture of a ViT-B/16.")
 @click.option("--channels", default=768, show_default=True, help="Width of the encoder.")
 @click.option("--keep", default=64, show_default=True, help="Directions that are compared.")
+@click.option("--dask/--no-dask", "with_dask", default=True, help="Measure Dask's svd_compressed as well.")
 @peers_option
 @rounds_option
 @out_option
-def main(tokens: int, channels: int, keep: int, peers: bool, rounds: int, out: Path | None) -> None:
+def main(tokens: int, channels: int, keep: int, with_dask: bool, peers: bool, rounds: int, out: Path | None) -> None:
     """Seconds to the first directions, and their error against a float64 LAPACK SVD of all centred tokens."""
     x_ND = tokens_like_a_vits(tokens, channels, 0)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
@@ -64,13 +65,14 @@ def main(tokens: int, channels: int, keep: int, peers: bool, rounds: int, out: P
 
         return run
 
-    contenders: dict[str, Contender] = {
-        OURS: ours,
-        "Dask svd_compressed, 0 power iterations": compressed(0),
-        "Dask svd_compressed, 4 power iterations": compressed(4),  # xeofs' choice
-        # Enough to come near; plain power iterations overflow float32.
-        "Dask svd_compressed, 25 QR iterations": compressed(25, "QR"),
-    }
+    contenders: dict[str, Contender] = {OURS: ours}
+    if with_dask:
+        contenders |= {
+            "Dask svd_compressed, 0 power iterations": compressed(0),
+            "Dask svd_compressed, 4 power iterations": compressed(4),  # xeofs' choice
+            # Enough to come near; plain power iterations overflow float32.
+            "Dask svd_compressed, 25 QR iterations": compressed(25, "QR"),
+        }
     with tempfile.TemporaryDirectory(prefix="basis-fit-") as folder, ExitStack() as stack:
         if peers:
             np.save(Path(folder) / "tokens.npy", x_ND)
