@@ -26,6 +26,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
     """Write the report of the experiment in the working directory: CELLS are the best hierarchies of each depth."""
     cards = [json.loads(Path(f"samples/{cell}/evaluation.json").read_text()) for cell in cells]
+    looked = json.loads(Path("hierarchy.json").read_text())
     page = (
         jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -33,7 +34,8 @@ def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
             recipe=yaml.safe_load(Path("nested.yaml").read_text()),
             recipe_text=Path("nested.yaml").read_text(),
             knn=json.loads(Path("knn.json").read_text()),
-            hierarchy=json.loads(Path("hierarchy.json").read_text()),
+            hierarchy=looked,
+            kept=next((row["kept"] for row in looked["rows"] if "kept" in row), None),
             spaces=score_table(cards),
             best=[(card["samples"]["depth"], _sigmas(card)) for card in cards],
             table=table(Path("table.json")),

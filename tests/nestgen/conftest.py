@@ -186,13 +186,17 @@ def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
                 if (folder := run_dir(recipe, level)).is_dir():
                     continue
                 torch.manual_seed(level)
+                feed = open_feed(recipe, level)
                 denoiser = Denoiser(denoiser_config(recipe, level))
                 for module in denoiser.modules():
                     if isinstance(module, torch.nn.Linear):
                         torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if feed.captions is not None:
+                    null_TD = feed.captions.text.read(np.array([0]))[0]
+                    denoiser.null_context.copy_(torch.from_numpy(null_TD.astype("f4")))
                 weights = denoiser.state_dict()
                 parts = {"denoiser": weights, "ema": weights, "optimizer": {"step": torch.tensor(7)}}
-                meta = {**describe(open_feed(recipe, level)), "step": 7, "scaler": None}
+                meta = {**describe(feed), "step": 7, "scaler": None}
                 save_checkpoint(folder, parts, meta, keep=1)
         return path
 

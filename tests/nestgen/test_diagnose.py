@@ -19,7 +19,6 @@ from nestgen.frechet import frechet_distance
 from nestgen.latents import open_latents
 from nestgen.models import load_models
 from nestgen.nearest import nearest_rows
-from nestgen.protocols import PROTOCOLS
 from nestgen.recipe import Recipe, load_recipe
 from nestgen.sample import sample
 from nestgen.store import open_hierarchy
@@ -59,6 +58,15 @@ def test_each_level_is_drawn_given_real_rows(recipe: Recipe, tmp_path: Path) -> 
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "diagnosis").rglob("*.blocks/*.json")}
     assert CliRunner().invoke(main, ["diagnose", "--samples", "s"]).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is drawn again
+
+
+def test_samples_are_diagnosed_with_the_settings_they_were_drawn_with(recipe: Recipe, tmp_path: Path) -> None:
+    sample(recipe.with_sampling({"steps": 1, "guidance": 0.5}), tmp_path / "other", Request(9, 0, 9))
+    run = CliRunner().invoke(main, ["diagnose", "--samples", "other"])
+    assert (run.exit_code, run.output.count("\n")) == (1, 1)
+    assert "the samples of other were drawn otherwise: z_0.steps was 1 and is 2; give the --set" in run.output
+    run = CliRunner().invoke(main, ["diagnose", "--samples", "other", "--set", "steps=1", "--set", "guidance=0.5"])
+    assert run.exit_code == 0, run.output
 
 
 def test_too_few_real_rows_are_said(recipe: Recipe, tmp_path: Path) -> None:
@@ -145,8 +153,3 @@ def test_wrong_sources_are_one_sentence(recipe: Recipe, options: tuple[str, ...]
     assert sentence in run.output
     assert run.output.count("\n") == 1
     assert not Path("x").exists()
-
-
-def test_frozen_samples_are_no_protocol() -> None:
-    card = {"count": 50_000, "levels": [{}, {"frozen": {"row": 3}}]}
-    assert "levels of these are frozen" in str(PROTOCOLS["imagenet50k"].fault(card, False))

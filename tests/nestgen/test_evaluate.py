@@ -21,6 +21,7 @@ from nestgen.errors import UserError
 from nestgen.evaluate import Against, evaluate
 from nestgen.files import read_json
 from nestgen.frechet import frechet_distance
+from nestgen.hierarchy import Look, hierarchy
 from nestgen.latents import create_latents, open_latents
 from nestgen.recipe import Recipe, load_recipe
 from nestgen.sample import sample
@@ -179,7 +180,7 @@ def test_encoded_samples_are_scored_before_standardisation(
 def test_what_samples_keep_of_their_rows_is_measured(
     trained: Trained, tmp_path: Path, store_writer: Writer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_recipe(trained(rows=30, classes=3, sampling={"steps": 1}))
+    recipe = load_recipe(trained(rows=30, classes=3, sampling={"steps": 1}, evaluation={"protocol": "imagenet50k"}))
     like = Source(freeze_from=1, root=tmp_path / "stores" / "toy")
     sample(recipe, tmp_path / "s", Request(12, 0, 12, source=like))
     classes = np.arange(30) % 3
@@ -192,11 +193,30 @@ def test_what_samples_keep_of_their_rows_is_measured(
     for name, values in (("own", own), ("others", others)):
         store_writer(tmp_path / name / "tiny" / "1x1x3.zarr", values.astype("<f2"), keys=keys[:12], **defaults)
         scores(recipe, tmp_path / "s", samples_store=tmp_path / name, encoder_level="1x1x3")
-        found.append(read_json(tmp_path / "s" / "card.json")["kept"])
+        card = read_json(tmp_path / "s" / "card.json")
+        assert card["protocol"] is None  # which takes samples drawn from the top
+        found.append(card["kept"])
     assert (found[0]["frozen_from"], found[0]["features"], found[1]["class"]) == (1, 1.0, 0.0)
+    assert found[0]["class"] > 0.9
     assert found[1]["features"] < 0.5
     assert 0 <= found[0]["colours"] <= 1
+    assert found[0]["chance"]["class"] == pytest.approx(1 / 3, abs=0.02)  # 12 rows of 3 classes
     assert "kept of the rows, levels frozen from z_1: class" in capsys.readouterr().out
+    hierarchy(recipe, tmp_path / "h.png", 2, 5, Look(), kept=[tmp_path / "s" / "card.json"])
+    rows = {tuple(row["frozen"]): row for row in read_json(tmp_path / "h.json")["rows"]}
+    assert rows[1, 2]["kept"] == found[1]
+    assert not any("kept" in rows[levels] for levels in ((), (2,)))  # their samples were not scored
+    assert "colours kept" in capsys.readouterr().out
+    other = recipe.with_sampling({"steps": 3})
+    with pytest.raises(UserError, match=r"card.json were drawn otherwise: z_0.steps was 1 and is 3; give"):
+        hierarchy(other, tmp_path / "h.png", 2, 5, Look(), kept=[tmp_path / "s" / "card.json"])
+
+
+def test_samples_like_none_stand_beside_no_row(recipe: Recipe, samples: Path, tmp_path: Path) -> None:
+    scores(recipe, samples)
+    with pytest.raises(UserError, match="does not say what its samples keep; draw them with --like each"):
+        hierarchy(recipe, tmp_path / "h.png", 2, 0, Look(), kept=[samples / "card.json"])
+    assert not (tmp_path / "h.png").exists()
 
 
 @pytest.mark.parametrize(

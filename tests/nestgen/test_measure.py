@@ -100,6 +100,25 @@ def test_scores_fall_with_noise_and_with_lost_classes() -> None:
     assert noisy[2]["precision"] < 0.5  # type: ignore[operator]
 
 
+def test_distances_rise_with_blur() -> None:
+    """Of pictures with the spectrum of photographs, 1 / frequency, blurred by Gaussians of more and more pixels."""
+    rng = np.random.default_rng(6)
+    drawn, real = rng.normal(size=(2, 400, 8, 8))
+    frequency = np.fft.fftfreq(8)
+    squared = frequency[:, None] ** 2 + frequency[None] ** 2
+    amplitude = np.where(squared > 0, 1 / np.sqrt(np.maximum(squared, 1e-9)), 0)
+
+    def pictures(white: np.ndarray, blur: float) -> np.ndarray:
+        spectrum = np.fft.fft2(white) * amplitude * np.exp(-2 * (np.pi * blur) ** 2 * squared)
+        return np.fft.ifft2(spectrum).real.reshape(len(white), -1)
+
+    reference = statistics_of(pictures(real, 0))
+    blurred = [measure(pictures(drawn, blur), reference) for blur in (0, 0.5, 1, 2)]
+    for key in ("frechet_distance", "kid"):
+        values = [one[key] or 0.0 for one in blurred]
+        assert (np.diff(values) > 0.05 * values[-1]).all(), (key, values)
+
+
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 30), m=st.integers(2, 30), dims=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_scores_keep_within_their_bounds(n: int, m: int, dims: int, seed: int) -> None:

@@ -9,23 +9,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
+from nestgen.cards import Request
 from nestgen.cli import main
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.latents import open_latents
+from nestgen.models import load_models
 from nestgen.prompts import embed_prompt, open_prompts
 from nestgen.recipe import Recipe, load_recipe
+from nestgen.sample import Drawer
+from nestgen.sources import Source
+from nestgen.store import open_store
 
 Trained = Callable[..., Path]
 Writer = Callable[..., Path]
 
 
-def write_text(root: Path, write: Writer, captions: list[int] | None = None, count: int = 4) -> np.ndarray:
+def write_text(
+    root: Path, write: Writer, captions: list[int] | None = None, count: int = 4, encoder: int = 0
+) -> np.ndarray:
     """A root of embedded captions: loose ones, or so many a picture."""
     count = count if captions is None else sum(captions)
     values = np.random.default_rng(count).normal(size=(count + 1, 3, 8)).astype("<f2")
+    values[0] = np.random.default_rng(encoder).normal(size=(3, 8))  # the empty caption's
     keys = [f"picture-{row}" for row in range(count if captions is None else len(captions))]
     write(root / "text" / "3x8.zarr", values, kind="text", keys=keys, null_row=0)
     if captions is not None:
@@ -63,6 +72,8 @@ def test_each_captioned_picture_gives_one_of_its_captions(tmp_path: Path, store_
     np.testing.assert_array_equal(prompts.rows_of([37, 5], 7), rows[[37, 5]])  # a function of (seed, i)
     assert (prompts.rows_of(range(4000), 8) != rows).any()
     assert prompts.describe()["captions"] == "one of each row"
+    like = [4, 0, 1, 2]  # of pictures that images are like: their own, and of one without captions the empty one
+    assert (np.searchsorted(bounds, prompts.rows_of(range(4), 7, like), side="right") - 1).tolist() == [4, 0, -1, 2]
 
 
 def test_captions_reach_the_denoisers_and_the_card(recipe: Recipe, tmp_path: Path, store_writer: Writer) -> None:
@@ -83,6 +94,19 @@ def test_captions_reach_the_denoisers_and_the_card(recipe: Recipe, tmp_path: Pat
     assert "z_2 and below are drawn anew, because text.captions was prompt i of image i" in run.output
 
 
+def test_an_image_like_a_picture_has_its_caption(recipe: Recipe, tmp_path: Path) -> None:
+    """One caption a row: that of the row that image i is like, not of a drawn order; image 0's where it is frozen."""
+    root = tmp_path / "stores" / "toy"
+    text = open_store(root / "text" / "3x8.zarr").load().astype(np.float32)
+    models = load_models(recipe, torch.device("cpu"))
+    for source, rows in ((Source(2, root), [1, 2, 3]), (Source(1, root, 9), [10, 10, 10])):
+        drawer = Drawer(recipe, Request(3, 0, 3, source=source, prompts=root), tmp_path, models)
+        np.testing.assert_array_equal(drawer.context(range(3)), text[rows])
+    drawn = [Drawer(recipe, Request(3, 0, 3, source=one, prompts=root), tmp_path, models) for one in (None, Source(1))]
+    free, frozen = (one.context(range(3)) for one in drawn)
+    np.testing.assert_array_equal(frozen, free[[0, 0, 0]])
+
+
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """A `featurize` on the path that does what `embed-text` is documented to do."""
     script = tmp_path / "bin" / "featurize"
@@ -97,12 +121,16 @@ def test_a_prompt_is_embedded_once_by_featurize(
     recipe: Recipe, tmp_path: Path, store_writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(tmp_path / "made", store_writer, count=1)
+    (tmp_path / "text.pt").touch()
+    document = (tmp_path / "nested.yaml").read_text()
+    (tmp_path / "nested.yaml").write_text(document.replace("features:", "features:\n  text_weights: text.pt"))
     stand_in(
         tmp_path,
         monkeypatch,
         "import shutil, sys\n"
         "assert sys.argv[1:3] == ['embed-text', '--prompts'] and sys.argv[4] == '--out', sys.argv\n"
         "assert open(sys.argv[3]).read() == 'a red ball\\n'\n"
+        "assert sys.argv[6:] == ['--text-weights', 'text.pt'], sys.argv\n"
         f"shutil.copytree({str(tmp_path / 'made' / 'text')!r}, sys.argv[5] + '/text')\n",
     )
     run = CliRunner().invoke(main, ["sample", "--count", "2", "--out", "s", "--prompt", "a red\nball"])
@@ -110,7 +138,7 @@ def test_a_prompt_is_embedded_once_by_featurize(
     text = read_json(Path("s/sample.json"))["text"]
     assert text["captions"] == "a red\nball"
     (tmp_path / "bin" / "featurize").write_text("never called again")
-    assert embed_prompt(recipe, "a red\nball").is_dir()
+    assert embed_prompt(load_recipe(), "a red\nball").is_dir()
 
 
 def test_wrong_prompts_are_one_sentence(
@@ -121,6 +149,9 @@ def test_wrong_prompts_are_one_sentence(
     write_text(tmp_path / "none", store_writer, count=0)
     with pytest.raises(UserError, match="has no captions but the empty one"):
         open_prompts(tmp_path / "none", (3, 8))
+    write_text(tmp_path / "another", store_writer, encoder=1)
+    run = CliRunner().invoke(main, ["sample", "--count", "1", "--out", "s", "--prompts", "another"])
+    assert (run.exit_code, "another text encoder than the captions" in run.output) == (1, True)
     with pytest.raises(UserError, match=r"there is no store .*nowhere/text/3x8\.zarr"):
         open_prompts(tmp_path / "nowhere", (3, 8))
     without = recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"text": None})})

@@ -75,13 +75,14 @@ def test_writes_pictures_latents_card_and_a_sheet_beside(recipe: Recipe, tmp_pat
 
 
 def test_an_image_does_not_depend_on_the_batch(recipe: Recipe, tmp_path: Path) -> None:
-    whole = levels(draw(recipe, tmp_path / "whole", batch=7))
-    for batch in (1, 3):
-        for one, other in zip(whole, levels(draw(recipe, tmp_path / f"by-{batch}", batch=batch))):
-            assert np.abs(one - other).max() < 1e-4 * one.std()  # the stated tolerance
-    fewer = levels(draw(recipe, tmp_path / "fewer", count=5, batch=7))
-    for one, other in zip(whole, fewer):
-        assert np.abs(one[:5] - other).max() < 1e-4 * one.std()
+    recipe = recipe.with_sampling({"steps": 2})
+    whole = levels(draw(recipe, tmp_path / "whole", count=64, batch=64))
+    for batch, count in ((7, 64), (1, 5)):
+        out = draw(recipe, tmp_path / f"by-{batch}", count=count, batch=batch)
+        for one, other in zip(whole, levels(out)):
+            assert np.abs(one[:count] - other).max() < 1e-4 * one.std()  # the stated tolerance
+        pictures = [read_pictures(folder, count).astype(int) for folder in (tmp_path / "whole", out)]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a value half way between two may round either way
 
 
 def test_equal_batches_are_equal_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:

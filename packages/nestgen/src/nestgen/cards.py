@@ -127,6 +127,19 @@ def settle(out: Path, card: dict[str, Any]) -> int:
     return blocks[0] if blocks else card["batch"]
 
 
+def check_drawn_alike(of: Path, theirs: Sequence[Any], ours: Sequence[Any]) -> None:
+    """Raises UserError where samples were drawn by other denoisers or settings: cards of the levels, z_0 first.
+
+    `of` is what holds the samples' card; `ours` are the levels' cards of the recipe as it is now.
+    """
+    before, after = ({f"z_{level}": card for level, card in enumerate(cards)} for cards in (theirs, ours))
+    if before != after:
+        raise UserError(
+            f"the samples of {of} were drawn otherwise: {_difference(before, after)}; give the --set and --sigma that they "
+            "were drawn with, or draw them again"
+        )
+
+
 def _kept(path: Path) -> dict[str, Any] | None:
     """A card of the folder; None where there is none, or where it was cut off."""
     try:

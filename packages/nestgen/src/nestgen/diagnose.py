@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nestgen.cards import Request
+from nestgen.cards import Request, check_drawn_alike, describe
+from nestgen.draw import device
 from nestgen.errors import UserError
 from nestgen.evaluate import reference_root, sample_card
 from nestgen.files import replacing, write_json
 from nestgen.frechet import between, fit
+from nestgen.models import load_models
 from nestgen.recipe import Recipe
 from nestgen.sample import draw_levels
 from nestgen.sources import Source, open_real
@@ -22,7 +24,8 @@ def diagnose(recipe: Recipe, samples: Path, reference: Path | None, out: Path) -
     For each level but the top, as many latents are drawn as the folder has, each given the levels above of a real
     picture of the reference; they are kept in the folder OUT without its ending, and not drawn again. The gap between
     their distance and that of the folder's own latents is what the generated condition costs; the gap to the floor
-    what the level's own denoiser does.
+    what the level's own denoiser does. Raises UserError for samples drawn by other denoisers or settings than the
+    recipe's.
     """
     card = sample_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
@@ -32,6 +35,8 @@ def diagnose(recipe: Recipe, samples: Path, reference: Path | None, out: Path) -
             f"{root} has {rows} rows, and each of the {card['count']} samples needs one of its own; "
             "name a larger --reference, or diagnose a folder of fewer samples"
         )
+    now = describe(recipe, load_models(recipe, device()), Request(card["count"], card["seed"], card["batch"]))
+    check_drawn_alike(samples, card["levels"], now["levels"])
     levels: list[dict[str, Any]] = []
     for level in reversed(range(card["depth"])):
         generated = level_space(recipe, level, root, card, samples)
@@ -79,6 +84,6 @@ def _draw(levels: list[dict[str, Any]], picture: Path) -> None:
         axes.bar(places, heights, 0.25, label=name)
     axes.set_xticks(range(len(levels)), [f"z_{one['level']}\n{one['generated']:.3g}" for one in levels])
     axes.set_ylabel("Fréchet distance /\nthat of the samples")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=8)
     with replacing(picture) as draft:
         figure.savefig(draft, dpi=120, format="png")

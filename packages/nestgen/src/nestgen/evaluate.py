@@ -29,6 +29,7 @@ class Against:
     encoder        the encoder that made it; None is the recipe's
     pictures       folder of real pictures, or .npz of mu and sigma, for an FID; None is the recipe's
     inception      Inception's weights; None is torch's cache, if they are there
+    vae            the VAE's weights, which show the rows that samples are like; None is where z_0's store says
     """
 
     reference: Path | None = None
@@ -37,6 +38,7 @@ class Against:
     encoder: str | None = None
     pictures: Path | None = None
     inception: Path | None = None
+    vae: Path | None = None
 
 
 def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None:
@@ -44,16 +46,17 @@ def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None
     card = sample_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
     reference = reference_root(recipe, against.reference)
-    if name := recipe.evaluation.protocol:
+    protocol = None if "frozen" in card["levels"][-1] else recipe.evaluation.protocol  # variations follow none
+    if name := protocol:
         held_out = reference.resolve() != training_root(recipe).resolve()
         if fault := PROTOCOLS[name].fault(card, held_out):
             raise UserError(f"{samples} does not follow evaluation.protocol {name}: {fault}")
+    encoder = recipe.features.model_copy(update={"encoder": against.encoder or recipe.features.encoder})
+    seen = recipe.model_copy(update={"features": encoder})
     scores = []
     for level in reversed(range(card["depth"])):
         scores.append(_score(level_space(recipe, level, reference, card, samples)))
     if against.samples_store is not None:
-        encoder = recipe.features.model_copy(update={"encoder": against.encoder or recipe.features.encoder})
-        seen = recipe.model_copy(update={"features": encoder})
         scores.append(
             _score(encoder_space(seen, reference, against.samples_store, against.encoder_level, card, samples))
         )
@@ -61,14 +64,14 @@ def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None
         scores.append(_score(space) | {"name": "FID"})
     found = {}
     if against.samples_store is not None:
-        found = kept(recipe, card, samples, against.samples_store, against.encoder_level)
+        found = kept(seen, card, samples, against.samples_store, against.encoder_level, against.vae)
     packages = ("nestgen", "numpy", "torch", *(["torch-fidelity"] if scores[-1].get("name") else []))
     write_json(
         out,
         {
             "scores": scores,
             **({"kept": found} if found else {}),
-            "protocol": recipe.evaluation.protocol,
+            "protocol": protocol,
             "samples": card,
             "versions": {name: importlib.metadata.version(name) for name in packages},
         },

@@ -16,6 +16,7 @@ from nestgen.cards import Request, describe
 from nestgen.decode import Decoder, load_decoder
 from nestgen.draw import device, labels_of, sample_below
 from nestgen.files import write_json
+from nestgen.kept import kept_by_level
 from nestgen.models import Model, load_models
 from nestgen.recipe import Recipe
 from nestgen.sheet import draw_sheet, write_picture
@@ -77,9 +78,23 @@ class View:
         return source, open_source(self.recipe, source, 1, fingerprints)
 
 
-def hierarchy(recipe: Recipe, out: Path, columns: int, seed: int, look: Look, vae: Path | None = None) -> None:
-    """Writes a sheet to `out` and, beside it as .json, how much the pictures of each row vary."""
+def hierarchy(
+    recipe: Recipe,
+    out: Path,
+    columns: int,
+    seed: int,
+    look: Look,
+    vae: Path | None = None,
+    kept: Sequence[Path] = (),
+) -> None:
+    """Writes a sheet to `out` and, beside it as .json, how much the pictures of each row vary.
+
+    `kept` are score cards of samples like real pictures, with levels frozen to them: what share keeps the pictures'
+    class and colours stands at the row with the same levels frozen.
+    """
     models = load_models(recipe, device())
+    card = describe(recipe, models, Request(columns, seed, columns))
+    shares = kept_by_level(kept, card)
     view = View(recipe, models, load_decoder(models[0].weights.meta["codec"], vae, str(device())), columns, seed)
     if look.over_depth:
         rows = over_depth(view)
@@ -89,11 +104,16 @@ def hierarchy(recipe: Recipe, out: Path, columns: int, seed: int, look: Look, va
         rows = like(view, look, look.like)
     else:
         rows = of_samples(view, look)
-    write_picture(draw_sheet([row.pictures for row in rows], [row.title for row in rows]), out)
-    card = describe(recipe, models, Request(columns, seed, columns))
+    for row in rows:
+        if (frozen := row.card.get("frozen")) and frozen[0] in shares:
+            row.card["kept"] = shares[frozen[0]]
+    write_picture(
+        draw_sheet([row.pictures for row in rows], ["\n".join([row.title, *_kept(row)]) for row in rows]), out
+    )
     write_json(out.with_suffix(".json"), {"rows": [row.card for row in rows], "samples": card})
     for row in rows:
-        print(f"{row.title.replace(chr(10), ' '):<28} variation {row.card['variation']:.2f} of 255")
+        parts = [f"{row.title.replace(chr(10), ' '):<28} variation {row.card['variation']:.2f} of 255", *_kept(row)]
+        print(", ".join(parts))
 
 
 def of_samples(view: View, look: Look) -> list[Row]:
@@ -200,6 +220,13 @@ def _decoded_row(view: View, look: Look, row: int) -> np.ndarray:
 def variation(pictures_NHWC: np.ndarray) -> float:
     """Standard deviation over the pictures, averaged over pixels and channels; in steps of 1/255."""
     return float(pictures_NHWC.astype(np.float64).std(axis=0).mean())
+
+
+def _kept(row: Row) -> list[str]:
+    """What samples keep of real pictures with these levels frozen to theirs, a line each."""
+    shares = row.card.get("kept", {})
+    named = {"class": "class kept", "colours": "colours kept"}
+    return [f"{name} {100 * shares[key]:.0f} %" for key, name in named.items() if shares.get(key) is not None]
 
 
 def _title(frozen: list[int]) -> str:

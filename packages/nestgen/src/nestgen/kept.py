@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import torch
 
 from nestgen import noise
+from nestgen.cards import check_drawn_alike
 from nestgen.decode import load_decoder
+from nestgen.errors import UserError
+from nestgen.files import read_json
 from nestgen.recipe import Recipe
 from nestgen.sheet import read_pictures
 from nestgen.sources import open_real, real_latents, training_root
@@ -21,12 +25,15 @@ SHOWN = 500  # samples whose colours are compared
 GRID = 4  # mean colours of so many places down and across
 
 
-def kept(recipe: Recipe, card: dict[str, Any], samples: Path, samples_store: Path, level_name: str) -> dict[str, Any]:
+def kept(
+    recipe: Recipe, card: dict[str, Any], samples: Path, samples_store: Path, level_name: str, vae: Path | None = None
+) -> dict[str, Any]:
     """Shares of samples that keep something of the row they are like; empty for samples that are like none.
 
     class     of the source, by the vote of the 20 nearest training rows in the encoder's space; None without labels
-    features  nearer to the source than to another row, in the encoder's space: 0.5 by chance
-    colours   the same by the mean colours of 4 x 4 places: 0.5 by chance
+    features  nearer to the source than to another row, in the encoder's space
+    colours   the same by the mean colours of 4 x 4 places
+    chance    the three shares, were each of these samples like another's source
     """
     top = card["levels"][-1].get("frozen", {})
     if "store" not in top:
@@ -37,18 +44,39 @@ def kept(recipe: Recipe, card: dict[str, Any], samples: Path, samples_store: Pat
     others = noise.generator(recipe.seed, "kept/others", 0).integers(1, real.rows, count)
     others = (sources + others) % real.rows  # any row but the source
     drawn_ND = features(encoded, np.arange(count))
-    found = {
-        "class": _class(recipe, root, samples_store, level_name, drawn_ND, sources),
+    of_class, by_chance = _class(recipe, root, samples_store, level_name, drawn_ND, sources)
+    found: dict[str, Any] = {
+        "class": of_class,
         "features": _nearer(drawn_ND, features(real, sources), features(real, others)),
     }
     z_0 = open_real(recipe, 0, root)
-    decode, shown = load_decoder(z_0.attributes["codec"]), min(count, SHOWN)
+    decode, shown = load_decoder(z_0.attributes["codec"], vae), min(count, SHOWN)
     theirs, strange = (
         _colours(decode(real_latents(z_0, rows[:shown].tolist(), recipe.seed))) for rows in (sources, others)
     )
     found["colours"] = _nearer(_colours(read_pictures(samples, shown)), theirs, strange)
     frozen = [number for number, level in enumerate(card["levels"]) if "frozen" in level]
-    return {"frozen_from": min(frozen), **found}
+    chance = {"class": by_chance, "features": 0.5, "colours": 0.5}
+    return {"frozen_from": min(frozen), **found, "chance": chance, "samples": count}
+
+
+def kept_by_level(cards: Sequence[Path], drawn: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What score cards say samples keep, by the lowest level that was frozen.
+
+    `drawn` is the card of a run that they stand beside: raises UserError for samples of other denoisers or settings, and
+    for scores that say nothing of it.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for path in cards:
+        card = read_json(path)
+        if "kept" not in card:
+            raise UserError(
+                f"{path} does not say what its samples keep; draw them with --like each, and score them with --samples-store"
+            )
+        lowest = card["kept"]["frozen_from"]
+        check_drawn_alike(path, card["samples"]["levels"][:lowest], drawn["levels"][:lowest])
+        found[lowest] = card["kept"]
+    return found
 
 
 def _nearer(x_ND: np.ndarray, own_ND: np.ndarray, other_ND: np.ndarray) -> float:
@@ -58,21 +86,23 @@ def _nearer(x_ND: np.ndarray, own_ND: np.ndarray, other_ND: np.ndarray) -> float
 
 def _class(
     recipe: Recipe, root: Path, samples_store: Path, level_name: str, drawn_ND: np.ndarray, sources: np.ndarray
-) -> float | None:
-    """Share of samples whose neighbours' most frequent class is the source's, of sources with a class."""
+) -> tuple[float | None, float | None]:
+    """Share of samples whose neighbours' most frequent class is the source's, of sources with a class; and by chance."""
     training = training_root(recipe)
     _, trained_on, _ = open_encoded(recipe, training, samples_store, level_name)
     labels = open_store(training / "labels.zarr").load()
     own = open_store(root / "labels.zarr").load()[sources]
     known = np.flatnonzero(labels >= 0)
     if not len(known) or not (own >= 0).any():
-        return None
+        return None, None
     rows_MD = torch.from_numpy(features(trained_on, known))
     votes = []
     for part_BD in torch.from_numpy(drawn_ND).split(1024):
         nearest_BK = torch.cdist(part_BD, rows_MD).topk(min(NEIGHBOURS, len(known)), largest=False).indices
         votes += [np.bincount(classes).argmax() for classes in labels[known][nearest_BK.numpy()]]
-    return float((np.array(votes) == own)[own >= 0].mean())
+    vote, own = np.array(votes)[own >= 0], own[own >= 0]
+    by_chance = (vote[:, None] == np.unique(own)).mean(0) @ (own[:, None] == np.unique(own)).mean(0)
+    return float((vote == own).mean()), float(by_chance)
 
 
 def _colours(pictures_NHWC: np.ndarray) -> np.ndarray:

@@ -29,29 +29,38 @@ class Prompts:
     """Embedded captions, and which of them each image gets.
 
     Of loose prompts (`featurize embed-text`) image i gets prompt i, over and over. Of a data set, which has
-    `offsets`, the images go through its captioned pictures in an order drawn from the seed, and each gets one of its
-    picture's captions, drawn from (seed, i).
+    `offsets`, the images go through its captioned pictures in an order drawn from the seed, or are like the pictures
+    of some rows, and each gets one of its picture's captions, drawn from (seed, i).
     """
 
     text: Store
     offsets: Store | None
     prompt: str | None
 
-    def rows_of(self, indices: Sequence[int], seed: int) -> np.ndarray:
-        """The row of the embedding that each image gets; row 0 is the empty caption's."""
+    def rows_of(self, indices: Sequence[int], seed: int, like: Sequence[int] | None = None) -> np.ndarray:
+        """The row of the embedding that each image gets; row 0 is the empty caption's.
+
+        `like` are the rows of the data set that the images are like; one without captions gets the empty one.
+        """
         if self.offsets is None:
             return 1 + np.asarray(indices, np.int64) % (self.text.rows - 1)
         bounds = self.offsets.load()
         counts = np.diff(bounds)
-        captioned = np.flatnonzero(counts)
-        order = noise.generator(seed, "sample/captioned", 0).permutation(captioned)
-        pictures = order[np.asarray(indices, np.int64) % len(order)]
+        if like is None:
+            order = noise.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
+            like = order[np.asarray(indices, np.int64) % len(order)]
+        pictures = np.asarray(like, np.int64)
         u_B = noise.uniform(seed, "sample/caption", indices, ()).numpy()
-        return bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
+        rows = bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
+        return np.where(counts[pictures], rows, 0)
 
-    def context(self, indices: Sequence[int], seed: int) -> Tensor:
+    def context(self, indices: Sequence[int], seed: int, like: Sequence[int] | None = None) -> Tensor:
         """Embedded captions (B, T, D), float32."""
-        return torch.from_numpy(self.text.read(self.rows_of(indices, seed)).astype(np.float32))
+        return torch.from_numpy(self.text.read(self.rows_of(indices, seed, like)).astype(np.float32))
+
+    def are_of(self, store: Store) -> bool:
+        """Whether the captions are of the pictures of a store."""
+        return self.offsets is not None and self.offsets.attributes["keys_sha256"] == store.attributes["keys_sha256"]
 
     def describe(self) -> dict[str, Any]:
         """For the card of a run."""
@@ -79,15 +88,27 @@ def check_text(recipe: Recipe, asked: object) -> None:
         )
 
 
+def check_encoder(prompts: Prompts, null_TD: Tensor, recipe: Recipe) -> None:
+    """Raises UserError for captions of another text encoder than the training's: its empty caption is `null_TD`."""
+    empty_TD = torch.from_numpy(prompts.text.read(np.array([0]))[0].astype(np.float32))
+    if (empty_TD - null_TD.cpu()).abs().max() > 0.05 * null_TD.std():  # far above the rounding of another machine
+        raise UserError(
+            f"{prompts.text.path} was embedded by another text encoder than the captions that the denoisers of {recipe.file} "
+            "were trained on; embed it again with the weights that features.text_weights named then"
+        )
+
+
 def embed_prompt(recipe: Recipe, prompt: str) -> Path:
-    """The root with one prompt's embedding, made by `featurize embed-text` and kept under prompts/.
+    """The root with one prompt's embedding, made by `featurize embed-text` with the recipe's weights, kept under prompts/.
 
     Raises UserError for an empty prompt, and where `featurize` is not installed or fails.
     """
     check_text(recipe, prompt or "empty")
     if not prompt.strip():
         raise UserError("the prompt is empty; leave --prompt out to draw without one")
-    root = recipe.root / "prompts" / hashlib.sha256(prompt.encode()).hexdigest()[:16]
+    weights = _text_weights(recipe)
+    digest = hashlib.sha256("\n".join([prompt, *weights]).encode()).hexdigest()
+    root = recipe.root / "prompts" / digest[:16]
     assert recipe.denoiser.text is not None
     if (root / "text" / f"{shape_name(recipe.denoiser.text)}.seal.json").is_file():
         return root
@@ -101,8 +122,18 @@ def embed_prompt(recipe: Recipe, prompt: str) -> Path:
     with replacing(root / "prompts.txt") as draft:
         draft.write_text(" ".join(prompt.split()) + "\n", encoding="utf-8")
     made = subprocess.run(
-        [command, "embed-text", "--prompts", str(root / "prompts.txt"), "--out", str(root)], stdout=subprocess.PIPE
+        [command, "embed-text", "--prompts", str(root / "prompts.txt"), "--out", str(root), *weights],
+        stdout=subprocess.PIPE,
     )
     if made.returncode:  # it has said why on stderr
         raise UserError(f"`featurize embed-text` could not embed the prompt (see above); its folder is {root}")
     return root
+
+
+def _text_weights(recipe: Recipe) -> list[str]:
+    """The option that names the text encoder's weights, if the recipe does: a path is relative to it, as for featurize."""
+    named = recipe.features.text_weights
+    if named is None:
+        return []
+    path = recipe.root / named
+    return ["--text-weights", str(path) if path.exists() else named]

@@ -20,8 +20,6 @@ class Protocol:
         """Why samples with this card, against such a reference, do not follow the protocol; None if they do."""
         if card["count"] != self.count:
             return f"it takes {self.count} samples, and there are {card['count']}"
-        if any("frozen" in level for level in card["levels"]):
-            return "it takes samples drawn from the top, and levels of these are frozen"
         if held_out != self.held_out:
             return "its reference is " + (
                 "the validation set: set evaluation.reference"

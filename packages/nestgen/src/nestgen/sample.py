@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from nestgen.errors import UserError
 from nestgen.files import write_json
 from nestgen.latents import create_latents, open_latents
 from nestgen.models import Model, check_labels, load_models
-from nestgen.prompts import Prompts, check_text, open_prompts
+from nestgen.prompts import Prompts, check_encoder, check_text, open_prompts
 from nestgen.recipe import Recipe
 from nestgen.sheet import draw_sheet, picture_path, read_pictures, write_picture
 from nestgen.sources import frozen_levels, labels_of_rows, open_source
@@ -104,15 +104,22 @@ class Drawer:
         """What the images are captioned with."""
         request, text = self.request, self.recipe.denoiser.text
         check_text(self.recipe, request.prompts)
-        return open_prompts(request.prompts, text, request.prompt) if request.prompts and text else None
+        if not request.prompts or not text:
+            return None
+        prompts = open_prompts(request.prompts, text, request.prompt)
+        check_encoder(prompts, self.models[0].weights.denoiser.null_context, self.recipe)
+        return prompts
 
-    def context(self, indices: range) -> Tensor | None:
-        """Embedded caption of each image; that of image 0, where levels are frozen to image 0's."""
+    def context(self, indices: Sequence[int]) -> Tensor | None:
+        """Embedded caption of each image; that of image 0 or of the real picture, where levels are frozen to it."""
         if self.prompts is None:
             return None
-        source = self.request.source
-        frozen = source is not None and source.root is None
-        return self.prompts.context([0] * len(indices) if frozen else indices, self.request.seed)
+        source, like = self.request.source, None
+        if source is not None and source.root is None:
+            indices = [0] * len(indices)
+        elif source is not None and self.prompts.are_of(self.stores[source.freeze_from]):
+            like = source.rows_of(indices)
+        return self.prompts.context(indices, self.request.seed, like)
 
     def decode(self, rows: range) -> None:
         """Writes the pictures of a block of images that are not all there."""

@@ -68,6 +68,7 @@ class Features(Section):
 
     out: Annotated[str, Field(min_length=1)]
     encoder: str = "tiny"
+    text_weights: str | None = None
     z0: Annotated[str, Field(pattern=r"^(pixels|vae|taesd):[1-9]\d*$")] = "pixels:32"
 
 

@@ -117,6 +117,13 @@ def sample(
 @click.option("--like", type=click.IntRange(0), metavar="ROW", help="Freeze to this real picture.")
 @click.option("--interpolate", type=click.IntRange(0), nargs=2, metavar="A B", help="Walk from one row to another.")
 @click.option("--over-depth", is_flag=True, help="Freeze nothing: the same seeds at L = 1, 2, ...")
+@click.option(
+    "--kept",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="CARD",
+    help="Scores of samples drawn --like each --freeze-from K: what they keep stands at the row of K.",
+)
 @store_option
 @seed_option
 @recipe_option
@@ -131,6 +138,7 @@ def hierarchy(
     like: int | None,
     interpolate: tuple[int, int] | None,
     over_depth: bool,
+    kept: tuple[Path, ...],
     store: Path | None,
     seed: int | None,
     recipe_file: Path | None,
@@ -151,7 +159,7 @@ def hierarchy(
         raise click.UsageError("--like, --interpolate and --over-depth exclude each other")
     recipe = recipe_of(recipe_file, depth, sigmas, settings)
     look = Look(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
-    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, look, vae)
+    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, look, vae, kept)
 
 
 @click.command()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from nestgen.commands.options import recipe_of, recipe_option, reference_option, sigma_option, vae_option
+from nestgen.commands.options import recipe_of, recipe_option, reference_option, set_option, sigma_option, vae_option
 
 
 @click.command()
@@ -35,6 +36,7 @@ from nestgen.commands.options import recipe_of, recipe_option, reference_option,
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The card; SAMPLES/evaluation.json by default.")
 @recipe_option
+@vae_option
 def evaluate(
     samples: Path,
     reference: Path | None,
@@ -45,11 +47,12 @@ def evaluate(
     inception: Path | None,
     out: Path | None,
     recipe_file: Path | None,
+    vae: Path | None,
 ) -> None:
     """Scores samples per level, in the frozen encoder's space and by FID, into one card (docs/evaluation.md)."""
     from nestgen.evaluate import Against, evaluate
 
-    against = Against(reference, samples_store, level_shape, encoder, pictures, inception)
+    against = Against(reference, samples_store, level_shape, encoder, pictures, inception, vae)
     evaluate(recipe_of(recipe_file, None), samples, against, out or samples / "evaluation.json")
 
 
@@ -59,8 +62,14 @@ def evaluate(
 @click.option("--out", type=click.Path(path_type=Path), default=Path("diagnosis.png"), show_default=True)
 @recipe_option
 @sigma_option
+@set_option
 def diagnose(
-    samples: Path, reference: Path | None, out: Path, recipe_file: Path | None, sigmas: tuple[float, ...] | None
+    samples: Path,
+    reference: Path | None,
+    out: Path,
+    recipe_file: Path | None,
+    sigmas: tuple[float, ...] | None,
+    settings: dict[str, Any],
 ) -> None:
     """Says which level loses quality: its score given true levels above it, given generated ones, and the gap.
 
@@ -68,7 +77,7 @@ def diagnose(
     """
     from nestgen.diagnose import diagnose
 
-    diagnose(recipe_of(recipe_file, None, sigmas), samples, reference, out)
+    diagnose(recipe_of(recipe_file, None, sigmas, settings), samples, reference, out)
 
 
 @click.command()
