@@ -29,13 +29,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nestgen import noise
 from nestgen.checkpoint import PARTS, load_denoiser, newest
+from nestgen.draw import sample_below
 from nestgen.ema import decay
 from nestgen.errors import UserError
 from nestgen.feed import Batch, Feed, make_batch
+from nestgen.models import load_models
 from nestgen.process import Process
 from nestgen.recipe import Recipe, load_recipe, run_dir
 from nestgen.run import only_training
 from nestgen.sections import TrainingOptions
+from nestgen.store import open_hierarchy
 from nestgen.train import train
 from nestgen.trainer import initial_denoiser, learning_rate
 
@@ -471,3 +474,44 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.told(t)), best))
     assert np.isclose(known, 0.293, atol=0.005)
     assert known < reached < 1.01 * known
+
+
+def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[..., Path]) -> None:
+    """Every row has a class of its own. The bound is a third of what the best denoiser loses that knows nothing but the
+    rows' mean and covariance; and samples of a class lie nearest to its row, half as far as to any other."""
+    options = {"steps": 300, "batch": 64, "lr": 3e-3, "betas": [0.9, 0.99], "warmup": 10, "ema": 0.95, "clip": 1.0}
+    recipe = load_recipe(
+        experiment(
+            rows=64,
+            classes=64,
+            levels=({"shape": "4x4x3", "patch": 4},),
+            denoiser={"size": "nano", "labels": 64},
+            training=options,
+            sampling={"steps": 12, "guidance": 0.0},
+        )
+    )
+    train(recipe, 0)
+    model = load_models(recipe, torch.device("cpu"))[0]
+    stored = open_hierarchy(recipe)[0].load()[:, 0].astype(np.float32)
+    rows_BCHW = torch.from_numpy(stored).permute(0, 3, 1, 2)
+
+    process, n, classes = model.weights.process, 32 * 64, torch.arange(64)
+    z, eps = rows_BCHW.repeat(32, 1, 1, 1), noise.normal(1, "eps", range(n), (3, 4, 4))
+    t = process.time(noise.uniform(1, "t", range(n), ()))
+    z_t, told = process.add_noise(z, eps, t), process.told(t)
+    with torch.inference_mode():
+        reached = process.loss(model.weights.denoiser(z_t, told, label_B=classes.repeat(32)), z, eps, t).item()
+    alpha, sigma = (one.float()[:, None] for one in (process.alpha(t), process.sigma(t)))
+    rows_BD = rows_BCHW.flatten(1)
+    mean_D = rows_BD.mean(0)
+    variance_D, basis_DD = torch.linalg.eigh(rows_BD.T.cov(correction=0))
+    y_BD = (z_t.flatten(1) - alpha * mean_D) @ basis_DD
+    linear_BD = (sigma / (alpha**2 * variance_D + sigma**2) * y_BD) @ basis_DD.T
+    known = process.loss(linear_BD.view_as(z), z, eps, t).item()
+    assert reached < known / 3
+
+    drawn = sample_below([model], range(64), 0, {}, classes)[0]
+    nearest = torch.cdist(drawn.flatten(1), rows_BD).topk(2, largest=False)
+    assert (nearest.indices[:, 0] == classes).double().mean() > 0.8
+    own, other = nearest.values.median(0).values
+    assert own < other / 2
