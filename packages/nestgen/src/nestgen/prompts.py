@@ -48,8 +48,9 @@ class Prompts:
         counts = np.diff(bounds)
         if like is None:
             order = noise.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
-            like = order[np.asarray(indices, np.int64) % len(order)]
-        pictures = np.asarray(like, np.int64)
+            pictures = order[np.asarray(indices, np.int64) % len(order)]
+        else:
+            pictures = np.asarray(like, np.int64)
         u_B = noise.uniform(seed, "sample/caption", indices, ()).numpy()
         rows = bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
         return np.where(counts[pictures], rows, 0)
