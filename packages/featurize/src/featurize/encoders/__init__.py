@@ -148,7 +148,7 @@ def loaded(
     spec: EncoderSpec,
     variant: Variant,
     network: Mapping[str, Any],
-    weights: Path,
+    weights: Path | None,
     device: str,
     forward: Callable[[Tensor], Tensor],
     activation_witness: str = "its definition",
@@ -164,7 +164,7 @@ def loaded(
     identity = {
         "name": spec.name,
         "network": dict(network),
-        "weights_sha256": sha256_of(weights),
+        **({} if weights is None else {"weights_sha256": sha256_of(weights)}),
         "layer": variant.layer,
         "norm": variant.norm,
         "input_size": size,

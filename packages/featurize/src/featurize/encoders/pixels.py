@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, network_of, variant_of
+from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
 from featurize.errors import UserError
 
 VARIANTS = {
@@ -35,34 +35,11 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     size, patch = int(network["img_size"]), int(network["patch_size"])
     if patch < 1 or size < patch or size % patch:
         raise UserError(f"The encoder pixels can't cut {size} pixels into patches of {patch}; give a divisor.")
-    side = size // patch
 
     def forward(x_BCHW: Tensor) -> Tensor:
         return F.pixel_unshuffle(x_BCHW, patch).permute(0, 2, 3, 1)
 
-    return Encoder(
-        name=spec.name,
-        input_size=size,
-        grid=(side, side),
-        channels=3 * patch**2,
-        mean=variant.mean,
-        std=variant.std,
-        interpolation=variant.interpolation,
-        official_crop=None,
-        weights=None,
-        forward=forward,
-        identity={
-            "name": spec.name,
-            "network": network,
-            "layer": variant.layer,
-            "norm": variant.norm,
-            "input_size": size,
-            "mean": list(variant.mean),
-            "std": list(variant.std),
-            "interpolation": variant.interpolation,
-            "precision": spec.precision,
-        },
-    )
+    return loaded(spec, variant, network, None, device, forward)
 
 
 KIND = Kind(build, VARIANTS)
