@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.context
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -64,7 +65,7 @@ COMMAND = """
 import importlib, os, sys
 os.environ.update(environment)
 os.chdir(folder)
-for number, path in enumerate(printed, start=1):
+for number, path in enumerate((out, errors), start=1):
     os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
 sys.argv = arguments
 exec(before)
@@ -72,29 +73,43 @@ importlib.import_module(f"{arguments[0]}.cli").main()
 """
 
 
-@pytest.fixture(scope="session")
-def command_line(
-    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[int, str, str]]:
-    """Calls `command_line(folder, "nestgen", "train", ...)` in a process of its own; (exit code, output, errors).
+@dataclass(frozen=True)
+class Begun:
+    """A command under way, and the files of what it prints."""
 
-    `before` is Python code that the process runs before the command.
+    process: BaseProcess
+    out: Path
+    errors: Path
+
+    def ended(self) -> tuple[int, str, str]:
+        """Waits for its end: (exit code, output, errors)."""
+        self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode, self.out.read_text(), self.errors.read_text()
+
+
+Begin = Callable[..., Begun]
+
+
+@pytest.fixture(scope="session")
+def begin(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Begin:
+    """Begins a command in a process of its own: `begin(folder, "nestgen", "train", ...)`, called in that folder.
+
+    `before` is Python code that the process runs first.
     """
 
-    def call(folder: Path, *arguments: object, before: str = "") -> tuple[int, str, str]:
-        printed = [path := tmp_path_factory.mktemp("printed") / "out", path.with_name("err")]
+    def call(folder: Path, *arguments: object, before: str = "") -> Begun:
+        printed = tmp_path_factory.mktemp("printed")
         variables = {
             "environment": os.environ | {"OMP_NUM_THREADS": "1"},
             "folder": folder,
-            "printed": printed,
+            "out": printed / "out",
+            "errors": printed / "errors",
             "arguments": [*map(str, arguments)],
             "before": before,
         }
         process = fork_server.Process(target=exec, args=(COMMAND, variables))
         process.start()
-        process.join()
-        out, err = (path.read_text() for path in printed)
-        assert process.exitcode is not None
-        return process.exitcode, out, err
+        return Begun(process, printed / "out", printed / "errors")
 
     return call

@@ -31,9 +31,9 @@ def typed(folder: Path, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="session")
-def run(command_line: Callable[..., tuple[int, str, str]]) -> Run:
+def run(begin: Callable) -> Run:
     """Like `typed`, without the seconds of a start."""
-    return lambda folder, *arguments: checked(*command_line(folder, *arguments))
+    return lambda folder, *arguments: checked(*begin(folder, *arguments).ended())
 
 
 def checked(code: int, out: str, err: str) -> str:

@@ -124,7 +124,7 @@ def test_dask_workers_give_the_same_bytes(
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
-    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, command_line: Callable
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, begin: Callable
 ) -> None:
     """A limit on the size of a file is the full disk that a test can have without being root."""
     root = tmp_path / "full"
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
     ]
     words += ["--levels", "2x2x8,1x1x16", "--workers", 0]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
-    code, _, errors = command_line(tmp_path, "featurize", "extract", request["source"], *words, before=limit)
+    code, _, errors = begin(tmp_path, "featurize", "extract", request["source"], *words, before=limit).ended()
     assert code == 1
     assert "refuses a file so large" in errors
     assert "Traceback" not in errors
@@ -151,19 +151,17 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
     assert chunks(root) == chunks(extraction)
 
 
-def test_ctrl_c_ends_with_one_line(picture_folder: Path, vit_weights: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_one_line(picture_folder: Path, vit_weights: Path, tmp_path: Path, begin: Callable) -> None:
     request = options(picture_folder, vit_weights, tmp_path / "out")
-    command = [sys.executable, "-m", "featurize.cli", "extract", request["source"], "--encoder", request["encoder"]]
-    command += ["--weights", request["weights"], "--out", tmp_path / "out", "--workers", 0]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, env={**os.environ})
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "rows.parquet").exists() and process.poll() is None and time.monotonic() < deadline:
+    words = ["--encoder", request["encoder"], "--weights", vit_weights, "--out", tmp_path / "out", "--workers", 0]
+    begun = begin(tmp_path, "featurize", "extract", request["source"], *words)
+    while not (tmp_path / "out" / "rows.parquet").exists() and begun.process.is_alive():
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 130)  # 0 when it was done before the signal came
+    os.kill(begun.process.pid, signal.SIGINT)
+    code, _, err = begun.ended()
+    assert code in (0, 130)  # 0 when it was done before the signal came
     assert "Traceback" not in err
-    if process.returncode == 130:
+    if code == 130:
         assert "stopping: the tasks in hand are finished first" in err
         assert "kept in" in err
         assert (

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 import zarr
+
+if TYPE_CHECKING:
+    from nestgen.recipe import Recipe
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -199,5 +202,49 @@ def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
                 meta = {**describe(feed), "step": 7, "scaler": None}
                 save_checkpoint(folder, parts, meta, keep=1)
         return path
+
+    return write
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision for the life of a process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Denoisers of size nano are smaller still in this process; SHRINK makes them so in another."""
+    from nestgen.denoiser import SIZES
+
+    from .runs import LITTLE
+
+    monkeypatch.setitem(SIZES, "nano", LITTLE)
+
+
+@pytest.fixture
+def toy(experiment: Callable[..., Path], little: None) -> Callable[..., Recipe]:
+    """Recipes over the same two-level stores, with all that is random; keywords are training options."""
+    from nestgen.recipe import load_recipe
+
+    stores = experiment(
+        levels=({"shape": "4x4x2"}, {"shape": "2x2x3"}),
+        views=2,
+        classes=3,
+        moments=True,
+        denoiser={"size": "nano", "labels": 3},
+    )
+
+    def write(name: str = "toy", seed: int = 0, sigma: float = 0.5, **training: object) -> Recipe:
+        recipe = yaml.safe_load(stores.read_text())
+        recipe["levels"][1]["sigma"] = sigma
+        options = {"batch": 8, "lr": 1e-3, "warmup": 5, "clip": 1.0, "checkpoint_every": 10, "preview": 0, **training}
+        file = stores.with_name(f"{name}.yaml")
+        file.write_text(yaml.safe_dump({**recipe, "name": name, "seed": seed, "training": options}))
+        return load_recipe(file)
 
     return write

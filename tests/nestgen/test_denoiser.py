@@ -8,14 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
 
 from nestgen.blocks import sinusoids
-from nestgen.condition import stack
 from nestgen.denoiser import Denoiser, DenoiserConfig, narrow
+
+from .plain_uvit import plain_uvit
 
 SMALL = DenoiserConfig(shape=(8, 4, 3), patch=2, dim=32, depth=4, heads=4)
 GIVEN = replace(SMALL, condition_shapes=((2, 2, 5),))
@@ -62,131 +59,6 @@ def as_float32(given_: dict[str, Any]) -> dict[str, Any]:
         return value.float() if value.is_floating_point() else value
 
     return {name: convert(value) for name, value in given_.items()}
-
-
-def plain_uvit(
-    w: dict[str, Tensor],
-    config: DenoiserConfig,
-    z: Tensor,
-    time: Tensor,
-    label: Tensor | None = None,
-    conditions: list[Tensor] | None = None,
-    context: Tensor | None = None,
-    sigma: Tensor | None = None,
-) -> Tensor:
-    """U-ViT in plain tensor algebra: no nn.Module, attention and unfolding written out, one sample at a time."""
-    side, d, heads = config.patch, config.dim, config.heads
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        y = x @ w[f"{name}.weight"].T
-        return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-5)
-        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    def gelu(x: Tensor) -> Tensor:
-        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-    def block(x: Tensor, name: str) -> Tensor:
-        q, k, v = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").split(d, -1)
-        out = []
-        for head in range(heads):
-            part = slice(head * d // heads, (head + 1) * d // heads)
-            queries, keys = q[:, part], k[:, part]
-            if config.qk_norm:
-                queries, keys = (
-                    x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * w[f"{name}.attn.{which}_norm.weight"]
-                    for x, which in ((queries, "q"), (keys, "k"))
-                )
-            scores = queries @ keys.T / math.sqrt(d // heads)
-            out.append(torch.softmax(scores, -1) @ v[:, part])
-        x = x + linear(torch.cat(out, -1), f"{name}.attn.proj")
-        hidden = gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-        return x + linear(hidden, f"{name}.mlp.fc2")
-
-    def stacked(c: Tensor, shape: tuple[int, int, int], name: str) -> Tensor:
-        for layer, module in enumerate(stack(shape, config.grid, d)):
-            weight, bias = w[f"{name}.{layer}.weight"], w[f"{name}.{layer}.bias"]
-            op = F.conv_transpose2d if isinstance(module, torch.nn.ConvTranspose2d) else F.conv2d
-            c = op(c[None], weight, bias, stride=module.stride, padding=module.padding)[0]
-        return c
-
-    def join(x: Tensor, site: int, given: list[Tensor] | None, extras: int) -> Tensor:
-        if given is None:
-            return x
-        names = ["stack", *(f"further.{k}" for k in range(len(given) - 1))]
-        c = sum(
-            stacked(one, shape, f"sites.{site}.{name}")
-            for one, shape, name in zip(given, config.condition_shapes, names, strict=True)
-        )
-        assert isinstance(c, Tensor)
-        image = x[extras:]
-        joined = torch.cat([image, c.reshape(d, -1).T], -1)
-        result = linear(gelu(linear(joined, f"sites.{site}.fc1")), f"sites.{site}.fc2")
-        return torch.cat([x[:extras], image + result if config.condition == "residual" else result])
-
-    def told(number: Tensor) -> Tensor:
-        angles = number * torch.tensor([10000 ** (-i / (d // 2)) for i in range(d // 2)], dtype=torch.float64)
-        return torch.cat([torch.cos(angles), torch.sin(angles)])
-
-    def one(
-        z: Tensor, time: Tensor, label: Tensor | None, c: list[Tensor] | None, text: Tensor | None, noise: Tensor | None
-    ) -> Tensor:
-        rows, columns = config.grid
-        kernel = w["patch_embed.proj.weight"].reshape(d, -1)
-        patches = [
-            z[:, i * side : (i + 1) * side, j * side : (j + 1) * side].reshape(-1)
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        image = torch.stack(patches) @ kernel.T + w["patch_embed.proj.bias"]
-        first = told(time)
-        if noise is not None:
-            first = first + linear(torch.cat([told(100 * one) for one in noise]), "sigma_embed")
-        tokens = [first[None]]
-        if label is not None:
-            tokens.insert(0, w["label_emb.weight"][label][None])
-        if text is not None:
-            tokens.append(linear(text, "context_embed"))
-        extras = sum(map(len, tokens))
-        x = torch.cat([*tokens, image]) + w["pos_embed"][0]
-        half, site, skips = config.depth // 2, 0, []
-        for i in range(half):
-            if i % 2 == 0:
-                x, site = join(x, site, c, extras), site + 1
-            x = block(x, f"in_blocks.{i}")
-            skips.append(x)
-        x, site = join(x, site, c, extras), site + 1
-        x = block(x, "mid_block")
-        for i in range(half):
-            if i % 2 == 0:
-                x, site = join(x, site, c, extras), site + 1
-            x = block(linear(torch.cat([x, skips.pop()], -1), f"out_blocks.{i}.skip_linear"), f"out_blocks.{i}")
-        x = join(x, site, c, extras)
-        x = linear(norm(x, "norm"), "decoder_pred")[extras:]
-        picture = torch.zeros(config.shape[2], *config.shape[:2], dtype=torch.float64)
-        for n, patch in enumerate(x):
-            i, j = divmod(n, columns)
-            picture[:, i * side : (i + 1) * side, j * side : (j + 1) * side] = patch.reshape(side, side, -1).permute(
-                2, 0, 1
-            )
-        return F.conv2d(picture[None], w["final_layer.weight"], w["final_layer.bias"], padding=1)[0]
-
-    return torch.stack(
-        [
-            one(
-                z[i],
-                time[i],
-                None if label is None else label[i],
-                None if conditions is None else [one[i] for one in conditions],
-                None if context is None else context[i],
-                None if sigma is None else sigma[i],
-            )
-            for i in range(len(z))
-        ]
-    )
 
 
 @pytest.mark.parametrize("labels", [0, 7])
@@ -382,51 +254,6 @@ def test_bfloat16_autocast_is_near() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         near = denoiser(**given_)
     assert (near.float() - exact).norm() / exact.norm() < 0.02
-
-
-# denoiser.md's table: (condition shape, token grid, D) and the parameters of each layer of its stack
-TABLE = [
-    ((8, 8, 64), (16, 16), 512, [(2, 2, 0)], [131_584]),
-    ((6, 6, 56), (4, 4), 512, [(3, 1, 0), (3, 2, 1)], [32_320, 295_424]),
-    ((4, 4, 48), (3, 3), 512, [(3, 1, 0), (3, 2, 1)], [27_712, 295_424]),
-    ((2, 2, 40), (2, 2), 512, [(4, 2, 1), (3, 2, 1)], [41_024, 295_424]),
-    ((6, 6, 32), (16, 16), 768, [(6, 2, 0)], None),
-    ((4, 4, 24), (3, 3), 768, [(3, 1, 0), (3, 2, 1)], None),
-    ((2, 2, 16), (2, 2), 768, [(4, 2, 1), (3, 2, 1)], None),
-    ((6, 6, 32), (16, 16), 1024, [(6, 2, 0)], None),
-]
-
-
-@pytest.mark.parametrize(("shape", "grid", "dim", "layers", "parameters"), TABLE)
-def test_stacks_of_the_table(
-    shape: tuple[int, int, int],
-    grid: tuple[int, int],
-    dim: int,
-    layers: list[tuple[int, int, int]],
-    parameters: list[int] | None,
-) -> None:
-    found = stack(shape, grid, dim)
-    assert [(m.kernel_size[0], m.stride[0], m.padding[0]) for m in found] == layers
-    assert [type(m).__name__ for m in found] == ["ConvTranspose2d", "Conv2d"][: len(layers)]
-    if parameters:
-        assert [sum(p.numel() for p in m.parameters()) for m in found] == parameters
-
-
-SIDE = st.integers(1, 20)
-
-
-@given(SIDE, SIDE, SIDE, SIDE, st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
-def test_any_pair_of_shapes_has_a_stack(h: int, w: int, rows: int, columns: int, channels: int) -> None:
-    layers = stack((h, w, channels), (rows, columns), 2)
-    condition = torch.randn(1, channels, h, w, dtype=torch.float64, requires_grad=True)
-    tokens = layers.double()(condition)
-    assert tokens.shape == (1, 2, rows, columns)
-    # every place of the condition is seen, and every token sees some
-    (gradient,) = torch.autograd.grad(tokens.sum(), condition, retain_graph=True)
-    assert (gradient.abs().sum((0, 1)) > 0).all()
-    bias_free = layers(torch.zeros_like(condition))
-    assert ((tokens - bias_free).abs().sum((0, 1)) > 0).all()
 
 
 def test_a_patch_of_more_values_than_a_token_is_told() -> None:

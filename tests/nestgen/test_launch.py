@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from nestgen.checkpoint import PARTS, newest
+from nestgen.checkpoint import newest
 from nestgen.errors import UserError
 from nestgen.launch import launch
-from nestgen.recipe import Recipe, load_recipe, run_dir
+from nestgen.recipe import Recipe, run_dir
 from nestgen.train import train
-from nestgen.trainer import initial_denoiser
+
+from .runs import TRAIN, apart, log, parts, wait_for_checkpoint
 
 Fork = Callable[..., BaseProcess]
-TRAIN = "from nestgen.train import train; train(recipe, 0)"
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its precision for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def toy(experiment: Callable[..., Path]) -> Callable[..., Recipe]:
-    """Recipes over the same two-level stores; keywords are training options."""
-    stores = experiment(levels=({"shape": "4x4x2"}, {"shape": "2x2x3", "sigma": 0.5}), moments=True)
-
-    def write(name: str, **training: object) -> Recipe:
-        recipe = yaml.safe_load(stores.read_text())
-        options = {"batch": 8, "lr": 1e-3, "warmup": 5, "clip": 1.0, "preview": 0, "checkpoint_every": 5, **training}
-        file = stores.with_name(f"{name}.yaml")
-        file.write_text(yaml.safe_dump({**recipe, "name": name, "training": options}))
-        return load_recipe(file)
-
-    return write
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture
@@ -82,28 +55,6 @@ def wait(started: list[BaseProcess]) -> None:
         assert process.exitcode == 0
 
 
-def parts(recipe: Recipe) -> dict[str, bytes]:
-    """The bytes of the newest checkpoint's weights, average and optimiser."""
-    checkpoint = newest(run_dir(recipe, 0))
-    assert checkpoint is not None
-    return {part: (checkpoint.path / f"{part}.safetensors").read_bytes() for part in PARTS}
-
-
-def apart(one: Recipe, other: Recipe) -> float:
-    """How far two runs' last weights are apart, as a share of how far one has moved from its first ones."""
-    found = [newest(run_dir(recipe, 0)) for recipe in (one, other)]
-    a, b = (load_file(checkpoint.path / "denoiser.safetensors") for checkpoint in found if checkpoint is not None)
-    assert a.keys() == b.keys()
-    first = initial_denoiser(one, 0).state_dict()
-    moved = sum((a[name] - value).double().square().sum() for name, value in first.items()) ** 0.5
-    return float(sum((a[name] - b[name]).double().square().sum() for name in a) ** 0.5 / moved)
-
-
-def losses(recipe: Recipe) -> list[float]:
-    """Of log.jsonl."""
-    return [json.loads(line)["loss"] for line in (run_dir(recipe, 0) / "log.jsonl").read_text().splitlines()]
-
-
 def test_two_processes_agree_with_one_and_with_themselves(
     toy: Callable[..., Recipe], together: Callable[..., list[BaseProcess]]
 ) -> None:
@@ -111,17 +62,16 @@ def test_two_processes_agree_with_one_and_with_themselves(
 
     Adam divides by the gradient's size, so where that is all rounding, so is the step.
     """
-    one, two, killed, mixed = (toy(name, steps=20) for name in ("one", "two", "killed", "mixed"))
+    one, two, killed, mixed = (toy(name, steps=20, checkpoint_every=5) for name in ("one", "two", "killed", "mixed"))
     train(one, 0)
     wait(together(two))
     assert 0 < apart(one, two) < 1e-3  # not nothing: they did share the work
-    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+    for x, y in zip(log(one), log(two), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
 
     # One of them is killed: the other ends by itself, and both go on to the same bytes.
     victim, partner = together(killed)
-    while not (run_dir(killed, 0) / "checkpoints/00000005").exists():
-        assert victim.exitcode is None
-        time.sleep(0.002)
+    wait_for_checkpoint(killed, 5, lambda: victim.exitcode)
     victim.kill()
     partner.join(60)
     assert partner.exitcode not in (None, 0)
@@ -147,30 +97,25 @@ def test_shards_agree_with_the_whole(toy: Callable[..., Recipe], together: Calla
     assert 0 < apart(whole, sharded) < 1e-3
 
 
-def test_one_command_starts_and_ends_them(toy: Callable[..., Recipe]) -> None:
+def test_one_command_starts_and_ends_them(toy: Callable[..., Recipe], begin: Callable) -> None:
     """`nestgen train --processes 2`, stopped by Ctrl-C; then begun again, with the first process killed."""
-    recipe = toy("launched", steps=10_000, batch=4)
-    command = [sys.executable, "-m", "nestgen", "train", "--level=0", "--processes=2", f"--recipe={recipe.file}"]
+    recipe = toy("launched", steps=10_000, batch=4, checkpoint_every=5)
     for number in (signal.SIGINT, signal.SIGKILL):
         before = newest(run_dir(recipe, 0))
-        parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        parent = begin(recipe.root, "nestgen", "train", "--level=0", "--processes=2", f"--recipe={recipe.file}")
         try:
-            deadline = time.monotonic() + 250
-            while (found := newest(run_dir(recipe, 0))) is None or (before and found.step <= before.step):
-                assert parent.poll() is None, parent.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            children = psutil.Process(parent.pid).children(recursive=True)
+            wait_for_checkpoint(recipe, before.step + 1 if before else 1, lambda parent=parent: parent.process.exitcode)
+            children = psutil.Process(parent.process.pid).children(recursive=True)
             assert len(children) == 2
-            parent.send_signal(number)
-            out, errors = parent.communicate(timeout=100)
+            os.kill(parent.process.pid, number)
+            code, out, errors = parent.ended()
             _, alive = psutil.wait_procs(children, timeout=100)
             assert not alive
         finally:
-            parent.kill()
+            parent.process.kill()
         assert "2 process(es) on cpu, batch 4 (2 each)" in out
         if number == signal.SIGINT:
-            assert parent.returncode == 130, errors
+            assert code == 130, errors
             assert errors.count("stopped after step") == 1
             assert "Traceback" not in errors
 

@@ -1,26 +1,18 @@
-"""Training really trains, and a run that is killed, stopped, cut short or shared ends in the same weights."""
+"""Training really trains, leaves what it should, and ends in one sentence where it can't go on."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -36,149 +28,14 @@ from nestgen.feed import Batch, Feed, make_batch
 from nestgen.models import load_models
 from nestgen.process import Process
 from nestgen.recipe import Recipe, load_recipe, run_dir
-from nestgen.run import only_training
 from nestgen.sections import TrainingOptions
 from nestgen.store import open_hierarchy
 from nestgen.train import train
-from nestgen.trainer import initial_denoiser, learning_rate
+from nestgen.trainer import learning_rate
 
-Start = Callable[..., "subprocess.Popen[str]"]
-Fork = Callable[..., BaseProcess]
+from .runs import apart, initial, log, parts, raw_log, steps_kept
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its precision for the life of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def toy(experiment: Callable[..., Path]) -> Callable[..., Recipe]:
-    """Recipes over the same two-level stores, with all that is random; keywords are training options."""
-    stores = experiment(
-        levels=({"shape": "4x4x2"}, {"shape": "2x2x3"}),
-        views=2,
-        classes=3,
-        moments=True,
-        denoiser={"size": "nano", "labels": 3},
-    )
-
-    def write(name: str = "toy", seed: int = 0, sigma: float = 0.5, **training: object) -> Recipe:
-        recipe = yaml.safe_load(stores.read_text())
-        recipe["levels"][1]["sigma"] = sigma
-        options = {"batch": 8, "lr": 1e-3, "warmup": 5, "clip": 1.0, "checkpoint_every": 10, "preview": 0, **training}
-        file = stores.with_name(f"{name}.yaml")
-        file.write_text(yaml.safe_dump({**recipe, "name": name, "seed": seed, "training": options}))
-        return load_recipe(file)
-
-    return write
-
-
-def parts(recipe: Recipe) -> dict[str, bytes]:
-    """The bytes of the newest checkpoint's weights, average and optimiser."""
-    checkpoint = newest(run_dir(recipe, 0))
-    assert checkpoint is not None
-    return {part: (checkpoint.path / f"{part}.safetensors").read_bytes() for part in PARTS}
-
-
-def steps_kept(recipe: Recipe) -> list[str]:
-    """Names below checkpoints/."""
-    return sorted(path.name for path in (run_dir(recipe, 0) / "checkpoints").iterdir())
-
-
-def log(recipe: Recipe) -> list[dict[str, float]]:
-    """Lines of log.jsonl without the speed."""
-    lines = (run_dir(recipe, 0) / "log.jsonl").read_text().splitlines()
-    return [{key: json.loads(line)[key] for key in ("step", "loss", "lr")} for line in lines]
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `nestgen train --level 0` as a process of its own."""
-    started = []
-
-    def run(recipe: Recipe, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nestgen", "train", "--level", "0", "--recipe", recipe.file, *options]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait(60)
-
-
-def wait_for_checkpoint(recipe: Recipe, step: int, ended: Callable[[], int | None], level: int = 0) -> None:
-    """Until a checkpoint of a step or a later one is there."""
-    folder = run_dir(recipe, level) / "checkpoints"
-    while max((int(path.name) for path in folder.glob("[0-9]" * 8)), default=0) < step:
-        assert ended() is None, "it ended before"
-        time.sleep(0.002)
-
-
-TRAIN = "from nestgen.train import train; train(recipe, level)"
-
-
-def test_stopped_killed_and_undisturbed_runs_end_in_the_same_bytes(
-    toy: Callable[..., Recipe], start: Start, fork: Fork
-) -> None:
-    steps = 80
-    undisturbed = toy("undisturbed", steps=steps, checkpoint_every=7)
-    train(undisturbed, 0)
-
-    recipe = toy("disturbed", steps=steps, checkpoint_every=7)
-    stopped = start(recipe)
-    wait_for_checkpoint(recipe, 7, stopped.poll)
-    stopped.send_signal(signal.SIGINT)
-    _, errors = stopped.communicate(timeout=120)
-    assert stopped.returncode == 130, errors
-    reached = newest(run_dir(recipe, 0))
-    assert reached is not None
-    assert 7 <= reached.step < steps
-    last = errors.strip().splitlines()[-1]
-    assert f"stopped after step {reached.step} of {steps}" in last
-    assert "the same command goes on from there" in last
-    assert "Traceback" not in errors
-
-    # Killed five times, at steps that chance picks between checkpoints.
-    rng, killed_at = np.random.default_rng(), []
-    for _ in range(5):
-        process = fork(TRAIN, recipe=recipe, level=0)
-        wait_for_checkpoint(recipe, reached.step + 7, lambda process=process: process.exitcode)
-        time.sleep(rng.uniform(0, 0.1))
-        process.kill()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
-        reached = newest(run_dir(recipe, 0))
-        assert reached is not None
-        killed_at.append(reached.step)
-    assert killed_at[-1] < steps, killed_at
-
-    train(recipe, 0)
-    assert parts(recipe) == parts(undisturbed)
-    # the log has one line an interval, as if nothing had happened, but for the one of the stop
-    wanted = {line["step"]: line for line in log(undisturbed)}
-    found = [line for line in log(recipe) if line["step"] in wanted]
-    assert [line["step"] for line in found] == list(wanted)
-    after = [line for line in found if line["step"] > killed_at[-1] + 10]
-    assert after and after == [wanted[line["step"]] for line in after]
-
-
-@pytest.mark.parametrize("pauses", [(1,), (7, 10, 19)])
-def test_going_on_at_any_step_changes_nothing(toy: Callable[..., Recipe], pauses: tuple[int, ...]) -> None:
-    train(toy("straight", steps=23), 0)
-    for steps in (*pauses, 23):
-        train(toy("paused", steps=steps, checkpoint_every=steps, keep=1), 0)
-    assert parts(toy("paused")) == parts(toy("straight"))
-
-
-def initial(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """First weights of z_0's denoiser."""
-    return dict(initial_denoiser(recipe, 0).state_dict())
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,26 +110,6 @@ def test_schedules() -> None:
     assert [decay(options.ema, step) for step in (0, 8, 10**6)] == [0.1, 0.5, 0.99]
 
 
-def test_changed_settings_are_refused_and_listed(toy: Callable[..., Recipe], experiment: Callable[..., Path]) -> None:
-    recipe = toy(steps=2)
-    train(recipe, 0)
-    before = parts(recipe)
-    for change, says in [
-        ({"lr": 2e-3}, ["training.lr was 0.001 and is 0.002"]),
-        ({"warmup": 1, "seed": 4}, ["training.warmup was 5 and is 1", "seed was 0 and is 4"]),
-        ({"clip": None, "batch": 4}, ["training.clip was 1.0 and is None", "training.batch was 8 and is 4"]),
-    ]:
-        with pytest.raises(UserError) as caught:
-            train(toy(**{"steps": 4, **change}), 0)
-        assert all(what in str(caught.value) for what in says)
-        assert "\n" not in str(caught.value)
-    shutil.rmtree(recipe.root / "stores")
-    experiment(rows=44, levels=({"shape": "4x4x2"}, {"shape": "2x2x3"}), views=2, classes=3, moments=True)
-    with pytest.raises(UserError, match=r"labels was .* stores\.z0 was .*and is .*stores\.z1 was"):
-        train(toy(steps=4), 0)
-    assert parts(recipe) == before
-
-
 def test_another_sigma_trains_another_denoiser_beside_it(toy: Callable[..., Recipe]) -> None:
     recipe = toy(steps=2)
     train(recipe, 0)
@@ -282,37 +119,6 @@ def test_another_sigma_trains_another_denoiser_beside_it(toy: Callable[..., Reci
     assert run_dir(other, 0).name == "z0-given-z1-sigma1"
     assert run_dir(other, 0).parent == run_dir(recipe, 0).parent
     assert run_dir(other, 1) == run_dir(recipe, 1)  # the level above does not depend on it
-
-
-def test_a_checkpoint_cut_short_is_passed_over(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
-    train(toy("straight", steps=30), 0)
-    recipe = toy("cut", steps=20)
-    train(recipe, 0)
-    cut = run_dir(recipe, 0) / "checkpoints/00000020/ema.safetensors"
-    os.truncate(cut, cut.stat().st_size // 2)
-    train(toy("cut", steps=30), 0)
-    said = capsys.readouterr().out
-    assert f"{cut.parent} was cut short and is passed over" in said
-    assert "goes on from step 10" in said
-    assert parts(recipe) == parts(toy("straight"))
-
-
-def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:
-    recipe = toy(steps=5)
-    train(recipe, 0)
-    before = parts(recipe)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # the system refuses larger files
-    try:
-        with pytest.raises(UserError, match=r"cannot write the checkpoint of step 8 .* that of step 5 is intact"):
-            train(toy(steps=8), 0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert steps_kept(recipe) == ["00000005"]
-    assert parts(recipe) == before
-    train(toy(steps=8), 0)
-    train(toy("straight", steps=8), 0)
-    assert parts(recipe) == parts(toy("straight"))
 
 
 def test_a_diverging_run_stops_before_it_spoils_a_checkpoint(toy: Callable[..., Recipe]) -> None:
@@ -358,37 +164,15 @@ def test_a_step_that_is_not_finite_changes_nothing(toy: Callable[..., Recipe], m
     }
 
 
-def raw_log(recipe: Recipe) -> list[dict[str, Any]]:
-    """Lines of log.jsonl."""
-    return [json.loads(line) for line in (run_dir(recipe, 0) / "log.jsonl").read_text().splitlines()]
-
-
 def test_accumulated_parts_make_the_same_step(toy: Callable[..., Recipe]) -> None:
     """The mean of the gradients of equal parts is that of the whole: equal but for rounding (as two processes')."""
     whole, parted = toy("whole", steps=20), toy("parted", steps=20, accumulate=4, checkpoint_activations=True)
     train(whole, 0)
     train(parted, 0)
-    assert 0 < apart(whole, parted, 20) < 1e-3
+    assert 0 < apart(whole, parted) < 1e-3
     for x, y in zip(log(whole), log(parted), strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
     train(toy("parted", steps=21, accumulate=1), 0)  # it may change as a run goes on
-
-
-def apart(one: Recipe, other: Recipe, step: int) -> float:
-    """How far two runs' weights are apart, as a share of how far one has moved from its first ones."""
-    a, b = (load_file(run_dir(r, 0) / f"checkpoints/{step:08d}/denoiser.safetensors") for r in (one, other))
-    moved = sum((a[name] - value).double().square().sum() for name, value in initial(one).items()) ** 0.5
-    return float(sum((a[name] - b[name]).double().square().sum() for name in a) ** 0.5 / moved)
-
-
-def test_two_trainings_of_a_run_are_refused(toy: Callable[..., Recipe]) -> None:
-    recipe = toy(steps=2)
-    with (
-        only_training(run_dir(recipe, 0)),
-        pytest.raises(UserError, match=rf"is being trained by .*process {os.getpid()}"),
-    ):
-        train(recipe, 0)
-    train(recipe, 0)  # the lock is gone with its holder
 
 
 def test_previews_and_the_best_checkpoint(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
@@ -438,6 +222,7 @@ def test_auto_precision_is_what_the_machine_has(
     assert checkpoint and checkpoint.meta["training"]["precision"] == precision
 
 
+@pytest.mark.usefixtures("little")
 def test_gaussian_data_is_learned_to_the_known_loss(
     experiment: Callable[..., Path], store_writer: Callable[..., Path]
 ) -> None:

@@ -1,0 +1,29 @@
+"""Sample folders, drawn and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nestgen.cards import Request
+from nestgen.latents import open_latents
+from nestgen.recipe import Recipe
+from nestgen.sample import sample
+
+
+def draw(recipe: Recipe, out: Path, count: int = 7, seed: int = 0, batch: int = 3, **options: Any) -> Path:
+    processes = options.pop("processes", 1)
+    sample(recipe, out, Request(count, seed, batch, **options), processes)
+    return out
+
+
+def levels(out: Path, depth: int = 3) -> list[np.ndarray]:
+    return [open_latents(out, level).read_all() for level in range(depth)]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every file of a sample folder but the card, whose batch may differ."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name != "sample.json"]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
