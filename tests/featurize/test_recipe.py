@@ -35,6 +35,14 @@ def test_paths_are_relative_to_the_recipe_and_options_go_over_it(tmp_path: Path)
     assert read_request(tmp_path / "nested.yaml", {}, "2x2x8,1x1x4,2x2x8").levels == ((2, 2, 8), (1, 1, 4))
 
 
+def test_another_encoder_does_not_get_the_weights_of_the_recipes(tmp_path: Path) -> None:
+    recipe = write(tmp_path, GOOD.replace("views: 2", "encoder: vae, weights: sd-v1, model_args: {a: 1}"))
+    assert read_request(recipe, {"encoder": "vae"}, None).features.weights == "sd-v1"
+    other = read_request(recipe, {"encoder": "mocov3"}, None).features
+    assert (other.encoder, other.weights, other.model_args) == ("mocov3", None, {})
+    assert read_request(recipe, {"encoder": "mocov3", "weights": "w.pth"}, None).features.weights == "w.pth"
+
+
 def test_the_working_directorys_recipe_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, GOOD)
     monkeypatch.chdir(tmp_path)

@@ -104,11 +104,15 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 def read_request(recipe: Path | None, overrides: dict[str, Any], levels: str | None) -> Request:
     """The recipe's features with the command line's options laid over them.
 
-    Paths in the recipe are relative to its file, those on the command line to the working directory.
+    Paths in the recipe are relative to its file, those on the command line to the working directory. Weights and arguments
+    of the recipe's encoder are not another's: with `encoder` among the options they are left out.
     Raises UserError for a missing or invalid recipe and for options that no extraction can have.
     """
     document, root = _load(recipe)
-    section = _anchored(document.get("features") or {}, root) | overrides
+    section = _anchored(document.get("features") or {}, root)
+    if overrides.get("encoder", section.get("encoder")) != section.get("encoder"):
+        section = {key: value for key, value in section.items() if key not in ("weights", "model_args")}
+    section |= overrides
     where = "features" if document else "the options"
     if "out" not in section:
         raise UserError("Where should the stores go? Give --out DIR, or a recipe (nested.yaml) with features.out.")
