@@ -37,6 +37,27 @@ def test_a_paper_recipe_is_planned_without_its_data_or_weights() -> None:
         estimate(request, 127_000, None, True)
 
 
+PUBLISHED = {"coco": "82,783", "imagenet100": "128,117", "imagenet": "1,281,167"}
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_is_planned_where_there_is_no_data(file: Path) -> None:
+    request, data = read_request(file, {}, None), file.stem.split("-")[0]
+    if "photos" in file.stem:
+        with pytest.raises(UserError, match=r"is not there; .* give --rows N"):
+            estimate(request, None, 300.0, False)
+        return
+    text = estimate(request, None, 300.0, False)
+    assert text.startswith(PUBLISHED.get(data, "4,000") + " pictures of ")
+    assert ("so many are published" in text) == (data in PUBLISHED)
+    rows = int(text.split()[0].replace(",", ""))
+    # Half-floats: the base store, each level, z_0's moments.
+    [base] = [store for store in stores_of(request, rows, 0) if store.name.endswith("base.zarr")]
+    assert base.shape[-1] == max(request.features.base_channels, *(channels for *_, channels in request.levels))
+    assert base.bytes > rows * request.features.views * 2 * request.levels[0][0] * request.levels[0][1]
+    assert ("text/77x768.zarr" in text) == (request.features.text is not None)
+
+
 def test_a_rate_can_be_measured(tmp_path: Path) -> None:
     options = {"source": "scenes:16", "out": str(tmp_path / "s"), "limit": 8, "encoder": "pixels", "z0": "pixels:16"}
     assert "measured here" in estimate(read_request(None, options, "2x2x4"), None, None, True)

@@ -12,9 +12,14 @@ from featurize.errors import UserError
 from featurize.plan import base_channels
 from featurize.recipe import Features, Request
 from featurize.sources import Picture, list_pictures, read
+from featurize.sources.classes import read_classes
+from featurize.sources.coco import COUNTS
 from featurize.store import folder_name
 
 HALF = 2  # bytes of a float16
+PUBLISHED = {"imagenet-train": 1_281_167, "imagenet-val": 50_000} | {
+    f"coco{name[-4:]}-{name[:-4]}": pictures for name, pictures in COUNTS.items()
+}  # pictures by source and split, for plans where they are not at hand
 MEASURED = 64  # pictures, after as many to warm up
 
 
@@ -34,20 +39,19 @@ class Store:
 def estimate(request: Request, rows: int | None, rate: float | None, measure: bool) -> str:
     """The text of `featurize plan`. Nothing is written; with `measure`, weights are loaded and some pictures encoded.
 
-    `rows` stands in for the pictures of a source that is not here, `rate` is pictures a second. Raises UserError where
-    the source is not here and `rows` is not given, and for levels that the encoder can't give.
+    `rows` stands in for the pictures of a source that is not here, `rate` is pictures a second. ImageNet's and COCO's
+    published numbers are taken where neither is given. Raises UserError where nobody knows how many pictures there are,
+    and for levels that the encoder can't give.
     """
     features = request.features
-    pictures: tuple[Picture, ...] = ()
+    pictures, told = _pictures(features) if rows is None else ((), None)
     if rows is None:
-        if features.source is None:
-            raise UserError("How many pictures? Give --rows N, or a recipe with features.source.")
-        pictures = list_pictures(features.source, features.split, features.limit, features.classes).pictures
-        rows = len(pictures)
+        rows = len(pictures) or _published(features)
     captions = sum(len(picture.captions) for picture in pictures) if pictures else 5 * rows
     stores = stores_of(request, rows, captions)
     lines = [
-        f"{rows:,} pictures of {features.source or 'an unnamed source'}, {features.views} view(s), into {features.out}"
+        f"{rows:,} pictures of {features.source or 'an unnamed source'}, {features.views} view(s), into {features.out}",
+        *([f"  (so many are published; these can't be counted: {told})"] if told else []),
     ]
     wide = max(len(store.name) for store in stores)
     for store in stores:
@@ -67,6 +71,27 @@ def estimate(request: Request, rows: int | None, rate: float | None, measure: bo
             f"{encoded - rows:,} of them first for the basis)"
         )
     return "\n".join(lines)
+
+
+def _pictures(features: Features) -> tuple[tuple[Picture, ...], str | None]:
+    """The source's pictures; or none and why, where it is not here but published. Raises UserError where it is neither."""
+    if features.source is None:
+        raise UserError("How many pictures? Give --rows N, or a recipe with features.source.")
+    try:
+        return list_pictures(features.source, features.split, features.limit, features.classes).pictures, None
+    except UserError as error:
+        if not _published(features):
+            raise UserError(f"{error} Or plan without the pictures: give --rows N.") from None
+        return (), str(error)
+
+
+def _published(features: Features) -> int:
+    """Pictures that a data set is published to have, by the share of its classes that are asked for; 0 of any other."""
+    kind = str(features.source).partition(":")[0]
+    pictures = PUBLISHED.get(f"{kind}-{features.split}", 0)
+    if pictures and features.classes is not None:
+        pictures = round(pictures * len(read_classes(features.classes)) / len(read_classes("imagenet")))
+    return min(pictures, features.limit or pictures)
 
 
 def stores_of(request: Request, rows: int, captions: int) -> list[Store]:

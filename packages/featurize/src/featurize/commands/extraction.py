@@ -152,7 +152,11 @@ def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int 
 
 @click.command("plan")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--rows", type=click.IntRange(1), help="So many pictures, where the source is not here.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    help="So many pictures, where the source is not here. [default: ImageNet's and COCO's published numbers]",
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Pictures a second, to tell the hours.")
 @click.option("--measure", is_flag=True, help="Encode some pictures here to find the rate.")
 def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: bool) -> None:
