@@ -1,0 +1,3 @@
+#!/bin/sh
+# cancel.sh JOB...: ends Kubernetes Jobs.
+exec kubectl delete --wait=false --ignore-not-found "$@"
