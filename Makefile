@@ -21,7 +21,7 @@ EXPERIMENT = $(BIN)/snakemake --snakefile pipelines/Snakefile --cores all --reru
 	touch .venv
 
 demo: .venv
-	$(BIN)/snakemake --snakefile pipelines/Snakefile --directory demo --cores all --config recipe=$(CURDIR)/pipelines/recipes/demo.yaml
+	$(BIN)/snakemake --snakefile pipelines/Snakefile --directory demo --cores all --rerun-incomplete --config recipe=$(CURDIR)/pipelines/recipes/demo.yaml
 	@echo "Open demo/report.html"
 
 run: .venv

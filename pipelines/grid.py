@@ -34,7 +34,7 @@ def _as_tuple(value: object) -> object:
 
 
 Seeds = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Depths = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Depths = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)]
 Sigmas = Annotated[tuple[NonNegativeFloat, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
 
@@ -51,7 +51,7 @@ class ScoredBy(BaseModel):
 class Grid(BaseModel):
     """What of a recipe's hierarchy is run.
 
-    depths     numbers of levels L; all from 1 to the recipe's by default
+    depths     numbers of levels L; all from 1 to the recipe's by default; of none only the nearest neighbours are drawn
     sigmas     values of σ that are tried on the top level of each hierarchy; by default the recipe's own σ stands
     choose     `greedy`: a deeper hierarchy keeps the best σ of the shallower one, as in the paper; `all`: every combination
     seeds      each trains, samples and scores everything once more; the recipe's own by default
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        return self.grid.depths or tuple(range(1, len(self.levels) + 1))
+        return tuple(range(1, len(self.levels) + 1)) if self.grid.depths is None else self.grid.depths
 
     @property
     def seeds(self) -> tuple[int | None, ...]:

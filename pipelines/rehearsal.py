@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from grid import Plan, plan_of
 
 # Keys of the recipe's features that --config may give: where things are on this machine.
 PLACES = ("source", "out", "weights", "z0_weights", "text_weights", "limit", "views", "precision")
-PICTURES = 64
+PICTURES, SAMPLES = 64, 32
 SIDE, LATENT = 32, "8x8x8"  # the embedded VAE's z_0 of a scene
-GRID, CHANNELS = 8, 128  # of the embedded encoder
+GRID, CHANNELS = 8, 64  # of the embedded encoder, whose last channels say nothing of so few pictures
 SIGMAS = 2  # of those that are tried
+SCORER = "pixels"  # in place of an encoder that scores but does not make the levels
+TOWER = Path("tower/model.safetensors")  # a text encoder of random weights
+TEXT = {"width": 16, "heads": 2, "layers": 1}
 
 
 def configured(plan: Plan, file: Path, config: Mapping[str, Any]) -> Plan:
@@ -31,12 +36,13 @@ def configured(plan: Plan, file: Path, config: Mapping[str, Any]) -> Plan:
 
 
 def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same levels and jobs with 64 pictures, nano networks and 20 steps, in the embedded encoder and VAE.
+    """The same levels and jobs with 64 pictures, 32 samples, nano networks and 20 steps, in the embedded encoder and VAE.
 
-    What a rehearsal leaves out: the recipe's own encoder, VAE and text tower, whose weights it does without, and so captions;
-    more than the first two σ, and all seeds but one; channels of a level beyond the embedded encoder's 128. z_0 is 8x8x8.
-    Pictures are scenes unless --config names a source.
+    What a rehearsal leaves out: the recipe's own encoders, VAE and text tower, whose weights it does without (captions go
+    through a small tower of random weights); more than the first two σ, and all seeds but one; channels of a level beyond 64.
+    z_0 is 8x8x8. Pictures are scenes unless --config names a source.
     """
+    text = document["features"].get("text")
     small = copy.deepcopy(dict(document))
     small["name"] = f"{document['name']}-rehearsal"
     small["features"] = {
@@ -47,25 +53,29 @@ def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
         "z0_weights": "tiny",
         "limit": PICTURES,
         "views": document["features"].get("views", 1),
+        **({"text": text, "text_weights": str(TOWER)} if text else {}),
     }
     small["levels"] = [{"shape": LATENT}, *map(_small_level, document["levels"][1:])]
     small["denoiser"] = {**(document.get("denoiser") or {}), "size": "nano"}
-    small["denoiser"].pop("text", None)
+    if text:
+        small["denoiser"]["text"] = f"77x{TEXT['width']}"
     small["training"] = {
         **(document.get("training") or {}),
         "steps": 20,
         "batch": 16,
         "warmup": 2,
         "checkpoint_every": 10,
+        "preview": 8,
         "precision": "no",
         "keep": 1,
     }
-    small["sampling"] = {**(document.get("sampling") or {}), "steps": 4, "batch": PICTURES}
+    small["sampling"] = {**(document.get("sampling") or {}), "steps": 4, "batch": SAMPLES}
     held_out = (document.get("evaluation") or {}).get("reference")
-    small["evaluation"] = {"count": PICTURES, **({"reference": "stores/val"} if held_out else {})}
+    small["evaluation"] = {"count": SAMPLES, **({"reference": "stores/val"} if held_out else {})}
     if grid := dict(document.get("grid") or {}):
         grid.pop("seeds", None)
-        grid.pop("scored_by", None)
+        if grid.get("scored_by"):
+            grid["scored_by"] = {"encoder": SCORER}
         if not config.get("held_out"):
             grid.pop("held_out", None)
         if grid.get("sigmas"):
@@ -80,7 +90,8 @@ def _small_level(level: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_recipes(plan: Plan, file: Path, config: Mapping[str, Any]) -> None:
-    """nested.yaml, one for each further seed, scored.yaml, by which sample pictures are encoded, and the link data/."""
+    """nested.yaml, one for each further seed, scored.yaml, by which sample pictures are encoded, and the link data/; for a
+    rehearsal with captions the text encoder too."""
     given = not any(config.get(key) for key in (*PLACES, "pictures", "held_out", "rehearse"))
     nested = file.read_text(encoding="utf-8") if given else _yaml(plan.document)
     if config.get("data") and not Path("data").exists():
@@ -91,6 +102,8 @@ def write_recipes(plan: Plan, file: Path, config: Mapping[str, Any]) -> None:
             own = replace(plan, document={**plan.document, "name": plan.run_name(seed), "seed": seed})
             _write(Path(f"nested-seed{seed}.yaml"), _yaml(own.document))
     _write(Path("scored.yaml"), _yaml({"features": scored_features(plan)}))
+    if plan.document["features"].get("text_weights") == str(TOWER):
+        write_tower(TOWER)
 
 
 def scored_features(plan: Plan) -> dict[str, Any]:
@@ -102,6 +115,30 @@ def scored_features(plan: Plan) -> dict[str, Any]:
     kept = {key: features[key] for key in ("precision", "crop") if key in features}
     # No z_0 of a sample is needed, so the smallest there is.
     return {**taken, **kept, "out": "stores/samples", "z0": "pixels:8"}
+
+
+def write_tower(file: Path) -> None:
+    """A text encoder in OpenAI's layout that is small and always the same, with the descriptions that belong beside it."""
+    from safetensors.numpy import save_file
+
+    width = TEXT["width"]
+    shapes: dict[str, tuple[int, ...]] = {"positional_embedding": (77, width), "token_embedding.weight": (49408, width)}
+    norms = ["ln_final"]
+    for layer in range(TEXT["layers"]):
+        stem = f"transformer.resblocks.{layer}"
+        norms += [f"{stem}.ln_1", f"{stem}.ln_2"]
+        shapes |= {f"{stem}.attn.in_proj_weight": (3 * width, width), f"{stem}.attn.in_proj_bias": (3 * width,)}
+        linears = {"attn.out_proj": (width, width), "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
+        for name, (out, into) in linears.items():
+            shapes |= {f"{stem}.{name}.weight": (out, into), f"{stem}.{name}.bias": (out,)}
+    dice = np.random.default_rng(0)
+    state = {name: dice.normal(0, width**-0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    state |= {f"{norm}.weight": np.ones(width, np.float32) for norm in norms}
+    state |= {f"{norm}.bias": np.zeros(width, np.float32) for norm in norms}
+    file.parent.mkdir(exist_ok=True)
+    _write(file.with_suffix(".json"), json.dumps({"model_args": TEXT}))
+    _write(file.with_name("config.json"), json.dumps({"model_type": "clip"}))  # whose activation is QuickGELU
+    save_file(state, file)
 
 
 def _yaml(document: Mapping[str, Any]) -> str:

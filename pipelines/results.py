@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,14 @@ from nestgen.recipe import load_recipe
 
 HERE = Path(__file__).parent
 NOT_RUN = "not run"
+count_once = functools.cache(count)  # recipes share most of their denoisers
 FID = "Inception"  # the space whose Fréchet distance is called FID
 PICTURES = {
     "samples.png": "The same seeds at each depth.",
     "table.png": "Fréchet distance over depth and σ.",
     "hierarchy.png": "Levels frozen from k up, the rest drawn anew.",
     "knn.png": "Nearest neighbours at each level.",
+    "knn-overlap.png": "Share of nearest neighbours that two levels have in common.",
 }
 
 
@@ -48,6 +51,11 @@ class Outcome:
     plan: Plan
     folder: Path
     cards: dict[str, dict[str, Any]]
+
+    @property
+    def was_run(self) -> bool:
+        """Whether there is anything to show. A recipe of no hierarchy leaves the nearest neighbours only."""
+        return bool(self.cards) if self.plan.depths else (self.folder / "knn.json").is_file()
 
     def scores(self, cell: Cell, space: str) -> Measured | None:
         """Of a hierarchy in a space, over the seeds that are scored; None where none is."""
@@ -105,12 +113,14 @@ def outcome(file: Path, experiments: Path) -> Outcome:
 
 def keep_evidence(found: Outcome, out: Path) -> None:
     """Pictures and score cards of an experiment that was run go beside its page."""
-    if not found.cards:
+    if not found.was_run:
         return
-    (out / "cards").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name in (*PICTURES, "table.json", "hierarchy.json", "knn.json"):
         if (found.folder / name).is_file():
             shutil.copyfile(found.folder / name, out / name)
+    if found.cards:
+        (out / "cards").mkdir(exist_ok=True)
     for name, card in found.cards.items():
         (out / "cards" / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
 
@@ -120,14 +130,11 @@ def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -
     found = outcomes[name]
     parts = [
         f"# {name}",
-        f"{paper.get('table', 'No table of the paper')}. [Recipe](../recipes/{name}.yaml): "
-        f"L = {', '.join(map(str, found.plan.depths))}"
-        + (f", σ in {{{', '.join(f'{one:g}' for one in found.plan.grid.sigmas)}}}" if found.plan.grid.sigmas else "")
-        + f", {len(found.plan.seeds)} seed(s).",
+        f"{paper.get('table', 'No table of the paper')}. [Recipe](../recipes/{name}.yaml): {what_is_run(found.plan)}.",
         f"State: {state(found)}.",
-        "## Scores",
-        scores(found, paper.get("fid") or {}),
     ]
+    if found.plan.depths:
+        parts += ["## Scores", scores(found, paper.get("fid") or {})]
     if paper.get("beside"):
         parts.append(
             "In the same table of the paper: "
@@ -141,22 +148,31 @@ def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -
     ]
     if shown := shows(found):
         parts += ["## What it shows", shown]
-    parts += ["## Cost", cost(found)]
+    if found.plan.depths:
+        parts += ["## Cost", cost(found)]
     pictures = [
         f"![{text}]({name}/{file})\n\n*{text}*" for file, text in PICTURES.items() if (found.folder / file).is_file()
     ]
-    if found.cards and pictures:
-        parts += [
-            "## Pictures",
-            *pictures,
-            f"The score cards, with all that each number was computed on, are in [{name}/cards]({name}/cards).",
-        ]
+    if found.was_run and pictures:
+        parts += ["## Pictures", *pictures]
+    if found.cards:
+        parts.append(
+            f"The score cards, with all that each number was computed on, are in [{name}/cards]({name}/cards)."
+        )
     return "\n\n".join(parts) + "\n"
+
+
+def what_is_run(plan: Plan) -> str:
+    """Depths, σ and seeds in words."""
+    if not plan.depths:
+        return "nearest neighbours only, nothing is trained"
+    sigmas = f", σ in {{{', '.join(f'{one:g}' for one in plan.grid.sigmas)}}}" if plan.grid.sigmas else ""
+    return f"L = {', '.join(map(str, plan.depths))}{sigmas}, {len(plan.seeds)} seed(s)"
 
 
 def state(found: Outcome) -> str:
     """In words: not run, complete, or how much of it."""
-    if not found.cards:
+    if not found.was_run:
         return NOT_RUN
     total = len(found.plan.cells())
     return "complete" if len(found.cards) == total else f"{len(found.cards)} of {total} hierarchies are scored"
@@ -239,7 +255,7 @@ def by_count(plan: Plan) -> str:
         kind = int(name.split("-")[0].removeprefix("z")), name.endswith("-top")
         kinds[kind] = kinds.get(kind, 0) + len(plan.seeds)
     for (level, top), times in kinds.items():
-        counts = count(denoiser_config(recipe.depth(level + 1) if top else recipe, level))
+        counts = count_once(denoiser_config(recipe.depth(level + 1) if top else recipe, level))
         each = training_petaflops(recipe, counts)
         total += times * each
         what = f"z_{level}, {'the top' if top else 'given the level above'}"

@@ -1,17 +1,90 @@
-"""The modules beside the Snakefile, as it imports them."""
+"""The modules beside the Snakefile as it imports them, and Snakemake in this process."""
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from .served import serving
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 sys.path.insert(0, str(PIPELINES))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pipelines() -> Path:
     """The folder of the workflow."""
     return PIPELINES
+
+
+@dataclass(eq=False)
+class Report(logging.Handler):
+    """The jobs that Snakemake reports: how many of each rule, and the shell's lines by rule."""
+
+    jobs: Counter[str] = field(default_factory=Counter)
+    shell: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if rule := getattr(record, "rule_name", None):
+            self.jobs[rule] += 1
+            self.shell.setdefault(rule, []).append(getattr(record, "shellcmd", None) or "")
+
+
+Snakemake = Callable[..., Report]
+
+
+@pytest.fixture
+def snakemake(monkeypatch: pytest.MonkeyPatch) -> Snakemake:
+    """Runs the workflow of a recipe in a folder and reports its jobs; with `dry` only lists them.
+
+    It works in this process: one for each recipe would take half a minute of imports.
+    """
+
+    def run(recipe: Path, folder: Path, *targets: str, dry: bool = False, **config: object) -> Report:
+        from snakemake.api import SnakemakeApi
+        from snakemake.logging import logger
+        from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+        report = Report()
+        with monkeypatch.context() as patched:
+            patched.chdir(folder)  # where Snakemake ends, it leaves us
+            try:
+                with SnakemakeApi(OutputSettings(dryrun=dry, quiet={Quietness.ALL})) as api:
+                    workflow = api.workflow(
+                        resource_settings=ResourceSettings(cores=2),
+                        config_settings=ConfigSettings(config={"recipe": str(recipe), **config}),
+                        snakefile=PIPELINES / "Snakefile",
+                        workdir=folder,
+                    )
+                    dag = workflow.dag(DAGSettings(targets=set(targets), force_incomplete=True))
+                    logger.addHandler(report)
+                    dag.execute_workflow(executor="dryrun" if dry else "local")
+            finally:
+                logger.removeHandler(report)
+        return report
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def served_bin(
+    command_line: Callable[..., tuple[int, str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A folder of programs for the workflow: the two commands without the seconds of a start, and python."""
+    with serving(command_line, tmp_path_factory.mktemp("served")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def served(served_bin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a workflow in this process are the served ones."""
+    monkeypatch.setattr(sys, "executable", str(served_bin / "python"))

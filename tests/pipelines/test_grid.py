@@ -71,7 +71,6 @@ def test_the_recipe_s_own_seed_has_plain_names(plan: Callable[..., Any]) -> None
     [
         ({"depth": [1]}, r"grid\.depth is .*its keys are depths, sigmas, choose"),
         ({"depths": [5]}, "grid.depths names 5, but there are 4 levels"),
-        ({"depths": []}, r"grid\.depths"),
         ({"sigmas": [-1]}, r"grid\.sigmas\.0 is -1"),
         ({"sigmas": ["a"]}, r"grid\.sigmas\.0 is 'a'"),
         ({"choose": "best"}, r"grid\.choose is 'best'.*greedy"),

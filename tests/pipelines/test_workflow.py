@@ -1,61 +1,98 @@
-"""The Snakefile itself: which jobs a recipe has without any data."""
+"""The Snakefile itself: which jobs each recipe has before there is any data, and that the commands take what they are given."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
-SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+from .conftest import Snakemake
+
+RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 
 
-def snakemake(pipelines: Path, folder: Path, recipe: Path, *words: str, cores: int = 2) -> str:
-    command = [
-        str(SNAKEMAKE),
-        "--snakefile",
-        str(pipelines / "Snakefile"),
-        "--directory",
-        str(folder),
-        "--cores",
-        str(cores),
-    ]
-    command += [*words, "--config", f"recipe={recipe}"]
-    if "rehearse" in words:
-        command = [*(word for word in command if word != "rehearse"), "rehearse=1"]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text[-3000:]
-    return text
+@dataclass(frozen=True)
+class Expected:
+    """By the paper's tables: the largest L, denoisers (a top for each L; each level but the top at each σ) and hierarchies that
+    are scored (one for L = 1, and each σ above). `own` scores in the encoder of the levels, `held` against held-out pictures.
+    Each level but z_0 is frozen to real pictures once."""
+
+    deepest: int
+    trained: int
+    scored: int
+    chosen: int = 0
+    own: bool = True
+    held: bool = False
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        jobs = {"all": 1, "report": 1, "sheet": 1, "hierarchy": 1, "knn": 1, "extract": 1, "train": self.trained}
+        jobs |= {"sample": self.scored, "sample_like": self.deepest - 1}
+        jobs |= dict.fromkeys(("encode_samples", "evaluate"), self.scored + self.deepest - 1)
+        jobs |= {"extract_reference": 1} if self.held else {}
+        jobs |= {} if self.own else {"extract_scored": 1}
+        return jobs | ({"choose": self.chosen, "table": 1} if self.chosen else {})
 
 
-def jobs(text: str) -> dict[str, int]:
-    """The table of jobs that snakemake prints."""
-    table = text.partition("Job stats:")[2]
-    return {name: int(count) for name, count in re.findall(r"^([a-z_]+) +(\d+)$", table, re.MULTILINE)}
-
-
-# Of the paper's tables; every other recipe has one of these forms.
-COCO = {
-    "extract": 1,
-    "extract_reference": 1,
-    "train": 5 + 4 * 4,
-    "sample": 17,
-    "sample_like": 4,
-    "evaluate": 21,
-    "choose": 4,
+EXPECTED = {
+    "coco-uncond": Expected(5, 5 + 4 * 4, 1 + 4 * 4, 4, held=True),
+    "coco-text": Expected(3, 3 + 2 * 4, 1 + 2 * 4, 2, held=True),
+    "coco-text-to-image": Expected(2, 2, 1, held=True),
+    "imagenet100-uncond": Expected(4, 4 + 3 * 4, 1 + 3 * 4, 3),
+    "imagenet100-class": Expected(3, 3 + 2 * 4, 1 + 2 * 4, 2),
+    "imagenet100-vae-uncond": Expected(3, 3, 1, own=False),
+    "imagenet100-vae-class": Expected(3, 3, 1, own=False),
+    "imagenet100-rcg-uncond": Expected(2, 2, 1, own=False),
+    "imagenet100-rcg-class": Expected(2, 2, 1, own=False),
+    "imagenet100-8x8x256-uncond": Expected(2, 2, 1),
+    "imagenet100-8x8x256-class": Expected(2, 2, 1),
+    "imagenet-class": Expected(2, 2 + 1, 2),
 }
-RCG = {"extract": 1, "extract_scored": 1, "train": 2, "sample": 1, "sample_like": 1, "evaluate": 2}
+SHARDS = "wds:data/imagenette64/val-{000000..000003}.tar"
 
 
-@pytest.mark.parametrize(("name", "expected"), [("coco-uncond", COCO), ("imagenet100-rcg-class", RCG)])
-def test_a_paper_recipe_lists_its_jobs_without_data(pipelines: Path, tmp_path: Path, name: str, expected: dict) -> None:
-    found = jobs(snakemake(pipelines, tmp_path, pipelines / "recipes" / f"{name}.yaml", "-n"))
-    assert expected.items() <= found.items()
-    assert ("extract_reference" in found) == ("extract_reference" in expected)
-    assert found["report"] == 1
+def commands_in(line: str) -> Iterator[tuple[str, list[str]]]:
+    """(program, its words) of each of our commands in a line of the shell; what the shell itself puts in is σ or a folder."""
+    for part in re.sub(r"\$\([^)]*\)", "1", line).split(" && "):
+        words = [word for word in shlex.split(part) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+        if words and Path(words[0]).name in ("featurize", "nestgen"):
+            yield Path(words[0]).name, words[1:]
+
+
+def as_click_reads(program: str, words: list[str]) -> dict[str, Any]:
+    """A command's options. Raises click.UsageError for one that the command has not."""
+    from featurize.cli import commands
+    from nestgen.cli import main
+
+    group = commands if program == "featurize" else main
+    assert isinstance(group, click.Group)
+    return group.commands[words[0]].make_context(words[0], words[1:]).params
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=[file.stem for file in RECIPES])
+def test_a_recipe_lists_its_jobs_without_data(snakemake: Snakemake, file: Path, tmp_path: Path) -> None:
+    found = snakemake(file, tmp_path, dry=True)
+    if file.stem in EXPECTED:
+        assert dict(found.jobs) == EXPECTED[file.stem].jobs
+    if file.stem == "coco-vae-neighbours":  # a figure, for which nothing is trained
+        assert dict(found.jobs) == {"all": 1, "knn": 1, "extract": 1}
+    called = {
+        rule: [as_click_reads(program, words) for line in lines for program, words in commands_in(line)]
+        for rule, lines in found.shell.items()
+    }
+    for rule in called.keys() - {"all", "choose", "report"}:
+        assert len(called[rule]) == found.jobs[rule]
+    captioned = Path("stores/coco-val") if file.stem.startswith("coco-text") else None
+    samples = [*called.get("sample", []), *called.get("sample_like", [])]
+    assert all(sample["prompts"] == captioned for sample in samples)
+    if file.stem.startswith(("imagenet100-vae", "imagenet100-rcg")):
+        assert {called[rule][0]["encoder"] for rule in ("extract_scored", "evaluate")} == {"mocov3"}
+    if file.stem == "mini-photos-pixels":  # neither Snakemake nor the shell takes the braces for its own
+        assert {called[rule][0]["source"] for rule in ("extract_reference", "extract_scored_reference")} == {SHARDS}
+        assert f"'{SHARDS}'" in found.shell["extract_reference"][0]
