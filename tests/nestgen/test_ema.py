@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +52,20 @@ def test_training_follows_the_profile() -> None:
         assert np.abs(factors - wanted).sum() < 0.02
 
 
+@cache
+def snapshots(steps: int, every: int) -> tuple[list[Profile], np.ndarray]:
+    """What a training keeps, and the factor of each step's weights in each snapshot."""
+    profiles = [Profile(step, kept) for kept in LENGTHS for step in range(every, steps + 1, every)]
+    rows = [np.pad(followed(one.length, one.step), (0, steps - one.step)) for one in profiles]
+    return profiles, np.array(rows)
+
+
 @pytest.mark.parametrize("length", [0.04, 0.07, 0.12, 0.2])
 def test_other_lengths_are_combinations_of_snapshots(length: float) -> None:
     """Against the average that a training of that length would have kept: the factors of all steps' weights."""
-    steps, every = 1600, 100
-    profiles, rows = [], []
-    for kept in LENGTHS:
-        for step in range(every, steps + 1, every):
-            profiles.append(Profile(step, kept))
-            rows.append(np.concatenate([followed(kept, step), np.zeros(steps - step)]))
-    found = combination(profiles, Profile(steps, length)) @ np.array(rows)
+    steps = 1600
+    profiles, rows = snapshots(steps, 100)
+    found = combination(profiles, Profile(steps, length)) @ rows
     assert np.abs(found - followed(length, steps)).sum() < 0.06
     assert found.sum() == pytest.approx(1, abs=0.01)
 
