@@ -6,7 +6,6 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from featurize.engine import Run
 from featurize.files import cache_folder, read_json, write_json
 from featurize.pictures import CropRule
 from featurize.recipe import Features
+from featurize.versions import version
 
 LIBRARIES = ("featurize", "torch", "timm", "open_clip_torch", "diffusers")
 # Of this package: what decides an identity besides the weights.

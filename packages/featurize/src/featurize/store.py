@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from featurize.engine import Run, in_order, run_here
 from featurize.errors import UserError
 from featurize.files import is_local, read_json, remove_folder, to_disk, write_json
 from featurize.header import Header, header_of, is_there
+from featurize.versions import version
 
 if TYPE_CHECKING:  # its import takes longer than asking again
     import zarr
