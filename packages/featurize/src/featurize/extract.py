@@ -180,12 +180,14 @@ def _write_labels(plan: Plan, ledger: Ledger) -> None:
 def _provide_basis(plan: Plan, features: Features, ledger: Ledger, run: Run, journal: Journal) -> None:
     """The basis of the unfinished base store: the one already there, another store's, or a new fit."""
     owner = plan.base.fingerprint
+    parts = plan.basis.parent / f"basis-{owner[:12]}.parts"
     if plan.basis.is_file() and basis_.owner_of(plan.basis) == owner:
+        if parts.exists():  # a run ended between the basis and the tidying up
+            remove_folder(parts)
         return
     if plan.other is not None:
         basis_.save_basis(plan.basis, basis_.load_basis(plan.other / "basis.safetensors"), owner)
         return
-    parts = plan.basis.parent / f"basis-{owner[:12]}.parts"
     basis_.save_basis(plan.basis, fitted_basis(parts, features, ledger, run, journal), owner)
     remove_folder(parts)
 
