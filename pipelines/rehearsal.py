@@ -21,7 +21,7 @@ GRID, CHANNELS = 8, 64  # of the embedded encoder, whose last channels say nothi
 SIGMAS = 2  # of those that are tried
 SCORER = "pixels"  # in place of an encoder that scores but does not make the levels
 TOWER = Path("tower/model.safetensors")  # a text encoder of random weights
-TEXT = {"width": 16, "heads": 2, "layers": 1}
+TEXT = {"context_length": 77, "width": 16, "heads": 2, "layers": 1}
 
 
 def configured(plan: Plan, file: Path, config: Mapping[str, Any]) -> Plan:
@@ -58,11 +58,11 @@ def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     small["levels"] = [{"shape": LATENT}, *map(_small_level, document["levels"][1:])]
     small["denoiser"] = {**(document.get("denoiser") or {}), "size": "nano"}
     if text:
-        small["denoiser"]["text"] = f"77x{TEXT['width']}"
+        small["denoiser"]["text"] = f"{TEXT['context_length']}x{TEXT['width']}"
     small["training"] = {
         **(document.get("training") or {}),
         "steps": 20,
-        "batch": 16,
+        "batch": 8,
         "warmup": 2,
         "checkpoint_every": 10,
         "preview": 8,
@@ -122,7 +122,10 @@ def write_tower(file: Path) -> None:
     from safetensors.numpy import save_file
 
     width = TEXT["width"]
-    shapes: dict[str, tuple[int, ...]] = {"positional_embedding": (77, width), "token_embedding.weight": (49408, width)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "positional_embedding": (TEXT["context_length"], width),
+        "token_embedding.weight": (49408, width),
+    }
     norms = ["ln_final"]
     for layer in range(TEXT["layers"]):
         stem = f"transformer.resblocks.{layer}"
