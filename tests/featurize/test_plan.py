@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurize import extract as extract_
 from featurize import plan
 from featurize.cards import CodecCard, EncoderCard
 from featurize.extract import extract
@@ -43,3 +44,19 @@ def test_a_store_begun_with_smaller_blocks_keeps_them(tmp_path: Path, monkeypatc
         extract(read_request(None, options, "2x2x4"), 0, None)
     extract(read_request(None, options, "2x2x4,1x1x2"), 0, None)
     assert {opened(path).chunks[0] for path in tmp_path.rglob("*.zarr")} == {16}
+
+
+def test_parts_of_a_fit_that_a_kill_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"source": "scenes:16", "out": str(tmp_path), "limit": 8, "encoder": "pixels", "z0": "pixels:16"}
+    request = read_request(None, options, "2x2x4")
+
+    def killed(folder: Path) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_, "remove_folder", killed)
+        with pytest.raises(SystemExit):
+            extract(request, 0, None)
+    assert list(tmp_path.rglob("*.parts"))
+    extract(request, 0, None)
+    assert not list(tmp_path.rglob("*.parts"))
