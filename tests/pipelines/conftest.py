@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,11 +77,9 @@ def snakemake(monkeypatch: pytest.MonkeyPatch) -> Snakemake:
 
 
 @pytest.fixture(scope="session")
-def served_bin(
-    command_line: Callable[..., tuple[int, str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def served_bin(begin: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of programs for the workflow: the two commands without the seconds of a start, and python."""
-    with serving(command_line, tmp_path_factory.mktemp("served")) as folder:
+    with serving(lambda *words: begin(*words).ended(), tmp_path_factory.mktemp("served")) as folder:
         yield folder
 
 
