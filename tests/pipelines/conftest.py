@@ -36,6 +36,7 @@ class Report(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if rule := getattr(record, "rule_name", None):
+            rule = "train" if rule == "train_above" else rule  # two rules only so that z_0's denoisers start first
             self.jobs[rule] += 1
             self.shell.setdefault(rule, []).append(getattr(record, "shellcmd", None) or "")
 
