@@ -75,7 +75,7 @@ def test_the_profile_s_rules_are_the_workflow_s() -> None:
     for name in ("kubernetes", "slurm"):
         profile = yaml.safe_load((PIPELINES / "profiles" / name / "config.yaml").read_text())
         for rule in {**profile["set-resources"], **profile["set-threads"]}:
-            assert f"rule {rule}:" in text
+            assert f"rule {rule}:" in text or f"use rule train as {rule} with:" in text
     workflow, *_ = [one for one in yaml.safe_load_all((PROFILE / "workflow.yaml").read_text()) if one["kind"] == "Job"]
     assert (
         PIPELINES.parent / workflow["spec"]["template"]["spec"]["containers"][0]["args"][0].partition("=")[2]
