@@ -103,6 +103,17 @@ def test_another_sigma_trains_what_depends_on_it(finished: Path, served: None, s
     assert "--level 0 --depth 2 --sigma 0.5" in found.shell["train"][0]
 
 
+def test_other_features_are_extracted_and_trained_on_in_one_run(
+    finished: Path, served: None, snakemake: Snakemake, tmp_path: Path
+) -> None:
+    root, target = tmp_path / "experiment", "samples/L1/evaluation.json"
+    shutil.copytree(finished, root)
+    recipe = write(root, features={**SMALL["features"], "encoder": "pixels"})
+    done = snakemake(recipe, root, target)
+    assert {"extract": 1, "train": 1, "sample": 1, "evaluate": 1}.items() <= done.jobs.items()
+    assert not snakemake(recipe, root, target, dry=True).jobs
+
+
 def test_another_level_is_derived_and_nothing_encoded(
     finished: Path, served: None, snakemake: Snakemake, tmp_path: Path
 ) -> None:
