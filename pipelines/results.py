@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import click
+import evidence
 import yaml
 from grid import Cell, Plan, read_plan
 
@@ -23,13 +22,6 @@ HERE = Path(__file__).parent
 NOT_RUN = "not run"
 count_once = functools.cache(count)  # recipes share most of their denoisers
 FID = "Inception"  # the space whose Fréchet distance is called FID
-PICTURES = {
-    "samples.png": "The same seeds at each depth.",
-    "table.png": "Fréchet distance over depth and σ.",
-    "hierarchy.png": "Levels frozen from k up, the rest drawn anew.",
-    "knn.png": "Nearest neighbours at each level.",
-    "knn-overlap.png": "Share of nearest neighbours that two levels have in common.",
-}
 
 
 @dataclass(frozen=True)
@@ -46,9 +38,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment's folder holds of a recipe: its score cards by the cell's name."""
+    """What is kept of a recipe that was run: its score cards by the cell's name."""
 
     plan: Plan
+    recipe: Path
     folder: Path
     cards: dict[str, dict[str, Any]]
 
@@ -87,42 +80,23 @@ class Outcome:
 def main(names: Sequence[str], experiments: Path, out: Path) -> None:
     """Write the pages of the RECIPEs, and the list of all; without RECIPE those of all recipes."""
     paper = yaml.safe_load((HERE / "paper.yaml").read_text(encoding="utf-8"))
-    outcomes = {file.stem: outcome(file, experiments) for file in sorted((HERE / "recipes").glob("*.yaml"))}
-    for name in names or outcomes:
-        if name not in outcomes:
-            raise click.ClickException(f"there is no recipe {name}; there are {', '.join(outcomes)}")
-        keep_evidence(outcomes[name], out / name)
+    recipes = {file.stem: file for file in sorted((HERE / "recipes").glob("*.yaml"))}
+    for name in names or recipes:
+        if name not in recipes:
+            raise click.ClickException(f"there is no recipe {name}; there are {', '.join(recipes)}")
+        plan = read_plan(recipes[name])
+        evidence.keep(plan, recipes[name], experiments / plan.name, out / name)
+    outcomes = {name: outcome(file, out / name) for name, file in recipes.items()}
+    for name in names or recipes:
         (out / f"{name}.md").write_text(page(outcomes, name, paper.get(name, {})), encoding="utf-8")
         click.echo(out / f"{name}.md")
     (out / "README.md").write_text(index(outcomes, paper), encoding="utf-8")
 
 
-def outcome(file: Path, experiments: Path) -> Outcome:
-    """What there is of a recipe. Cards of anything else than this recipe, as of a rehearsal, do not count."""
-    plan = read_plan(file)
-    folder = experiments / plan.name
-    cards = {}
-    for cell in plan.cells():
-        path = folder / "samples" / cell.name / "evaluation.json"
-        if path.is_file():
-            card = json.loads(path.read_text())
-            if card["samples"]["recipe"] == plan.run_name(cell.seed):
-                cards[cell.name] = card
-    return Outcome(plan, folder, cards)
-
-
-def keep_evidence(found: Outcome, out: Path) -> None:
-    """Pictures and score cards of an experiment that was run go beside its page."""
-    if not found.was_run:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (*PICTURES, "table.json", "hierarchy.json", "knn.json"):
-        if (found.folder / name).is_file():
-            shutil.copyfile(found.folder / name, out / name)
-    if found.cards:
-        (out / "cards").mkdir(exist_ok=True)
-    for name, card in found.cards.items():
-        (out / "cards" / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
+def outcome(recipe: Path, folder: Path) -> Outcome:
+    """What there is of a recipe."""
+    plan = read_plan(recipe)
+    return Outcome(plan, recipe, folder, evidence.cards_of(plan, folder))
 
 
 def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -> str:
@@ -148,16 +122,20 @@ def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -
     ]
     if shown := shows(found):
         parts += ["## What it shows", shown]
+    if written := evidence.notes_of(found.folder):
+        parts += ["## Where it disagrees, and what was tried", written]
     if found.plan.depths:
         parts += ["## Cost", cost(found)]
     pictures = [
-        f"![{text}]({name}/{file})\n\n*{text}*" for file, text in PICTURES.items() if (found.folder / file).is_file()
+        f"![{text}]({name}/{file})\n\n*{text}*"
+        for file, text in evidence.PICTURES.items()
+        if (found.folder / file).is_file()
     ]
     if found.was_run and pictures:
         parts += ["## Pictures", *pictures]
     if found.cards:
         parts.append(
-            f"The score cards, with all that each number was computed on, are in [{name}/cards]({name}/cards)."
+            f"The score cards, with all that each number was computed on, are in [{name}/cards]({name}/{evidence.CARDS})."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -175,7 +153,10 @@ def state(found: Outcome) -> str:
     if not found.was_run:
         return NOT_RUN
     total = len(found.plan.cells())
-    return "complete" if len(found.cards) == total else f"{len(found.cards)} of {total} hierarchies are scored"
+    done = "complete" if len(found.cards) == total else f"{len(found.cards)} of {total} hierarchies are scored"
+    if evidence.is_of_another(found.recipe, found.folder):
+        done += f", by [the recipe as it was]({found.plan.name}/{evidence.RECIPE})"
+    return done
 
 
 def scores(found: Outcome, fid: Mapping[str, float]) -> str:
@@ -238,12 +219,11 @@ def shows(found: Outcome) -> str:
 
 def cost(found: Outcome) -> str:
     """Hours of training by the logs, and what the denoisers take."""
-    hours, denoisers = 0.0, 0
-    for log in sorted(path for seed in found.plan.seeds for path in _logs(found, seed)) if found.cards else []:
-        hours += training_seconds(log) / 3600
-        denoisers += 1
-    measured = f"{denoisers} denoisers were trained, in {hours:.2f} hours of one device"
-    return f"{measured if denoisers else f'Training: {NOT_RUN}'}. By count:\n\n{by_count(found.plan)}"
+    cost = evidence.cost_of(found.folder)
+    measured = (
+        f"{cost['denoisers']} denoisers were trained, in {cost['hours']:.2f} hours of one device" if cost else None
+    )
+    return f"{measured or f'Training: {NOT_RUN}'}. By count:\n\n{by_count(found.plan)}"
 
 
 def by_count(plan: Plan) -> str:
@@ -262,21 +242,6 @@ def by_count(plan: Plan) -> str:
         rows.append([what, f"{counts.parameters / 1e6:.2f}M", f"{counts.gflops_true:.3g}", str(times), f"{each:.4g}"])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\nTogether {total:.4g} PFlops: three forward passes a step and picture, attention included."
-
-
-def _logs(found: Outcome, seed: int | None) -> list[Path]:
-    return list((found.folder / "runs" / found.plan.run_name(seed)).glob("*/log.jsonl"))
-
-
-def training_seconds(log: Path) -> float:
-    """Seconds that a denoiser's steps took, by the rates in its log."""
-    batch = yaml.safe_load((log.parent / "recipe.yaml").read_text())["training"]["batch"]
-    seconds, before = 0.0, 0
-    for line in log.read_text().splitlines():
-        record = json.loads(line)
-        seconds += (record["step"] - before) * batch / record["samples_per_second"]
-        before = record["step"]
-    return seconds
 
 
 def index(outcomes: Mapping[str, Outcome], paper: Mapping[str, Any]) -> str:

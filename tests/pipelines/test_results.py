@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 def write_pages(experiments: Path, out: Path, *names: str) -> dict[str, str]:
     from results import main
 
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     result = CliRunner().invoke(main, [*names, "--experiments", str(experiments), "--out", str(out)])
     assert result.exit_code == 0, result.output
     return {path.stem: path.read_text() for path in out.glob("*.md")}
@@ -33,13 +34,28 @@ def line(page: str, start: str) -> str:
 
 
 def test_the_committed_pages_are_what_the_script_writes(pipelines: Path, tmp_path: Path) -> None:
-    """Where nothing was run. Pages of experiments that were run name their own evidence."""
-    pages = write_pages(tmp_path / "none", tmp_path / "out")
-    for name, page in pages.items():
+    """Of what is kept of the experiments that were run, and of nothing for the others."""
+    shutil.copytree(pipelines / "results", tmp_path / "out")
+    for page in (tmp_path / "out").glob("*.md"):
+        page.unlink()
+    for name, page in write_pages(tmp_path / "none", tmp_path / "out").items():
         committed = (pipelines / "results" / f"{name}.md").read_text()
-        if name != "README" and "State: not run." in committed:
-            assert committed == page, f"write it again: python pipelines/results.py {name}"
-    assert {path.stem for path in (pipelines / "recipes").glob("*.yaml")} <= pages.keys()
+        assert committed == page, f"write it again: python pipelines/results.py {name}"
+
+
+def test_a_page_outlives_its_experiment_and_says_when_the_recipe_changed(pipelines: Path, tmp_path: Path) -> None:
+    experiments, out = tmp_path / "experiments", tmp_path / "out"
+    write_card(experiments, "coco-uncond", "L1", {"Inception": 33.0})
+    once = write_pages(experiments, out, "coco-uncond")
+    (out / "coco-uncond/notes.md").write_text("Tried with more steps.\n")
+    again = write_pages(tmp_path / "none", out)
+    assert again["coco-uncond"] == once["coco-uncond"].replace(
+        "## Cost", "## Where it disagrees, and what was tried\n\nTried with more steps.\n\n## Cost"
+    )
+    assert "| 1 of 17 hierarchies are scored |" in again["README"]
+    recipe = out / "coco-uncond/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("choose: greedy", "choose: all"))
+    assert "scored, by [the recipe as it was](coco-uncond/recipe.yaml)" in write_pages(tmp_path / "none", out)["README"]
 
 
 def test_what_was_not_run_has_no_number_of_ours(tmp_path: Path) -> None:
@@ -80,7 +96,7 @@ def test_a_rehearsal_is_no_result(tmp_path: Path) -> None:
 
 
 def test_training_time_is_that_of_the_log(tmp_path: Path) -> None:
-    from results import training_seconds
+    from evidence import training_seconds
 
     (tmp_path / "recipe.yaml").write_text("training: {batch: 64}\n")
     records = [{"step": 10, "samples_per_second": 64.0}, {"step": 20, "samples_per_second": 128.0}]
