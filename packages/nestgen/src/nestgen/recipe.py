@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
+from upath import UPath
 
 from nestgen.errors import UserError
 from nestgen.recipe_errors import in_words
-from nestgen.remote import Remote, address
+from nestgen.remote import address
 from nestgen.sections import (
     PER_LEVEL,
     DenoiserOptions,
@@ -133,12 +134,12 @@ def sigma_name(sigma: float | tuple[float, float]) -> str:
     return "to".join(f"{one:g}" for one in (sigma if isinstance(sigma, tuple) else (sigma,)))
 
 
-def store_root(recipe: Recipe) -> Path | Remote:
+def store_root(recipe: Recipe) -> Path | UPath:
     """Where the recipe's stores are: a folder, or an address such as s3://bucket/stores."""
     return address(recipe.root, recipe.features.out)
 
 
-def store_path(recipe: Recipe, level: int, root: Path | Remote | None = None) -> Path | Remote:
+def store_path(recipe: Recipe, level: int, root: Path | UPath | None = None) -> Path | UPath:
     """NAME.zarr of a level, below the recipe's store root or another one."""
     folder = recipe.features.z0.split(":")[0] if level == 0 else re.sub("[:/]", "-", recipe.features.encoder)
     root = store_root(recipe) if root is None else root

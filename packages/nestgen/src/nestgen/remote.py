@@ -6,98 +6,52 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
+from upath import UPath
 
 from nestgen.errors import UserError
 
 TRIES = 5  # of a read that the network failed, with 1, 2, 4, ... seconds between
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A file or folder at an address. It has what is used here of pathlib.Path."""
+def address(root: Path, name: str) -> Path | UPath:
+    """What a recipe in the folder `root` means by a name: an address if it has ://, else a path.
 
-    protocol: str  # with ://
-    path: PurePosixPath
+    Raises UserError for a protocol that is unknown or lacks its library.
+    """
+    if "://" not in name:
+        return root / name
+    try:
+        there = UPath(name)
+        _ = there.fs  # fsspec imports the protocol's library here
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{name} cannot be opened: {' '.join(str(error).split())}") from None
+    return there
 
-    def __str__(self) -> str:
-        return f"{self.protocol}{self.path}"
 
-    def __truediv__(self, part: str | Path) -> Remote:
-        return Remote(self.protocol, self.path / part)
-
-    def joinpath(self, *parts: str) -> Remote:
-        """The address below this one."""
-        return Remote(self.protocol, self.path.joinpath(*parts))
-
-    @property
-    def parent(self) -> Remote:
-        """The folder it is in."""
-        return Remote(self.protocol, self.path.parent)
-
-    @property
-    def name(self) -> str:
-        """Its last part."""
-        return self.path.name
-
-    @property
-    def stem(self) -> str:
-        """Its last part without the ending."""
-        return self.path.stem
-
-    def with_suffix(self, suffix: str) -> Remote:
-        """The same with another ending."""
-        return Remote(self.protocol, self.path.with_suffix(suffix))
-
-    def is_dir(self) -> bool:
-        """Whether anything is there; a folder of an object store is no more than that."""
-        return bool(self._filesystem().exists(str(self)))
-
-    def is_file(self) -> bool:
-        """Whether a file is there."""
-        return bool(self._filesystem().isfile(str(self)))
-
-    def read_text(self, encoding: str = "utf-8") -> str:
-        """The content of a file."""
-        return self.read_bytes().decode(encoding)
-
-    def read_bytes(self) -> bytes:
-        """The content of a file. Raises FileNotFoundError, or OSError once TRIES reads have failed."""
-        for attempt in range(TRIES):
-            try:
-                return bytes(self._filesystem().cat_file(str(self)))
-            except FileNotFoundError:
-                raise
-            except Exception as error:  # what a network raises differs between its libraries
-                if attempt + 1 == TRIES:
-                    raise OSError(f"{self} cannot be read: {error}") from error
-                time.sleep(2**attempt)
-        raise AssertionError("not reached")
-
-    def _filesystem(self) -> Any:
-        import fsspec
-
+def read(path: Path | UPath) -> bytes:
+    """The content of a file. Raises FileNotFoundError, or OSError once TRIES reads from afar have failed."""
+    if isinstance(path, Path):
+        return path.read_bytes()
+    for attempt in range(TRIES):
         try:
-            return fsspec.url_to_fs(str(self))[0]
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{self} cannot be opened: {' '.join(str(error).split())}") from None
-
-
-def address(root: Path, name: str) -> Path | Remote:
-    """What a recipe in the folder `root` means by a name: an address if it has ://, else a path."""
-    protocol, mark, path = name.partition("://")
-    return Remote(protocol + mark, PurePosixPath(path)) if mark else root / name
+            return bytes(path.fs.cat_file(path.path))  # one request, where read_bytes opens the file first
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # what a network raises differs between its libraries
+            if attempt + 1 == TRIES:
+                raise OSError(f"{path} cannot be read: {error}") from error
+            time.sleep(2**attempt)
+    raise AssertionError("not reached")
 
 
 class RemoteBlocks:
     """The blocks of an array by number, each read whole; the `kept` last used stay in memory."""
 
-    def __init__(self, path: Remote, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, path: UPath, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._path, self._count, self._shape, self._dtype = path, count, shape, dtype
         self._pool, self._lock = ThreadPoolExecutor(8, "blocks"), Lock()
         self._blocks: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
@@ -132,7 +86,7 @@ class RemoteBlocks:
         chunk = self._path.joinpath("c", str(number), *["0"] * (len(self._shape) - 1))
         size = int(np.prod(self._shape)) * self._dtype.itemsize
         try:
-            data = chunk.read_bytes()
+            data = read(chunk)
         except FileNotFoundError:
             raise UserError(f"{self._path} is damaged: block {number} is missing; extract it again") from None
         if len(data) != size:

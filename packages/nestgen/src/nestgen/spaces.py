@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
+from upath import UPath
 
 from nestgen import noise
 from nestgen.errors import UserError
@@ -20,7 +21,6 @@ from nestgen.inception import digest_of, features_of, load_inception, published_
 from nestgen.latents import open_latents
 from nestgen.measure import Statistics, kept_statistics
 from nestgen.recipe import Recipe, store_path
-from nestgen.remote import Remote
 from nestgen.sections import Level, shape_name
 from nestgen.sources import check_comparable, open_real, real_latents, seal_of, training_root
 from nestgen.store import Store, open_store
@@ -88,7 +88,7 @@ def open_encoded(
         ) from None
     with_level = recipe.model_copy(update={"levels": (recipe.levels[0], level)})
 
-    def path(root: Path) -> Path | Remote:
+    def path(root: Path) -> Path | UPath:
         return store_path(with_level, 1, root)
 
     encoded, real = open_store(path(samples_store)), open_store(path(reference))

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import zarr
+from upath import UPath
 
 from nestgen.errors import UserError
 from nestgen.recipe import Recipe, store_path, store_root
-from nestgen.remote import Remote, RemoteBlocks
+from nestgen.remote import RemoteBlocks, read
 from nestgen.sections import shape_name
 
 FORMAT = "nested-store/1"
@@ -28,7 +29,7 @@ class Store:
     memory there is one, the whole array.
     """
 
-    path: Path | Remote
+    path: Path | UPath
     attributes: dict[str, Any]
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -84,7 +85,7 @@ class Store:
         return replace(self, blocks=(self.load(),), block_rows=self.rows)
 
 
-def open_store(path: Path | Remote) -> Store:
+def open_store(path: Path | UPath) -> Store:
     """Opens NAME.zarr if it is sealed and whole; otherwise raises UserError and says what mends it."""
     seal_path = path.with_suffix(".seal.json")
     if not path.is_dir():
@@ -92,7 +93,7 @@ def open_store(path: Path | Remote) -> Store:
     if not seal_path.is_file():
         raise UserError(f"{path} is unfinished: it has no {seal_path.name}; finish it with `{_command(path)}`")
     try:
-        seal = json.loads(seal_path.read_text())
+        seal = json.loads(read(seal_path))
         array = zarr.open_array(str(path), mode="r")
         attributes = dict(array.attrs)
         formats = {seal["format"], attributes["format"]}
@@ -108,10 +109,10 @@ def open_store(path: Path | Remote) -> Store:
             raise UserError(f"{path} has other rows or blocks than its seal; {_remake(path)}")
         count = len(seal["blocks"])
         blocks: Sequence[np.ndarray] | RemoteBlocks
-        if isinstance(path, Remote):
-            blocks = RemoteBlocks(path, count, array.chunks, array.dtype)
-        else:
+        if isinstance(path, Path):
             blocks = tuple(_map_block(path, number, array.chunks, array.dtype) for number in range(count))
+        else:
+            blocks = RemoteBlocks(path, count, array.chunks, array.dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {_remake(path)}") from None
     return Store(path, attributes, array.shape, array.dtype, blocks, seal["block_rows"])
@@ -128,7 +129,7 @@ def _map_block(path: Path, number: int, shape: tuple[int, ...], dtype: np.dtype)
     return np.asarray(np.memmap(chunk, dtype, "r", shape=shape))
 
 
-def _command(path: Path | Remote) -> str:
+def _command(path: Path | UPath) -> str:
     """The command that makes a store: a level comes from its base store where that is sealed."""
     if path.parent.name == "text":
         return "featurize embed-text"
@@ -136,7 +137,7 @@ def _command(path: Path | Remote) -> str:
     return f"featurize levels {path.stem}" if from_base else "featurize extract"
 
 
-def _remake(path: Path | Remote) -> str:
+def _remake(path: Path | UPath) -> str:
     return f"remove it and run `{_command(path)}`"
 
 
