@@ -71,7 +71,8 @@ def _train(accelerator: Accelerator, feed: Feed, folder: Path, init: Path | None
     preview = open_preview(feed) if recipe.training.preview and accelerator.is_main_process else None
     trainer = Trainer(accelerator, feed, checkpoint, start)
     if recipe.training.trackers:
-        accelerator.init_trackers(recipe.name, {"run": folder.name, "seed": recipe.seed, **_flat(recipe.training)})
+        values = {"run": folder.name, "seed": recipe.seed, **_flat(recipe.training)}
+        accelerator.init_trackers(recipe.name, values, {"wandb": {"dir": str(folder), "name": folder.name}})
     accelerator.print(_plan(accelerator, feed))
     if warning := narrow(trainer.denoiser.config):
         accelerator.print(f"warning: {warning}")
