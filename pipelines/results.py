@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,11 @@ class Outcome:
 
     @property
     def spaces(self) -> list[str]:
-        """That every card has; Inception's first, then the encoder's, then z_0's."""
-        each = [[score["space"] for score in card["scores"]] for card in self.cards.values()]
+        """That say something of pictures and that every card has: Inception's first, then the encoder's, then z_0's."""
+        each = [
+            [score["space"] for score in card["scores"] if not re.fullmatch(r"z_[1-9]\d*", score["space"])]
+            for card in self.cards.values()
+        ]
         return [space for space in reversed(each[0]) if all(space in one for one in each)] if each else []
 
     def best(self, depth: int, space: str) -> tuple[Cell, Measured] | None:
