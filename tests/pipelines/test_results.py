@@ -38,9 +38,11 @@ def test_the_committed_pages_are_what_the_script_writes(pipelines: Path, tmp_pat
     shutil.copytree(pipelines / "results", tmp_path / "out")
     for page in (tmp_path / "out").glob("*.md"):
         page.unlink()
-    for name, page in write_pages(tmp_path / "none", tmp_path / "out").items():
+    pages = write_pages(tmp_path / "none", tmp_path / "out")
+    for name, page in pages.items():
         committed = (pipelines / "results" / f"{name}.md").read_text()
         assert committed == page, f"write it again: python pipelines/results.py {name}"
+    assert {path.stem for path in (pipelines / "recipes").glob("*.yaml")} <= pages.keys()
 
 
 def test_a_page_outlives_its_experiment_and_says_when_the_recipe_changed(pipelines: Path, tmp_path: Path) -> None:
