@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def keep(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
     written by hand, `notes.md`, stays.
     """
     cards = {cell.name: card for cell in plan.cells() if (card := _card(plan, cell, experiment)) is not None}
-    if not (cards or (not plan.depths and (experiment / "knn.json").is_file())):
+    if not was_run(plan, experiment, cards):
         return
     out.mkdir(parents=True, exist_ok=True)
     for name in (*PICTURES, *NUMBERS):
@@ -45,6 +45,11 @@ def keep(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
     if logs:
         _write(out / COST, {"denoisers": len(logs), "hours": round(sum(map(training_seconds, logs)) / 3600, 3)})
     shutil.copyfile(recipe, out / RECIPE)
+
+
+def was_run(plan: Plan, folder: Path, cards: Mapping[str, Any]) -> bool:
+    """Whether there is anything to show. A recipe of no hierarchy leaves the nearest neighbours only."""
+    return bool(cards) if plan.depths else (folder / "knn.json").is_file()
 
 
 def cards_of(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:

@@ -48,8 +48,8 @@ class Outcome:
 
     @property
     def was_run(self) -> bool:
-        """Whether there is anything to show. A recipe of no hierarchy leaves the nearest neighbours only."""
-        return bool(self.cards) if self.plan.depths else (self.folder / "knn.json").is_file()
+        """Whether there is anything to show."""
+        return evidence.was_run(self.plan, self.folder, self.cards)
 
     def scores(self, cell: Cell, space: str) -> Measured | None:
         """Of a hierarchy in a space, over the seeds that are scored; None where none is."""
