@@ -1,6 +1,8 @@
 """The whole extraction beside the encoder's bare forward pass on ready tensors.
 
 python -m benchmarks.extraction --source wds:/data/train-{000000..000009}.tar --out build/extraction.md
+
+On a GPU: `--precision bfloat16 --workers 1 --workers 2 --pictures 8192`.
 """
 
 from __future__ import annotations
@@ -8,16 +10,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
+import subprocess
 import tempfile
-from contextlib import redirect_stderr
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
 
 from benchmarks.photos import random_vit, write_shards
-from benchmarks.side_by_side import out_option, report, rounds_option, table, take_turns
+from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
 from featurize.encoders import EncoderSpec, load_encoder
 from featurize.extract import extract
 from featurize.pictures import crop, decode
@@ -29,6 +37,8 @@ BATCH = 32
 FIT_SHARE = 65_536 / 1_281_167  # of the pictures are encoded twice: the default --basis-rows, of ImageNet
 BARE, WHOLE = "bare forward pass", "featurize extract"
 
+Use = list[tuple[datetime, float]]  # of a GPU: when, and the share of the time that a kernel ran
+
 
 @click.command()
 @click.option("--source", help="A SOURCE of `featurize extract`. [default: JPEGs of 500x375, generated]")
@@ -36,6 +46,7 @@ BARE, WHOLE = "bare forward pass", "featurize extract"
 @click.option("--model", default="vit_base_patch16_224", show_default=True, help="A timm model, with random weights.")
 @click.option("--levels", default="8x8x64,6x6x56,4x4x48,2x2x40", show_default=True, help="Levels derived.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), multiple=True, help="Also with so many, once they are running.")
 @rounds_option
 @out_option
 def main(
@@ -44,11 +55,13 @@ def main(
     model: str,
     levels: str,
     precision: str,
+    workers: tuple[int, ...],
     rounds: int,
     out: Path | None,
 ) -> None:
     """Pictures/s of everything `featurize extract` does in one process, and of the network alone in the same process:
-    one thread each (or one GPU), weights loaded before."""
+    one thread each (or one GPU), weights loaded before. With --workers the rate is that from when each has done a block
+    on, so that starting processes does not count."""
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)
@@ -62,7 +75,8 @@ def main(
         spec = EncoderSpec(f"timm:{model}", str(weights), "{}", precision)
         encoder = load_encoder(spec, device)
         x_BCHW = _ready(source, pictures, encoder.input_size, encoder.interpolation).to(device)
-        logs: list[Path] = []
+        logs: dict[int, list[Path]] = {}
+        used: dict[int, list[Use]] = {}
 
         def bare(turn: int) -> None:
             with (
@@ -74,41 +88,73 @@ def main(
             if device != "cpu":
                 torch.cuda.synchronize()
 
-        def whole(turn: int | str, basis: str | None) -> None:
-            root = folder / f"root-{turn}"
+        def whole(turn: int | str, basis: str | None, workers: int = 0) -> None:
+            root = folder / f"root-{turn}-{workers}"
             options = {
                 "source": source, "out": str(root), "encoder": spec.name, "weights": str(weights), "precision": precision,
                 "limit": pictures, "basis": basis, "basis_tolerance": 1.0, "z0": "pixels:32",
             }  # fmt: skip
-            with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-                extract(read_request(None, options, levels), workers=0, scheduler=None)
+            with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), _watching(device) as use:
+                extract(read_request(None, options, levels), workers, scheduler=None)
             if basis is not None:
-                logs.append(Path(shutil.move(root / LOG, folder / f"log-{turn}.jsonl")))
+                kept = Path(shutil.move(root / LOG, folder / f"log-{turn}-{workers}.jsonl"))
+                logs.setdefault(workers, []).append(kept)
+                used.setdefault(workers, []).append(use)
                 shutil.rmtree(root)
 
         bare(0)  # warm
         # The fit encodes a fixed number of pictures, most of a few and a twentieth of ImageNet's: it is counted apart.
         whole("basis", None)
-        measured = take_turns({BARE: bare, WHOLE: lambda turn: whole(turn, str(folder / "root-basis"))}, rounds)
-        stages = _stages(logs)
+        contenders: dict[str, Contender] = {BARE: bare}
+        for number in (0, *workers):
+            contenders[_name(number)] = lambda turn, number=number: whole(turn, str(folder / "root-basis-0"), number)
+        measured = take_turns(contenders, rounds)
+        fastest = workers[-1] if workers else 0
+        stages = _stages(logs[fastest])
+        steady = {
+            _name(number): statistics.median(_steady_rate(log, number) for log in logs[number]) for number in workers
+        }
+        busy = {
+            _name(number): statistics.median(_use_between(*pair) for pair in zip(logs[number], used[number]))
+            for number in logs
+            if all(used[number])
+        }
 
-    rates = {name: pictures / one.wall for name, one in measured.items()}
+    rates = {name: pictures / one.wall for name, one in measured.items()} | steady
     by_cpu = measured[BARE].cpu / max(measured[WHOLE].cpu, 1e-9)
     lines = [
-        (name, f"{rates[name]:.2f}", f"{pictures / max(one.cpu, 1e-9):.2f}", f"{one.spread:.0%}")
+        (
+            name,
+            f"{rates[name]:.2f}",
+            f"{rates[name] / rates[BARE]:.2f}",
+            f"{pictures / max(one.cpu, 1e-9):.2f}",
+            f"{one.spread:.0%}",
+            *([f"{busy[name]:.0%}" if name in busy else ""] if busy else []),
+        )
         for name, one in measured.items()
     ]
-    shares = rates[WHOLE] / rates[BARE], by_cpu
-    lines.append(("extraction / bare", *(f"{share:.2f}" for share in shares), ""))
-    with_fit = (1 / (1 / share + FIT_SHARE) for share in shares)
-    lines.append(("the same with the fit, computed", *(f"{share:.2f}" for share in with_fit), ""))
+    shares = {"on the clock": rates[_name(fastest)] / rates[BARE]} | ({} if workers else {"by processor time": by_cpu})
+    with_fit = ", ".join(f"{1 / (1 / share + FIT_SHARE):.2f} {how}" for how, share in shares.items())
+    of_bare = ", ".join(f"{share:.2f} {how}" for how, share in shares.items())
     seconds = sum(stages.values())
     split = table(("stage", "share of its time"), [(stage, f"{part / seconds:.1%}") for stage, part in stages.items()])
+    where = "cpu, one thread" if device == "cpu" else torch.cuda.get_device_name(device)
     body = (
-        f"{pictures} {what} through {model} in {precision} on {device}, one thread, medians of {rounds}; "
-        f"levels {levels}, z_0 pixels:32. The basis is there already; the last line adds its fit, which encodes "
-        f"65,536 of ImageNet's 1,281,167 pictures once more.\n\n"
-        + table(("", "pictures/s", "pictures per second of processor time", "spread"), lines)
+        f"{pictures} {what} through {model} in {precision} on {where}, medians of {rounds}; "
+        f"levels {levels}, z_0 pixels:32. The basis is there already.\n\n"
+        + table(
+            (
+                "",
+                "pictures/s",
+                "of bare",
+                "pictures per second of processor time",
+                "spread",
+                *(["GPU in use"] if busy else []),
+            ),
+            lines,
+        )
+        + f"\n\n{_name(fastest)} is {of_bare} of bare; with the fit, which encodes 65,536 of ImageNet's 1,281,167 pictures "
+        f"once more, by calculation {with_fit}."
         + "\n\nWhere the extraction's time goes (encode holds the network, the projection and the moments):\n\n"
         + split
         + "\n\nTarget: 0.9 or better."
@@ -127,6 +173,51 @@ def _ready(source: str, count: int, side: int, interpolation: str) -> torch.Tens
     if len(crops) < count:
         raise click.ClickException(f"{source} holds {len(crops)} pictures; give a smaller --pictures.")
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def _name(workers: int) -> str:
+    return f"{WHOLE}, {workers} worker{'s'[: workers > 1]}" if workers else WHOLE
+
+
+def _blocks(log: Path) -> list[tuple[datetime, dict[str, Any]]]:
+    """When each block was done, and what the log says of it."""
+    entries = map(json.loads, log.read_text().splitlines())
+    return [(datetime.fromisoformat(entry["time"]), entry) for entry in entries if entry["event"] == "block"]
+
+
+def _steady_rate(log: Path, workers: int) -> float:
+    """Pictures/s once each worker has done a block, to the last one's end."""
+    blocks = _blocks(log)
+    if len(blocks) <= workers:
+        raise click.ClickException(f"{len(blocks)} blocks are too few for {workers} workers; give more --pictures.")
+    pictures = sum(entry["pictures"] for _, entry in blocks[workers:])
+    return pictures / (blocks[-1][0] - blocks[workers - 1][0]).total_seconds()
+
+
+def _use_between(log: Path, use: Use) -> float:
+    """Mean share of the time that the GPU had a kernel to run, between the first block's end and the last one's."""
+    first, *_, last = (time for time, _ in _blocks(log))
+    return statistics.fmean([share for time, share in use if first <= time <= last] or [float("nan")])
+
+
+@contextmanager
+def _watching(device: str) -> Iterator[Use]:
+    """What nvidia-smi says of the GPU, ten times a second; nothing of a processor."""
+    use: Use = []
+    if device == "cpu":
+        yield use
+        return
+    ask = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+    process = subprocess.Popen(ask, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = process.stdout
+    thread = threading.Thread(target=lambda: use.extend((datetime.now(UTC), float(line) / 100) for line in lines))
+    thread.start()
+    try:
+        yield use
+    finally:
+        process.terminate()
+        thread.join()
 
 
 def _stages(logs: list[Path]) -> dict[str, float]:

@@ -19,17 +19,18 @@ from nestgen.progress import peak_of
 from nestgen.recipe import Recipe
 from nestgen.trainer import Trainer
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COCO = ["32x32x4", "8x8x64", "6x6x56", "4x4x48", "2x2x40"]
 
 
-def recipe_of(size: str, precision: str, depth: int, batch: int) -> Recipe:
+def recipe_of(size: str, precision: str, depth: int, batch: int, compiled: bool = False) -> Recipe:
     """COCO's hierarchy, cut to a depth."""
     data: dict[str, Any] = {
         "name": "benchmark",
         "features": {"out": "stores", "z0": "vae:256"},
         "levels": [{"shape": shape} for shape in COCO[:depth]],
         "denoiser": {"size": size},
-        "training": {"precision": precision, "batch": batch},
+        "training": {"precision": precision, "batch": batch, "compile": compiled},
     }
     return Recipe.model_validate(data)
 
@@ -54,19 +55,18 @@ def trainer_of(recipe: Recipe, level: int, accelerator: Accelerator) -> tuple[Tr
 @click.option("--size", type=click.Choice(list(SIZES)), default="small", show_default=True)
 @click.option("--batch", default=2, show_default=True)
 @click.option("--steps", default=1, show_default=True, help="A round.")
-@click.option("--precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True)
+@click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Ours compiled, as training.compile does.")
 @rounds_option
 @out_option
-def main(size: str, batch: int, steps: int, precision: str, rounds: int, out: Path | None) -> None:
+def main(size: str, batch: int, steps: int, precision: str, compiled: bool, rounds: int, out: Path | None) -> None:
     """Steps of z_0 (COCO's 32x32x4): plain U-ViT, ours, and ours given z_1; then every level of the hierarchy."""
     accelerator = Accelerator(mixed_precision=precision)
     device = accelerator.device
     dim, depth, heads = SIZES[size]
-    plain = PlainTraining(
-        PlainUViT(32, 4, 2, dim, depth, heads), betas(), device, torch.bfloat16 if precision == "bf16" else None
-    )
+    plain = PlainTraining(PlainUViT(32, 4, 2, dim, depth, heads), betas(), device, HALVES.get(precision))
     z = torch.randn(batch, 4, 32, 32, device=device)
-    alone, hierarchy = (recipe_of(size, precision, levels, batch) for levels in (1, 2))
+    alone, hierarchy = (recipe_of(size, precision, levels, batch, compiled) for levels in (1, 2))
     ours, given = (trainer_of(recipe, 0, accelerator) for recipe in (alone, hierarchy))
 
     def run(step: Any, *arguments: Any) -> None:
@@ -85,25 +85,33 @@ def main(size: str, batch: int, steps: int, precision: str, rounds: int, out: Pa
     measured = take_turns(contenders, rounds)
     flops = [count(denoiser_config(recipe, 0)).gflops_true for recipe in (alone, alone, hierarchy)]
     lines, peak = [], peak_of(device, precision)
+    clock = "s on the clock" if device.type == "cuda" else "s of processor time"
+    took = {name: (one.wall if device.type == "cuda" else one.cpu) / steps for name, one in measured.items()}
     for (name, one), gflops in zip(measured.items(), flops):
-        seconds = (one.wall if device.type == "cuda" else one.cpu) / steps
+        seconds = took[name]
         speed = 3e9 * gflops * batch / seconds
         lines.append(
             [
                 name,
-                f"{seconds:.3f}",
+                f"{seconds:.4f}",
                 f"{gflops:.1f}",
                 f"{speed / 1e9:.0f}" + (f" ({speed / peak:.0%} of the peak)" if peak else ""),
-                ratio(measured["plain U-ViT"].cpu, one.cpu),
+                ratio(took["plain U-ViT"], seconds),
                 f"{one.spread:.0%}",
             ]
         )
-    first, second = (measured[name] for name in list(contenders)[1:])
-    path = (second.cpu / first.cpu - 1) / (flops[2] / flops[1] - 1)
-    body = table(["step", "s of processor time", "GFlops a sample", "GFLOP/s", "plain / it", "spread"], lines)
-    body += f"\n\nThe condition path costs {second.cpu / first.cpu:.2f} times the step; by its GFlops {flops[2] / flops[1]:.2f}"
+    first, second = (took[name] for name in list(contenders)[1:])
+    path = (second / first - 1) / (flops[2] / flops[1] - 1)
+    body = table(["step", clock, "GFlops a sample", "GFLOP/s", "plain / it", "spread"], lines)
+    body += f"\n\nThe condition path costs {second / first:.2f} times the step; by its GFlops {flops[2] / flops[1]:.2f}"
     body += f" ({path:.2f} of what they say it adds)."
-    report(f"A training step of {size}, batch {batch}, precision {precision}", body, ["torch", "accelerate"], out)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if device.type == "cuda":
+        body += f" At most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB were in use."
+    title = (
+        f"A training step of {size}, batch {batch}, precision {precision}{', compiled' if compiled else ''}, on {where}"
+    )
+    report(title, body, ["torch", "accelerate"], out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,8 +57,9 @@ def test_basis_fit(run: Callable[..., str]) -> None:
 
 
 def test_extraction(run: Callable[..., str]) -> None:
-    text = run(extraction, "--pictures", 12, "--model", MODEL, "--levels", "2x2x8", "--rounds", 1)
-    assert "extraction / bare" in text and "decode" in text
+    text = run(extraction, "--pictures", 40, "--model", MODEL, "--levels", "2x2x8", "--workers", 1, "--rounds", 1)
+    assert "| featurize extract, 1 worker |" in text and "decode" in text
+    assert re.search(r"featurize extract, 1 worker is \d\.\d\d on the clock of bare", text)
 
 
 def test_memory(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
+from featurize.basis import merge_all, moments_of
 from featurize.check_encoder import check_encoder
 from featurize.encoders import Encoder, EncoderSpec, encode, load_encoder
+from featurize.encoders.onednn import on_onednn
 from featurize.errors import UserError
 
 from . import reference
@@ -43,6 +46,45 @@ def hold(spec: EncoderSpec, expected: Callable[[Tensor], Tensor], pictures: np.n
     halved = encode(encoder, pictures, "cpu", "bfloat16")
     assert reference.least_cosine(halved.reshape(wanted.shape), wanted) >= COSINE
     return encoder
+
+
+class Layers(nn.Module):
+    """Linear layers as encoders have them: plain, without bias, and within torch's own attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(24, 32), nn.Linear(32, 8, bias=False)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLD = self.first(x_BLD)
+        return self.last(self.attention(x_BLD, x_BLD, x_BLD, need_weights=False)[0])
+
+
+def test_onednn_computes_every_linear_layer() -> None:
+    layers, x_BLD = Layers().eval().requires_grad_(False), torch.randn(3, 5, 24)
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        found = on_onednn(layers)(x_BLD)
+    calls = {event.key: event.count for event in seen.key_averages()}
+    assert calls["mkldnn::_linear_pointwise"] == 4
+    assert not {"aten::mm", "aten::addmm"} & calls.keys()
+    assert torch.backends.mha.get_fastpath_enabled()
+    wanted = layers.double()(x_BLD.double())
+    assert reference.furthest(found, wanted) <= RELATIVE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_computes_the_same_features_and_moments() -> None:
+    on_cpu, on_gpu = (
+        encode(load_encoder(EncoderSpec("tiny"), device), PICTURES, device, "float32") for device in ("cpu", "cuda:0")
+    )
+    assert on_gpu.is_cuda
+    assert reference.furthest(on_gpu.cpu(), on_cpu) <= 1e-3
+    tokens_ND = on_gpu.flatten(0, 2)
+    merged = merge_all(moments_of(part) for part in tokens_ND.split(7))
+    whole = moments_of(tokens_ND.cpu())
+    np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=0, atol=1e-12 * np.abs(whole.scatter).max())
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=0, atol=1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import zarr
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from featurize import engine, ledger_lines, work
 from featurize.basis import load_basis
 from featurize.errors import UserError
 from featurize.extract import extract
@@ -121,6 +122,30 @@ def test_dask_workers_give_the_same_bytes(
     request = read_request(None, options(picture_folder, vit_weights, tmp_path / "two"), "2x2x8,1x1x16")
     extract(request, workers=2, scheduler=None)
     assert chunks(tmp_path / "two") == chunks(extraction)
+
+
+def test_as_beside_a_gpu_the_bytes_are_the_same(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are spawned, for CUDA can't be used in a fork, and pictures are decoded in threads. The device stays the CPU."""
+    request = read_request(None, options(picture_folder, vit_weights, tmp_path / "spawned"), "2x2x8,1x1x16")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "gpus", lambda: 1)
+        extract(request, workers=1, scheduler=None)
+    assert chunks(tmp_path / "spawned") == chunks(extraction)
+
+    request = read_request(None, options(picture_folder, vit_weights, tmp_path / "threads"), "2x2x8,1x1x16")
+    for module in (ledger_lines, work):
+        monkeypatch.setattr(module, "decoding_threads", lambda: 3)
+    extract(request, workers=0, scheduler=None)
+    assert chunks(tmp_path / "threads") == chunks(extraction)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpus_own_workers(picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable) -> None:
+    """What they write is what a CPU encodes again, within float16."""
+    extract(read_request(None, options(picture_folder, vit_weights, tmp_path), "2x2x8"), workers=None, scheduler=None)
+    assert featurize("verify", tmp_path, "--re-encode", 4).code == 0
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError
@@ -28,11 +28,11 @@ EDGES = np.geomspace(1e-3, 1e3, 4096)  # 0.34 % from one to the next
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean (D) and centred scatter matrix (D, D), all float64."""
+    """Count, mean (D) and centred scatter matrix (D, D), all float64; tensors while they are on a GPU."""
 
     count: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    mean: Any
+    scatter: Any
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Outliers:
 def moments_of(tokens_ND: Tokens) -> Moments:
     """Moments of tokens (N, D) in float64, centred before they are squared: safe where a mean is large beside its spread.
 
-    A tensor is worked on on its own device.
+    A tensor on a GPU stays there: a ViT-B's 32 pictures take a core 0.13 s and a GPU a millisecond.
     """
     if isinstance(tokens_ND, np.ndarray) or tokens_ND.device.type == "cpu":
         # numpy takes x^T x for the symmetric product it is (BLAS syrk): half the time of torch's general one.
@@ -86,7 +86,7 @@ def moments_of(tokens_ND: Tokens) -> Moments:
     tokens = tokens_ND.double()
     mean = tokens.mean(dim=0)
     tokens = tokens - mean
-    return Moments(len(tokens), mean.cpu().numpy(), (tokens.T @ tokens).cpu().numpy())
+    return Moments(len(tokens), mean, tokens.T @ tokens)
 
 
 def outliers_of(basis: Basis, tokens_ND: Tokens) -> Outliers:
@@ -137,13 +137,22 @@ def merge(first: Moments, second: Moments) -> Moments:
     count = first.count + second.count
     delta = second.mean - first.mean
     mean = first.mean + delta * (second.count / count)
-    scatter = first.scatter + second.scatter + np.outer(delta, delta) * (first.count * second.count / count)
+    outer = delta[:, None] * delta
+    scatter = first.scatter + second.scatter + outer * (first.count * second.count / count)
     return Moments(count, mean, scatter)
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """Merged from the first to the last: float addition is not associative, so the order is part of the result."""
-    return reduce(merge, parts)
+    """Merged from the first to the last: float addition is not associative, so the order is part of the result.
+
+    Parts on a GPU are merged there; what comes of them is not.
+    """
+    merged = reduce(merge, parts)
+    return merged if isinstance(merged.mean, np.ndarray) else _fetched(merged)
+
+
+def _fetched(moments: Moments) -> Moments:
+    return Moments(moments.count, moments.mean.cpu().numpy(), moments.scatter.cpu().numpy())
 
 
 def fit(moments: Moments) -> Basis:

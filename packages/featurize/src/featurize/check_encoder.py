@@ -86,7 +86,7 @@ def brightest_cell(encoder: Encoder, row: int, column: int, device: str, precisi
 
 
 def _features(encoder: Encoder, x_BHWC: np.ndarray, device: str, precision: str) -> np.ndarray:
-    return encode(encoder, np.ascontiguousarray(x_BHWC), device, precision).numpy()
+    return encode(encoder, np.ascontiguousarray(x_BHWC), device, precision).cpu().numpy()
 
 
 def _activation(encoder: Encoder) -> Finding:

@@ -19,6 +19,9 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
+# Pillow holds the interpreter's lock too often for one process to keep a GPU busy: docs/performance.md has rates for 1, 2 and 4.
+WORKERS_A_GPU = 4
+MEMORY_A_WORKER = 10 << 30  # bytes of a GPU: Stable Diffusion's VAE takes about half of it for a batch
 PATIENCE = 10.0  # seconds without a finished task, after which the workers are looked after
 
 
@@ -34,11 +37,12 @@ class Run(Protocol):
 
 @contextmanager
 def engine(workers: int | None, scheduler: str | None, imports: Sequence[str] = ()) -> Iterator[Run]:
-    """`workers` processes of this machine (None: one a core, or one a GPU; 0: this very process), or the cluster at
+    """`workers` processes of this machine (None: one a core, or four a GPU; 0: this very process), or the cluster at
     `scheduler`. They are started when the first task comes. A task's result never depends on which of them ran it.
 
     `imports` are modules that take long to import: local workers are forked from one process that has them (it has no threads
-    yet, so forking it is safe).
+    yet, so forking it is safe). Not where there are GPUs: importing timm asks CUDA what there is, and no fork of a process that
+    has asked may use it.
     """
     if scheduler is None and workers == 0:
         yield run_here
@@ -78,12 +82,17 @@ def gpus() -> int:
 
 
 def default_workers() -> int:
-    """One process a GPU (it decodes in threads beside the encoder), else one a core."""
-    return gpus() or cores()
+    """Up to four processes a GPU, as its memory allows (they decode in threads beside the encoder), else one a core."""
+    if not gpus():
+        return cores()
+    import torch
+
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return gpus() * max(1, min(WORKERS_A_GPU, memory // MEMORY_A_WORKER))
 
 
 def device_of_worker() -> str:
-    """The device a task computes on: a GPU of its own when there is one."""
+    """The device a task computes on: a GPU where there is one, the workers taking turns at choosing."""
     if not gpus():
         return "cpu"
     return f"cuda:{_number_of_worker() % gpus()}"
@@ -116,7 +125,7 @@ def _client(workers: int | None, scheduler: str | None, imports: Sequence[str]) 
         {
             "logging": {"distributed": "critical", "tornado": "critical"},
             "distributed.worker.preload": ["featurize.interrupt"],
-            "distributed.worker.multiprocessing-method": "forkserver",
+            "distributed.worker.multiprocessing-method": "spawn" if gpus() else "forkserver",
         }
     )
     from distributed import Client, LocalCluster
@@ -130,9 +139,10 @@ def _client(workers: int | None, scheduler: str | None, imports: Sequence[str]) 
             log.info("Dask: %s, dashboard %s", scheduler, client.dashboard_link)
             yield client
         return
-    from distributed.utils import get_mp_context
+    if not gpus():
+        from distributed.utils import get_mp_context
 
-    get_mp_context().set_forkserver_preload(["distributed", *imports])
+        get_mp_context().set_forkserver_preload(["distributed", *imports])
     count = default_workers() if workers is None else workers
     # Port 0: any that is free. Without bokeh there is no dashboard, only the scheduler's own pages.
     options: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": ":0"}

@@ -162,7 +162,11 @@ def measured_rate(features: Features, pictures: tuple[Picture, ...]) -> float:
             images = [decode(read(picture)) for picture in part]
             boxes = [square_box(*image.size) for image in images]
             for size, interpolation, network in (
-                (encoder.input_size, encoder.interpolation, lambda x: encode(encoder, x, device, features.precision)),
+                (
+                    encoder.input_size,
+                    encoder.interpolation,
+                    lambda x: encode(encoder, x, device, features.precision).cpu(),
+                ),
                 (codec.size, codec.interpolation, codec.encode),
             ):
                 x_BHWC = np.stack([crop(image, box, size, interpolation) for image, box in zip(images, boxes)])

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from featurize.engine import Run, in_order
+from featurize.engine import Run, decoding_threads, in_order
 from featurize.errors import UserError
 from featurize.files import replacing
 from featurize.pictures import BadPicture, CropRule, decode_with_mode
@@ -83,7 +84,11 @@ def allowed_bad(max_bad: int | str, pictures: int) -> int:
 
 
 def _look_at(pictures: Sequence[Picture]) -> list[_Seen]:
-    return [_look_at_one(picture) for picture in pictures]
+    threads = decoding_threads()
+    if not threads:
+        return [_look_at_one(picture) for picture in pictures]
+    with ThreadPoolExecutor(threads) as pool:  # beside a GPU there are fewer workers than cores
+        return list(pool.map(_look_at_one, pictures))
 
 
 def _look_at_one(picture: Picture) -> _Seen:

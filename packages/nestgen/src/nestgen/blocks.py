@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestgen.linear import Linear
+
 
 def sinusoids(number_B: Tensor, dim: int) -> Tensor:
     """(B, dim) of numbers the network is told: cosines, then sines, of 10000^(-i / (dim / 2)) number."""
@@ -44,12 +46,12 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.qk_norm = qk_norm
         if qk_norm:
             self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6)
             self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -67,9 +69,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc1 = Linear(dim, 4 * dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -82,7 +84,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, skip: bool = False, qk_norm: bool = False) -> None:
         super().__init__()
         if skip:
-            self.skip_linear = nn.Linear(2 * dim, dim)
+            self.skip_linear = Linear(2 * dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, heads, qk_norm)
         self.norm2 = nn.LayerNorm(dim)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nestgen.linear import Linear
+
 MIDDLE = 64  # channels between the two layers of a stack
 
 
@@ -68,9 +70,9 @@ class Site(nn.Module):
         nearest, *further = condition_shapes
         self.stack = stack(nearest, grid, dim)
         self.further = nn.ModuleList(stack(shape, grid, dim) for shape in further)
-        self.fc1 = nn.Linear(2 * dim, 2 * dim)
+        self.fc1 = Linear(2 * dim, 2 * dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(2 * dim, dim)
+        self.fc2 = Linear(2 * dim, dim)
         self.residual = mode == "residual"
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nestgen.blocks import Block, PatchEmbed, sinusoids
 from nestgen.condition import Site
+from nestgen.linear import Linear
 from nestgen.recipe import Recipe
 
 # size: (D, depth, heads). The first two are for CPUs, the others U-ViT's.
@@ -104,12 +105,12 @@ class Denoiser(nn.Module):
         if config.labels:
             self.label_emb = nn.Embedding(config.labels + 1, dim)
         if config.text:
-            self.context_embed = nn.Linear(config.text[1], dim)
+            self.context_embed = Linear(config.text[1], dim)
             # The empty caption's embedding: set from the store, kept with the weights, so that sampling needs no store.
             self.null_context: Tensor
             self.register_buffer("null_context", torch.zeros(config.text))
         if config.sigma_told:
-            self.sigma_embed = nn.Linear(len(config.condition_shapes) * dim, dim)
+            self.sigma_embed = Linear(len(config.condition_shapes) * dim, dim)
         self.pos_embed = nn.Parameter(torch.empty(1, self.extras + math.prod(config.grid), dim))
 
         def block(skip: bool = False) -> Block:
@@ -119,7 +120,7 @@ class Denoiser(nn.Module):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(half))
         self.norm = nn.LayerNorm(dim)
-        self.decoder_pred = nn.Linear(dim, config.patch**2 * channels)
+        self.decoder_pred = Linear(dim, config.patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
         if config.condition_shapes:
             sites = 2 * len(range(0, half, 2)) + 2

@@ -18,7 +18,7 @@ recipe_option = click.option(
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Dask worker processes; 0 works in this one. [default: one a core, or one a GPU]",
+    help="Dask worker processes; 0 works in this one. [default: one a core, or four a GPU]",
 )
 wait_option = click.option("--wait", is_flag=True, help="Wait for another run that holds the store root, then go on.")
 scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from featurize.checkpoints import sha256_of
+from featurize.encoders.onednn import on_onednn
 from featurize.errors import UserError
 from featurize.pictures import CropRule
 from featurize.weights import Place
@@ -158,6 +159,8 @@ def loaded(
 
     `stated` is what else decides the values: which tokens are dropped, the activation, whether a projection is applied.
     """
+    if device == "cpu" and spec.precision == "float32":
+        forward = on_onednn(forward)
     size = int(network.get("img_size", variant.input_size))
     with torch.inference_mode():
         probe = forward(torch.zeros(1, 3, size, size, device=device))
@@ -191,11 +194,11 @@ def loaded(
 
 
 def encode(encoder: Encoder, x_BHWC: Any, device: str, precision: str) -> Tensor:
-    """uint8 pictures (B, S, S, 3) as numpy to f_BHWD, float32 on the CPU."""
+    """uint8 pictures (B, S, S, 3) as numpy to f_BHWD, float32 on the device: what is made of it is smaller than it."""
     x_BCHW = torch.from_numpy(x_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)
     mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
     half = precision == "bfloat16"
     with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
         f_BHWD = encoder.forward((x_BCHW - mean) / std)
-    return f_BHWD.float().cpu()
+    return f_BHWD.float()

@@ -1,0 +1,62 @@
+"""A linear layer that oneDNN computes where torch would take slower kernels: in float32 on a CPU, forward and backward.
+
+torch gives float32 products to MKL, which takes AVX2 kernels on processors that are not Intel's; oneDNN, which torch is built
+with too, takes AVX-512 ones. Measured on an EPYC that has them, one thread, the layers of U-ViT's small network: 110 and 240
+GFLOP/s forward, 110 and 190 to 240 backward. Where both have the same instructions they are about as fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Linear):
+    """x W^T + b. Its weights are nn.Linear's."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(..., D) to (..., E)."""
+        if not self._suits(x_BLD):
+            return F.linear(x_BLD, self.weight, self.bias)
+        return _OneDNN.apply(x_BLD, self.weight, self.bias)
+
+    def _suits(self, x_BLD: Tensor) -> bool:
+        is_float32 = (
+            x_BLD.dtype == torch.float32 and x_BLD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        )
+        return is_float32 and HAS_ONEDNN and not torch.compiler.is_compiling()
+
+
+class _OneDNN(torch.autograd.Function):
+    @staticmethod
+    def forward(x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+        return _product(x_BLD, weight_ED, bias_E)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x_BLD, weight_ED, bias_E = inputs
+        ctx.save_for_backward(x_BLD, weight_ED)
+        ctx.has_bias = bias_E is not None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BLE: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_BLD, weight_ED = ctx.saved_tensors
+        grad_NE, x_ND = grad_BLE.flatten(0, -2), x_BLD.flatten(0, -2)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        return (
+            _product(grad_BLE, weight_ED.t()) if wants_x else None,
+            _product(grad_NE.t(), x_ND.t()) if wants_weight else None,
+            grad_NE.sum(0) if ctx.has_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
