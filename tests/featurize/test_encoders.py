@@ -75,6 +75,7 @@ def test_onednn_computes_every_linear_layer() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_computes_the_same_features_and_moments() -> None:
+    """But for convolutions, which torch computes in TF32 there: 4e-4 at a ViT-B's worst token."""
     on_cpu, on_gpu = (
         encode(load_encoder(EncoderSpec("tiny"), device), PICTURES, device, "float32") for device in ("cpu", "cuda:0")
     )
