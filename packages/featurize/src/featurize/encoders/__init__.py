@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,10 @@ def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
     kind = kinds().get(name)
     if kind is None or (variant not in kind.variants and not (kind.any_variant and variant)):
         raise UserError(f"There is no encoder '{spec.name}'; known are {', '.join(known_names())}.")
-    return kind.build(spec, device)
+    encoder = kind.build(spec, device)
+    if device == "cpu" and spec.precision == "float32":
+        return replace(encoder, forward=on_onednn(encoder.forward))
+    return encoder
 
 
 def known_names() -> list[str]:
@@ -159,8 +162,6 @@ def loaded(
 
     `stated` is what else decides the values: which tokens are dropped, the activation, whether a projection is applied.
     """
-    if device == "cpu" and spec.precision == "float32":
-        forward = on_onednn(forward)
     size = int(network.get("img_size", variant.input_size))
     with torch.inference_mode():
         probe = forward(torch.zeros(1, 3, size, size, device=device))
