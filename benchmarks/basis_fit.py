@@ -20,6 +20,7 @@ import scipy.linalg
 from benchmarks.peers import peer_process, peers_option
 from benchmarks.side_by_side import Contender, out_option, ratio, report, rounds_option, table, take_turns
 from featurize.basis import fit, merge_all, moments_of
+from featurize.engine import keep_memory
 
 OURS = "featurize: exact moments, eigh"
 
@@ -46,6 +47,7 @@ def tokens_like_a_vits(count: int, channels: int, seed: int) -> np.ndarray:
 @out_option
 def main(tokens: int, channels: int, keep: int, with_dask: bool, peers: bool, rounds: int, out: Path | None) -> None:
     """Seconds to the first directions, and their error against a float64 LAPACK SVD of all centred tokens."""
+    keep_memory()  # as every extraction does
     x_ND = tokens_like_a_vits(tokens, channels, 0)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
