@@ -109,8 +109,8 @@ def main(
         for number in (0, *workers):
             contenders[_name(number)] = lambda turn, number=number: whole(turn, str(folder / "root-basis-0"), number)
         measured = take_turns(contenders, rounds)
-        fastest = workers[-1] if workers else 0
-        stages = _stages(logs[fastest])
+        last = workers[-1] if workers else 0
+        stages = _stages(logs[last])
         steady = {
             _name(number): statistics.median(_steady_rate(log, number) for log in logs[number]) for number in workers
         }
@@ -133,12 +133,12 @@ def main(
         )
         for name, one in measured.items()
     ]
-    shares = {"on the clock": rates[_name(fastest)] / rates[BARE]} | ({} if workers else {"by processor time": by_cpu})
+    shares = {"on the clock": rates[_name(last)] / rates[BARE]} | ({} if workers else {"by processor time": by_cpu})
     with_fit = ", ".join(f"{1 / (1 / share + FIT_SHARE):.2f} {how}" for how, share in shares.items())
     of_bare = ", ".join(f"{share:.2f} {how}" for how, share in shares.items())
     seconds = sum(stages.values())
     split = table(("stage", "share of its time"), [(stage, f"{part / seconds:.1%}") for stage, part in stages.items()])
-    where = "cpu, one thread" if device == "cpu" else torch.cuda.get_device_name(device)
+    where = "cpu, one thread each" if device == "cpu" else torch.cuda.get_device_name(device)
     body = (
         f"{pictures} {what} through {model} in {precision} on {where}, medians of {rounds}; "
         f"levels {levels}, z_0 pixels:32. The basis is there already.\n\n"
@@ -153,7 +153,7 @@ def main(
             ),
             lines,
         )
-        + f"\n\n{_name(fastest)} is {of_bare} of bare; with the fit, which encodes 65,536 of ImageNet's 1,281,167 pictures "
+        + f"\n\n{_name(last)} is {of_bare} of bare; with the fit, which encodes 65,536 of ImageNet's 1,281,167 pictures "
         f"once more, by calculation {with_fit}."
         + "\n\nWhere the extraction's time goes (encode holds the network, the projection and the moments):\n\n"
         + split
@@ -196,8 +196,8 @@ def _steady_rate(log: Path, workers: int) -> float:
 
 def _use_between(log: Path, use: Use) -> float:
     """Mean share of the time that the GPU had a kernel to run, between the first block's end and the last one's."""
-    first, *_, last = (time for time, _ in _blocks(log))
-    return statistics.fmean([share for time, share in use if first <= time <= last] or [float("nan")])
+    times = [time for time, _ in _blocks(log)]
+    return statistics.fmean([share for time, share in use if times[0] <= time <= times[-1]] or [float("nan")])
 
 
 @contextmanager

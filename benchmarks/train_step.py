@@ -85,8 +85,9 @@ def main(size: str, batch: int, steps: int, precision: str, compiled: bool, roun
     measured = take_turns(contenders, rounds)
     flops = [count(denoiser_config(recipe, 0)).gflops_true for recipe in (alone, alone, hierarchy)]
     lines, peak = [], peak_of(device, precision)
-    clock = "s on the clock" if device.type == "cuda" else "s of processor time"
-    took = {name: (one.wall if device.type == "cuda" else one.cpu) / steps for name, one in measured.items()}
+    on_gpu = device.type == "cuda"
+    clock = "s on the clock" if on_gpu else "s of processor time"
+    took = {name: (one.wall if on_gpu else one.cpu) / steps for name, one in measured.items()}
     for (name, one), gflops in zip(measured.items(), flops):
         seconds = took[name]
         speed = 3e9 * gflops * batch / seconds
@@ -105,8 +106,8 @@ def main(size: str, batch: int, steps: int, precision: str, compiled: bool, roun
     body = table(["step", clock, "GFlops a sample", "GFLOP/s", "plain / it", "spread"], lines)
     body += f"\n\nThe condition path costs {second / first:.2f} times the step; by its GFlops {flops[2] / flops[1]:.2f}"
     body += f" ({path:.2f} of what they say it adds)."
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    if device.type == "cuda":
+    where = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    if on_gpu:
         body += f" At most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB were in use."
     title = (
         f"A training step of {size}, batch {batch}, precision {precision}{', compiled' if compiled else ''}, on {where}"

@@ -19,6 +19,7 @@ PICTURES = {
     "knn.png": "Nearest neighbours at each level.",
     "knn-overlap.png": "Share of nearest neighbours that two levels have in common.",
 }
+OF_THE_SOURCE = "knn.png"  # shows its pictures: photos have terms of their own and stay with the experiment
 NUMBERS = ("table.json", "hierarchy.json", "knn.json")
 CARDS, COST, RECIPE, NOTES = "cards", "cost.json", "recipe.yaml", "notes.md"
 
@@ -33,9 +34,10 @@ def keep(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
     if not was_run(plan, experiment, cards):
         return
     out.mkdir(parents=True, exist_ok=True)
+    are_ours = str(plan.document["features"].get("source")).startswith("scenes:")
     for name in (*PICTURES, *NUMBERS):
         (out / name).unlink(missing_ok=True)
-        if (experiment / name).is_file():
+        if (experiment / name).is_file() and (are_ours or name != OF_THE_SOURCE):
             shutil.copyfile(experiment / name, out / name)
     shutil.rmtree(out / CARDS, ignore_errors=True)
     for name, card in cards.items():

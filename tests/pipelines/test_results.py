@@ -81,6 +81,17 @@ def test_measured_scores_stand_beside_the_papers(tmp_path: Path) -> None:
     assert (tmp_path / "out/coco-uncond/cards/L2-sigma1.json").is_file()
 
 
+def test_pictures_of_scenes_are_kept_and_those_of_a_source_with_terms_are_not(tmp_path: Path) -> None:
+    for recipe in ("mini", "mini-photos"):
+        write_card(tmp_path / "e", recipe, "L1", {"z_0": 8.0})
+        for name in ("knn.png", "samples.png"):
+            (tmp_path / "e" / recipe / name).touch()
+    pages = write_pages(tmp_path / "e", tmp_path / "out", "mini", "mini-photos")
+    assert "mini/knn.png" in pages["mini"] and "knn.png" not in pages["mini-photos"]
+    assert not (tmp_path / "out/mini-photos/knn.png").exists()
+    assert "mini-photos/samples.png" in pages["mini-photos"]
+
+
 def test_seeds_are_averaged_with_their_spread_and_recipes_compared(tmp_path: Path) -> None:
     experiments = tmp_path / "experiments"
     for seed, (semantic, pixels) in enumerate([(1.0, 4.0), (2.0, 5.0), (3.0, 6.0)]):

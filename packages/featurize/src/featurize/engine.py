@@ -159,7 +159,7 @@ def _client(workers: int | None, scheduler: str | None, imports: Sequence[str]) 
             log.info("Dask: %s, dashboard %s", scheduler, client.dashboard_link)
             yield client
         return
-    if not gpus():
+    if not gpus():  # see `engine`
         from distributed.utils import get_mp_context
 
         get_mp_context().set_forkserver_preload(["distributed", *imports])
