@@ -5,7 +5,7 @@ BIN    := .venv/bin
 UV     := uv==0.13.9
 
 # Containers like to set it. Each of our many processes would then compile all that it imports again: 6.5 s of processor
-# time for nestgen.train, which takes 3.4 s from bytecode that is kept.
+# time for nestgen.training.train, which takes 3.4 s from bytecode that is kept.
 export PYTHONDONTWRITEBYTECODE :=
 
 # One recipe of pipelines/recipes, or all of its jobs in minutes on scenes: docs/workflow.md. ARGS go to snakemake.

@@ -19,8 +19,8 @@ import scipy.linalg
 
 from benchmarks.peers import peer_process, peers_option
 from benchmarks.side_by_side import Contender, out_option, ratio, report, rounds_option, table, take_turns
-from featurize.basis import fit, merge_all, moments_of
-from featurize.engine import keep_memory
+from featurize.basis.svd import fit, merge_all, moments_of
+from featurize.execution.engine import keep_memory
 
 OURS = "featurize: exact moments, eigh"
 

@@ -70,7 +70,7 @@ def main(
             names = "::".join(map(str, part))
             rows = max(8, SHARD * len(part) // 20)  # 5%, as 65,536 of ImageNet's pictures
             return lambda turn: _run(
-                [sys.executable, "-m", "featurize.cli", "extract", f"wds:{names}", "--encoder", "clip", "--weights", checkpoint,
+                [sys.executable, "-m", "featurize", "extract", f"wds:{names}", "--encoder", "clip", "--weights", checkpoint,
                  "--levels", "8x8x64", "--basis-rows", rows, "--basis-tolerance", 1, "--precision", precision,
                  *workers, "--out", folder / f"ours-{precision}-{turn}-{len(part)}"], environment,
             )  # fmt: skip

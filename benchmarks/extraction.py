@@ -27,9 +27,9 @@ import torch
 from benchmarks.photos import random_vit, write_shards
 from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
 from featurize.encoders import EncoderSpec, load_encoder
-from featurize.extract import extract
-from featurize.pictures import crop, decode
-from featurize.progress import LOG
+from featurize.execution.progress import LOG
+from featurize.extraction.extract import extract
+from featurize.images.decode import crop, decode
 from featurize.recipe import read_request
 from featurize.sources import list_pictures, read
 

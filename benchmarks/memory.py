@@ -48,7 +48,7 @@ def main(pictures: int, times: int, workers: int, out: Path | None) -> None:
             )  # fmt: skip
             knn_viz = ("knn-viz", "--stores", root, "--rows", "all", "--out", folder / "knn.png", *common)
             for command in (extract, knn_viz):
-                peaks[command[0], count] = peak_memory([sys.executable, "-m", "featurize.cli", *map(str, command)])
+                peaks[command[0], count] = peak_memory([sys.executable, "-m", "featurize", *map(str, command)])
                 click.echo(f"{command[0]} of {count:,}: {peaks[command[0], count]:,.0f} MiB", err=True)
     for command in ("extract", "knn-viz"):
         small, large = peaks[command, pictures], peaks[command, times * pictures]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nestgen.blocks import Mlp, PatchEmbed, sinusoids
+from nestgen.denoiser.blocks import Mlp, PatchEmbed, sinusoids
 
 
 class Attention(nn.Module):

@@ -15,8 +15,8 @@ import zarr
 
 from benchmarks.peers import peer_process, peers_option
 from benchmarks.side_by_side import Contender, out_option, ratio, report, rounds_option, table, take_turns
-from featurize.store import ArraySpec, prepare, rows_of, seal, write_block
-from nestgen.store import open_store
+from featurize.store.store import ArraySpec, prepare, rows_of, seal, write_block
+from nestgen.stores.store import open_store
 
 BLOCK_ROWS = 1024
 

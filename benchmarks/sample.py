@@ -12,12 +12,12 @@ from torch import Tensor
 from benchmarks.plain_uvit import PlainUViT
 from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
 from benchmarks.train_step import recipe_of
-from nestgen.counts import count
-from nestgen.denoiser import SIZES, Denoiser, denoiser_config
-from nestgen.draw import device, sample_below
-from nestgen.models import Model, Weights, level_sampling
-from nestgen.process import betas, process_of
-from nestgen.recipe import Recipe
+from nestgen.denoiser.flops import count
+from nestgen.denoiser.uvit import SIZES, Denoiser, denoiser_config
+from nestgen.diffusion.process import betas, process_of
+from nestgen.recipe.recipe import Recipe
+from nestgen.sampling.descent import device, sample_below
+from nestgen.sampling.trained import Model, Weights, level_sampling
 
 
 def models_of(recipe: Recipe) -> tuple[Model, ...]:

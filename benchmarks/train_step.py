@@ -11,13 +11,13 @@ from accelerate import Accelerator
 
 from benchmarks.plain_uvit import PlainTraining, PlainUViT
 from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
-from nestgen.counts import count
-from nestgen.denoiser import SIZES, denoiser_config
-from nestgen.feed import Batch, Feed
-from nestgen.process import betas
-from nestgen.progress import peak_of
-from nestgen.recipe import Recipe
-from nestgen.trainer import Trainer
+from nestgen.denoiser.flops import count
+from nestgen.denoiser.uvit import SIZES, denoiser_config
+from nestgen.diffusion.process import betas
+from nestgen.recipe.recipe import Recipe
+from nestgen.training.feed import Batch, Feed
+from nestgen.training.progress import peak_of
+from nestgen.training.step import Trainer
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COCO = ["32x32x4", "8x8x64", "6x6x56", "4x4x48", "2x2x40"]

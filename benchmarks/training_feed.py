@@ -16,8 +16,8 @@ from accelerate import Accelerator
 
 from benchmarks.side_by_side import out_option, report, rounds_option, table, take_turns
 from benchmarks.train_step import recipe_of, trainer_of
-from nestgen.feed import make_batch, open_feed
-from nestgen.recipe import load_recipe
+from nestgen.recipe.recipe import load_recipe
+from nestgen.training.feed import make_batch, open_feed
 
 
 def write_store(path: Path, values: np.ndarray, block: int, **attributes: object) -> None:
@@ -72,7 +72,7 @@ def main(rows: int, batch: int, batches: int, rounds: int, out: Path | None) -> 
         )
         recipe = load_recipe(root / "nested.yaml")
         memory = open_feed(recipe, 0)
-        with patch("nestgen.feed.MEMORY_SHARE", 0.0):
+        with patch("nestgen.training.feed.MEMORY_SHARE", 0.0):
             mapped = open_feed(recipe, 0)
         trainer, noise = trainer_of(recipe_of("small", "no", 2, 2), 0, Accelerator())
 

@@ -15,9 +15,9 @@ import evidence
 import yaml
 from grid import Cell, Plan, read_plan
 
-from nestgen.counts import count, training_petaflops
-from nestgen.denoiser import denoiser_config
-from nestgen.recipe import load_recipe
+from nestgen.denoiser.flops import count, training_petaflops
+from nestgen.denoiser.uvit import denoiser_config
+from nestgen.recipe.recipe import load_recipe
 
 HERE = Path(__file__).parent
 NOT_RUN = "not run"

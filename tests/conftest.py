@@ -57,7 +57,14 @@ def bucket(s3_server: str) -> str:
     return f"s3://{name}"
 
 
-IMPORTED = ["featurize.extract", "timm", "distributed", "nestgen.train", "nestgen.sample", "matplotlib.figure"]
+IMPORTED = [
+    "featurize.extraction.extract",
+    "timm",
+    "distributed",
+    "nestgen.training.train",
+    "nestgen.sampling.sample",
+    "matplotlib.figure",
+]
 ForkServer = multiprocessing.context.ForkServerContext
 
 

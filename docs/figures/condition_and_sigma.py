@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from nestgen import noise
-from nestgen.checkpoint import load_denoiser
-from nestgen.feed import to_latent
-from nestgen.process import process_of
-from nestgen.recipe import load_recipe, run_dir, store_path
-from nestgen.remote import address
-from nestgen.store import open_store
+from nestgen import randomness as noise
+from nestgen.diffusion.process import process_of
+from nestgen.recipe.recipe import load_recipe, run_dir, store_path
+from nestgen.runs.checkpoint import load_denoiser
+from nestgen.stores.remote import address
+from nestgen.stores.store import open_store
+from nestgen.training.feed import to_latent
 
 HERE = Path(__file__).with_suffix(".yaml")
 

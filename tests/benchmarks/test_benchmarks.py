@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import basis_fit, clip_retrieval, extraction, memory, peers, reads, sample, side_by_side
-from featurize.cli import commands
+from featurize.cli.main import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
 

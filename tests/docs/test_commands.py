@@ -27,8 +27,8 @@ def spelled(text: str) -> Iterator[tuple[list[str], bool]]:
 
 def wrong_in(words: list[str], is_call: bool) -> str | None:
     """What of a command there is not; what else is wrong with a call."""
-    from featurize.cli import commands
-    from nestgen.cli import main
+    from featurize.cli.main import commands
+    from nestgen.cli.main import main
 
     group = commands if Path(words[0]).name == "featurize" else main
     command = group.commands.get(words[1])

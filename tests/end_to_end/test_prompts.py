@@ -11,15 +11,14 @@ import yaml
 import zarr
 from click.testing import CliRunner
 
-from featurize.extract import extract
+from featurize.extraction.extract import extract
 from featurize.recipe import read_request
-from featurize.text import TextSpec, load_text_encoder
-from nestgen.cli import main
+from featurize.text.clip_text import TextSpec, load_text_encoder
+from nestgen.cli.main import main
 from nestgen.files import read_json
-from nestgen.recipe import load_recipe
-from nestgen.train import train
-
-from ..featurize.layouts import clip_state, described
+from nestgen.recipe.recipe import load_recipe
+from nestgen.training.train import train
+from tests.featurize.layouts import clip_state, described
 
 
 def test_a_prompt_is_embedded_as_the_captions_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

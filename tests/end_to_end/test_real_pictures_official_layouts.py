@@ -16,11 +16,10 @@ from PIL import Image
 from torchvision import transforms
 
 from featurize.encoders import EncoderSpec, encode, load_encoder
-from featurize.extract import extract
+from featurize.extraction.extract import extract
 from featurize.recipe import read_request
-from featurize.text import TextSpec, load_text_encoder
-
-from ..featurize.layouts import clip_state, described, moco_file, moco_state, torchscript_clip
+from featurize.text.clip_text import TextSpec, load_text_encoder
+from tests.featurize.layouts import clip_state, described, moco_file, moco_state, torchscript_clip
 
 SMALL = {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
@@ -56,7 +55,7 @@ def run(source: str, out: Path, encoder: str, weights: Path, **more: Any) -> tup
 
 def unprojected(out: Path, encoder: str, base: zarr.Array, row: int) -> np.ndarray:
     """The row's tokens: all 32 channels are kept, so the basis turns back."""
-    from featurize.basis import load_basis
+    from featurize.basis.svd import load_basis
 
     basis = load_basis(out / encoder / "basis.safetensors")
     return base[row, 0].astype(np.float64) @ basis.components[:, :32].T + basis.mean

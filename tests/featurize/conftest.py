@@ -33,7 +33,7 @@ class Outcome:
 @pytest.fixture
 def featurize(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Calls the command line in this process: `featurize("info", path)`."""
-    from featurize.cli import main
+    from featurize.cli.main import main
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["featurize", *map(str, arguments)])
@@ -111,7 +111,7 @@ def vit_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def extraction(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path, vit_weights: Path) -> Path:
     """A sealed store root of the 60 pictures, two views, levels 2x2x8 and 1x1x16. Tests must not write to it."""
-    from featurize.extract import extract
+    from featurize.extraction.extract import extract
     from featurize.recipe import read_request
 
     root = tmp_path_factory.mktemp("stores") / "train"

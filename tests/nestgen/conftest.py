@@ -16,7 +16,7 @@ import yaml
 import zarr
 
 if TYPE_CHECKING:
-    from nestgen.recipe import Recipe
+    from nestgen.recipe.recipe import Recipe
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -174,11 +174,11 @@ def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
     def write(**settings: Any) -> Path:
         import torch
 
-        from nestgen.checkpoint import save_checkpoint
-        from nestgen.denoiser import Denoiser, denoiser_config
-        from nestgen.feed import open_feed
-        from nestgen.recipe import load_recipe, run_dir
-        from nestgen.run import describe
+        from nestgen.denoiser.uvit import Denoiser, denoiser_config
+        from nestgen.recipe.recipe import load_recipe, run_dir
+        from nestgen.runs.checkpoint import save_checkpoint
+        from nestgen.runs.folder import describe
+        from nestgen.training.feed import open_feed
 
         settings.setdefault("sampling", {"steps": 5})
         path = experiment(**settings)
@@ -219,9 +219,8 @@ def fresh_accelerator() -> Iterator[None]:
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Denoisers of size nano are smaller still in this process; SHRINK makes them so in another."""
-    from nestgen.denoiser import SIZES
-
-    from .runs import LITTLE
+    from nestgen.denoiser.uvit import SIZES
+    from tests.nestgen.training_runs import LITTLE
 
     monkeypatch.setitem(SIZES, "nano", LITTLE)
 
@@ -229,7 +228,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def toy(experiment: Callable[..., Path], little: None) -> Callable[..., Recipe]:
     """Recipes over the same two-level stores, with all that is random; keywords are training options."""
-    from nestgen.recipe import load_recipe
+    from nestgen.recipe.recipe import load_recipe
 
     stores = experiment(
         levels=({"shape": "4x4x2"}, {"shape": "2x2x3"}),

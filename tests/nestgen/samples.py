@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from nestgen.cards import Request
-from nestgen.latents import open_latents
-from nestgen.recipe import Recipe
-from nestgen.sample import sample
+from nestgen.recipe.recipe import Recipe
+from nestgen.sampling.card import Request
+from nestgen.sampling.latents import open_latents
+from nestgen.sampling.sample import sample
 
 
 def draw(recipe: Recipe, out: Path, count: int = 7, seed: int = 0, batch: int = 3, **options: Any) -> Path:

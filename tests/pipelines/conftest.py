@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .served import serving
+from tests.pipelines.served import serving
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 sys.path.insert(0, str(PIPELINES))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import PIPELINES, Snakemake
+from tests.pipelines.conftest import PIPELINES, Snakemake
 
 SMALL: dict[str, Any] = {
     "name": "small",

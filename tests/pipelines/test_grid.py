@@ -101,7 +101,7 @@ def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_a
     """What a folder's name tells `nestgen train` is what makes nestgen choose that folder."""
     from grid import levels_of, plan_of, train_options
 
-    from nestgen.recipe import Recipe, run_dir
+    from nestgen.recipe.recipe import Recipe, run_dir
 
     levels = [LEVELS[0], *({**level, "sigma": sigma} for level, sigma in zip(LEVELS[1:], sigmas))]
     document = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import PIPELINES
+from tests.pipelines.conftest import PIPELINES
 
 PROFILE = PIPELINES / "profiles" / "kubernetes"
 

@@ -19,7 +19,7 @@ def test_both_packages_and_the_workflow_read_it(file: Path) -> None:
 
     from featurize.encoders import kinds
     from featurize.recipe import read_request
-    from nestgen.recipe import load_recipe
+    from nestgen.recipe.recipe import load_recipe
 
     recipe, request, plan = load_recipe(file), read_request(file, {}, None), read_plan(file)
     assert recipe.name == plan.name == file.stem
@@ -52,7 +52,7 @@ def test_its_hierarchies_are_those_the_paper_prints(file: Path) -> None:
 
 @by_name
 def test_its_settings_are_u_vit_s(file: Path) -> None:
-    from nestgen.recipe import load_recipe
+    from nestgen.recipe.recipe import load_recipe
 
     recipe, data = load_recipe(file), file.stem.split("-")[0]
     if data not in SIZES or file.stem == "coco-vae-neighbours":
@@ -75,7 +75,7 @@ def test_its_settings_are_u_vit_s(file: Path) -> None:
 def test_sample_counts_of_protocols_are_nestgen_s() -> None:
     from grid import PROTOCOL_COUNTS
 
-    from nestgen.protocols import PROTOCOLS
+    from nestgen.recipe.protocols import PROTOCOLS
 
     assert {name: protocol.count for name, protocol in PROTOCOLS.items()} == PROTOCOL_COUNTS
 
@@ -87,7 +87,7 @@ def test_it_can_be_rehearsed(file: Path) -> None:
     from rehearsal import configured
 
     from featurize.recipe import Features
-    from nestgen.recipe import Recipe
+    from nestgen.recipe.recipe import Recipe
 
     plan = read_plan(file)
     small = configured(plan, file, {"rehearse": 1})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import Snakemake
+from tests.pipelines.conftest import Snakemake
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from .conftest import Snakemake
+from tests.pipelines.conftest import Snakemake
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 
@@ -67,8 +67,8 @@ def commands_in(line: str) -> Iterator[tuple[str, list[str]]]:
 
 def as_click_reads(program: str, words: list[str]) -> dict[str, Any]:
     """A command's options. Raises click.UsageError for one that the command has not."""
-    from featurize.cli import commands
-    from nestgen.cli import main
+    from featurize.cli.main import commands
+    from nestgen.cli.main import main
 
     group = commands if program == "featurize" else main
     assert isinstance(group, click.Group)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurize.errors import UserError
-from featurize.sources.classes import BUILT_IN
+from featurize.sources.class_lists import BUILT_IN
 from featurize.yaml12 import read_yaml
 
 DEFAULT_RECIPE = Path("nested.yaml")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from featurize.checkpoints import fit, read_description, read_state_dict, sha256_of
+from featurize.checkpoints.downloads import PLACES, find_weights
+from featurize.checkpoints.files import fit, read_description, read_state_dict, sha256_of
 from featurize.codecs import Codec, CodecSpec
 from featurize.errors import UserError
-from featurize.weights import PLACES, find_weights
 
 FLAG = "--z0-weights"
 # What `madebyollin/taesd` says of itself, for a file that comes without its config.json.

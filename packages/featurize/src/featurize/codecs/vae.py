@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from featurize.checkpoints import State, fit, read_description, read_state_dict, sha256_of
+from featurize.checkpoints.downloads import PLACES, find_weights
+from featurize.checkpoints.files import State, fit, read_description, read_state_dict, sha256_of
 from featurize.codecs import SD_SCALE, Codec, CodecSpec
 from featurize.errors import UserError
-from featurize.weights import PLACES, find_weights
 
 EMBEDDED = "tiny"  # as weights: the small VAE that ships with the package (docs/tiny.md)
 PUBLISHED = ("sd-v1", "sd-vae-ft-ema", "sd-vae-ft-mse")  # as weights: fetched by name; the first is the default

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurize.checkpoints import sha256_of
+from featurize.checkpoints.downloads import Place
+from featurize.checkpoints.files import sha256_of
 from featurize.encoders.onednn import on_onednn
 from featurize.errors import UserError
-from featurize.pictures import CropRule
-from featurize.weights import Place
+from featurize.images.decode import CropRule
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from featurize.checkpoints import fit, sidecar
-from featurize.clip_files import ACTIVATIONS, activation_layer, prove_activation, read_clip
+from featurize.checkpoints.clip import ACTIVATIONS, activation_layer, prove_activation, read_clip
+from featurize.checkpoints.downloads import PLACES, find_weights
+from featurize.checkpoints.files import fit, sidecar
 from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
 from featurize.errors import UserError
-from featurize.weights import PLACES, find_weights
 
 NORMS = ("ln_post", "none")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional
 
-from featurize.checkpoints import State, fit, read_checkpoint, sidecar, tensors_of
+from featurize.checkpoints.downloads import PLACES, find_weights
+from featurize.checkpoints.files import State, fit, read_checkpoint, sidecar, tensors_of
 from featurize.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,7 +22,6 @@ from featurize.encoders import (
 )
 from featurize.encoders.vit import build_vit, patch_map
 from featurize.errors import UserError
-from featurize.weights import PLACES, find_weights
 
 
 def _variant(name: str, width: int, depth: int, heads: int, patch: int, registers: int) -> Variant:

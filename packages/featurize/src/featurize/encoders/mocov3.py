@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurize.checkpoints import State, fit, read_checkpoint, sidecar, tensors_of
+from featurize.checkpoints.downloads import PLACES, Place, find_weights
+from featurize.checkpoints.files import State, fit, read_checkpoint, sidecar, tensors_of
 from featurize.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,7 +25,6 @@ from featurize.encoders import (
 )
 from featurize.encoders.vit import build_vit, patch_map
 from featurize.errors import UserError
-from featurize.weights import PLACES, Place, find_weights
 
 PREFIX = "module.base_encoder."
 HEAD = "head."

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from featurize.checkpoints import fit, sidecar
+from featurize.checkpoints.downloads import find_weights
+from featurize.checkpoints.files import fit, sidecar
 from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, mocov3, network_of, variant_of
 from featurize.encoders.vit import build_vit
-from featurize.weights import find_weights
 
 _HEAD = {"mlp_dim": 4096, "projection_dim": 256}
 

@@ -12,11 +12,11 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from featurize.checkpoints import fit, read_state_dict, sha256_of, sidecar
+from featurize.checkpoints.downloads import Place, find_weights
+from featurize.checkpoints.files import fit, read_state_dict, sha256_of, sidecar
 from featurize.encoders import Encoder, EncoderSpec, Kind
 from featurize.errors import UserError
-from featurize.pictures import INTERPOLATIONS, CropRule
-from featurize.weights import Place, find_weights
+from featurize.images.decode import INTERPOLATIONS, CropRule
 
 
 def build(spec: EncoderSpec, device: str) -> Encoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from featurize.checkpoints import sidecar
+from featurize.checkpoints.files import sidecar
 from featurize.encoders import Encoder, EncoderSpec, Kind, Variant
 from featurize.encoders.timm_model import build_from
 from featurize.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featurize.errors import UserError
-from featurize.files import replacing
+from featurize.io.files import replacing
 from featurize.scenes.drawing import draw_scene
 
 

@@ -100,10 +100,10 @@ def list_pictures(source: str, split: str, limit: int | None, classes: str | Non
 def read(picture: Picture) -> bytes:
     """The bytes of the picture file. Raises FileNotFoundError, and UserError for a remote place that does not answer."""
     if picture.source.startswith("scenes:"):
-        from featurize.sources import drawn
+        from featurize.sources import scenes as drawn
 
         return drawn.read(picture)
-    from featurize.sources.addresses import read_range
+    from featurize.io.addresses import read_range
 
     return read_range(picture.source, picture.offset, picture.size)
 

@@ -6,8 +6,8 @@ import json
 from collections import defaultdict
 
 from featurize.errors import UserError
+from featurize.io.addresses import existing_folder, exists, is_folder, read_text, walk
 from featurize.sources import Listing, Picture, Query
-from featurize.sources.addresses import existing_folder, exists, is_folder, read_text, walk
 
 COUNTS = {
     "train2014": 82_783,

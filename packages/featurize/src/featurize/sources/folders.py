@@ -11,10 +11,10 @@ from itertools import islice
 from tqdm import tqdm
 
 from featurize.errors import UserError
+from featurize.io.addresses import AT_ONCE, File, existing_folder, subfolders, walk
 from featurize.sources import EXTENSIONS, Listing, Picture, Query
-from featurize.sources.addresses import AT_ONCE, File, existing_folder, subfolders, walk
-from featurize.sources.classes import read_classes
-from featurize.sources.notes import NOTES, Notes, read_notes, sidecar_caption
+from featurize.sources.annotations import NOTES, Notes, read_notes, sidecar_caption
+from featurize.sources.class_lists import read_classes
 
 
 def list_folder(query: Query) -> Listing:

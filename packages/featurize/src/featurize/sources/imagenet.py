@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurize.errors import UserError
+from featurize.io.addresses import existing_folder, is_folder, is_remote, subfolders
 from featurize.sources import Listing, Picture, Query
-from featurize.sources.addresses import existing_folder, is_folder, is_remote, subfolders
-from featurize.sources.classes import read_classes
+from featurize.sources.class_lists import read_classes
 from featurize.sources.folders import list_tree
 from featurize.sources.shards import list_shards
 from featurize.sources.val_labels import find_val_labels

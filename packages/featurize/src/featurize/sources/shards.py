@@ -14,8 +14,8 @@ from braceexpand import braceexpand
 from tqdm import tqdm
 
 from featurize.errors import UserError
+from featurize.io.addresses import AT_ONCE, is_remote, matching
 from featurize.sources import Index, Listing, Picture, Query
-from featurize.sources.addresses import AT_ONCE, is_remote, matching
 from featurize.sources.tar_index import index_of
 
 

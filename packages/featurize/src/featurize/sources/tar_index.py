@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from featurize.errors import UserError
+from featurize.io.addresses import File, find, open_ranged, patiently
 from featurize.sources import EXTENSIONS, Index, Picture
-from featurize.sources.addresses import File, find, open_ranged, patiently
-from featurize.sources.kept_index import kept_or
+from featurize.sources.index_cache import kept_or
 
 ANNOTATIONS = ("cls", "txt", "json")
 END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE  # zero bytes

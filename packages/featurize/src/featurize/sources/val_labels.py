@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurize.errors import UserError
-from featurize.sources.classes import read_classes
+from featurize.sources.class_lists import read_classes
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 PLACES = (".", "data", "ILSVRC2012_devkit_t12/data")

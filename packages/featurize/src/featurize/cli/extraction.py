@@ -1,0 +1,169 @@
+"""What makes stores: `extract`, `levels` and `embed-text`; `plan` says beforehand what it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featurize.cli.options import (
+    SMALL_STORE,
+    parse_model_args,
+    recipe_option,
+    scheduler_option,
+    wait_option,
+    workers_option,
+)
+from featurize.errors import UserError
+from featurize.io.files import place
+from featurize.recipe import Features, choices, read_request
+
+DEFAULTS = {name: field.default for name, field in Features.model_fields.items()}
+
+
+def _option(name: str, text: str, **settings: Any) -> Any:
+    """An option of `extract` that goes over the recipe's key of the same name."""
+    key = name.lstrip("-").replace("-", "_")
+    default = DEFAULTS.get(key)
+    shown = f" [default: the recipe's, else {default}]" if default not in (None, {}) else ""
+    return click.option(name, key, help=text + shown, **settings)
+
+
+@click.command()
+@click.argument("source", required=False)
+@recipe_option
+@_option("--out", "Store root of this data set and split.", metavar="DIR")
+@_option("--encoder", "Which one; `featurize encoders` lists them.", metavar="NAME")
+@_option("--weights", "Weights of the encoder. Without it they are fetched by name.", metavar="FILE")
+@_option("--model-args", "Arguments of the network: 'img_size=64,patch_size=8' or a YAML mapping.", metavar="ARGS")
+@_option("--precision", "Precision of the encoder.", type=click.Choice(choices("precision")))
+@_option(
+    "--crop",
+    "The square every encoder and codec sees, or the encoder's own evaluation crop.",
+    type=click.Choice(choices("crop")),
+)
+@click.option("--levels", metavar="SHAPES", help="Levels above z_0, like 4x4x16,2x2x8. [default: the recipe's]")
+@_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256, taesd:256.", metavar="CODEC:SIDE")
+@_option("--z0-weights", "The codec's weights: a name, a folder or a file; tiny for the embedded VAE.", metavar="PATH")
+@_option("--z0-scale", "Latent scale. Without this the codec's own, and 0.23010 for SD's VAE on COCO.", type=float)
+@_option("--text", "Embed the captions as well: clip (ViT-L/14, 77x768).", type=click.Choice(["clip"]))
+@_option("--text-weights", "Weights of the text encoder.", metavar="FILE")
+@_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
+@_option("--limit", "Take the first so many pictures.", type=click.IntRange(min=1))
+@_option("--split", "Split of scenes, COCO and ImageNet.", type=click.Choice(choices("split")))
+@_option("--classes", "Only these of ImageNet's or a folder's classes: a list, or imagenet100.", metavar="FILE")
+@_option("--base-channels", "Channels kept in the base store.", type=click.IntRange(min=1))
+@_option(
+    "--basis",
+    "Take basis and standardisation of this store root: for a validation split. 'own' fits one on held-out pictures.",
+    metavar="DIR",
+)
+@_option("--basis-rows", "Pictures on which the basis is fitted.", type=click.IntRange(min=1))
+@_option(
+    "--basis-tolerance",
+    "Stop when that basis loses more than this share of the variance of all pictures.",
+    type=click.FloatRange(min=0),
+)
+@_option("--max-bad", "Stop when more pictures than this can't be read: a count, or a share like 1%.", metavar="COUNT")
+@workers_option
+@scheduler_option
+@wait_option
+def extract(
+    recipe: Path | None,
+    levels: str | None,
+    workers: int | None,
+    scheduler: str | None,
+    wait: bool,
+    model_args: str | None,
+    **options: Any,
+) -> None:
+    """Encode the pictures of SOURCE and write base store, levels and z_0.
+
+    SOURCE is scenes, wds:SHARDS, folder:DIR, imagenet:DIR or coco:DIR (docs/sources.md); without it, what the recipe names.
+    Run again, it goes on where it stopped, and does nothing when all is there.
+    """
+    from featurize.extraction.extract import extract as run_extract
+    from featurize.reports.info import describe
+
+    overrides = {key: value for key, value in options.items() if value is not None}
+    if model_args is not None:
+        overrides["model_args"] = parse_model_args(model_args)
+    request = read_request(recipe, overrides, levels)
+    run_extract(request, workers, scheduler, wait)
+    click.echo(describe(place(request.features.out)))
+
+
+@click.command()
+@click.argument("shapes", required=False)
+@recipe_option
+@click.option("--out", metavar="DIR", help="Store root. [default: the recipe's]")
+@click.option("--encoder", metavar="NAME", help="Encoder whose base store is used. [default: the recipe's, else tiny]")
+@click.option("--basis", metavar="DIR", help="Store root whose standardisation is taken: for a validation split.")
+@workers_option
+@scheduler_option
+@wait_option
+def levels(
+    shapes: str | None,
+    recipe: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    wait: bool,
+    **options: str | None,
+) -> None:
+    """Derive the levels SHAPES (like 4x4x16,2x2x8) from the base store; the encoder is not needed."""
+    from featurize.execution.engine import engine
+    from featurize.execution.interrupt import finishing_tasks
+    from featurize.extraction.levels import derive_level
+    from featurize.extraction.targets import other_basis
+    from featurize.io.lock import holding
+    from featurize.store.store import folder_name, sealed_header
+
+    features = {key: value for key, value in options.items() if value is not None}
+    request = read_request(recipe, features, shapes)
+    if not request.levels:
+        raise UserError("Which levels? Give SHAPES like 4x4x16,2x2x8, or a recipe (nested.yaml) with levels.")
+    root = place(request.features.out)
+    base = root / folder_name(request.features.encoder) / "base.zarr"
+    # A small base store is pooled sooner than workers start.
+    few = workers is None and scheduler is None and sealed_header(base).nbytes < SMALL_STORE
+    with engine(0 if few else workers, scheduler) as run, holding(root, wait), finishing_tasks():
+        for shape in request.levels:
+            click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")
+
+
+@click.command("embed-text")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompts, one a line.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the embeddings.")
+@click.option(
+    "--text-weights", metavar="FILE", help="Weights of the text encoder. Without it they are fetched by name."
+)
+@workers_option
+@scheduler_option
+def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int | None, scheduler: str | None) -> None:
+    """Embed prompts with CLIP ViT-L/14's text tower, for `nestgen sample`."""
+    from featurize.execution.engine import engine
+    from featurize.text.clip_text import TextSpec, embed_prompts
+
+    with engine(0 if workers is None else workers, scheduler) as run:
+        path = embed_prompts(prompts, out, TextSpec("clip", text_weights), run)
+    click.echo(f"{path} is sealed")
+
+
+@click.command("plan")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    help="So many pictures, where the source is not here. [default: ImageNet's and COCO's published numbers]",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Pictures a second, to tell the hours.")
+@click.option("--measure", is_flag=True, help="Encode some pictures here to find the rate.")
+def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: bool) -> None:
+    """Say what the extraction of RECIPE (./nested.yaml) takes before it starts: rows, bytes of each store, hours.
+
+    What the training takes is in `nestgen info`.
+    """
+    from featurize.extraction.plan import estimate
+
+    click.echo(estimate(read_request(recipe, {}, None), rows, rate, measure))

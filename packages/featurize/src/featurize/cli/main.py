@@ -1,0 +1,66 @@
+"""The command `featurize`: puts the commands together, and turns errors into one sentence."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from featurize.cli import encoders, extraction, neighbours, scenes, stores
+from featurize.errors import Interrupted, UserError, explain_os_error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def commands() -> None:
+    """Pictures through a frozen encoder into standardised per-level zarr stores."""
+
+
+for command in (
+    scenes.scenes,
+    encoders.encoders,
+    encoders.check_encoder,
+    extraction.plan,
+    extraction.extract,
+    extraction.levels,
+    extraction.embed_text,
+    stores.info,
+    stores.ls,
+    stores.verify,
+    stores.repair,
+    neighbours.knn_viz,
+):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 for an error of the input or the machine, 2 for a wrong command line, 130 interrupted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("featurize").setLevel(logging.INFO)
+    try:
+        commands(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        sentence = explain_os_error(error)
+        if sentence is None:
+            raise
+        _fail(str(sentence))
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click turns what an extraction raises into Abort, and keeps it as the cause.
+        told = next((str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted)), None)
+        told = told or "interrupted: what is written is kept; run the same command again to go on."
+        click.echo(f"\n{told}", err=True)
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    click.echo(f"error: {sentence}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

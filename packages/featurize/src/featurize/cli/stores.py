@@ -1,0 +1,125 @@
+"""What looks after stores: `info`, `ls`, `verify` and `repair`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from featurize.cli.options import (
+    SMALL_STORE,
+    recipe_option,
+    scheduler_option,
+    wait_option,
+    workers_option,
+)
+from featurize.errors import UserError
+from featurize.io.files import place
+from featurize.recipe import read_request
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw explained variance, effective rank, outlier tokens, and mean and std of the levels' channels.",
+)
+def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
+    """Say what the store ROOT holds; without it, the recipe's."""
+    from featurize.reports.info import describe
+
+    where = _root(root, recipe)
+    click.echo(describe(where))
+    if picture is not None:
+        from featurize.reports.figure import draw_info
+
+        draw_info(where, picture)
+        click.echo(f"{picture} shows it.")
+
+
+@click.command("ls")
+@click.argument("folder", required=False)
+def ls(folder: str | None) -> None:
+    """List all store roots in FOLDER (default: stores, else the working directory): arrays, sizes, states, what made them."""
+    from featurize.reports.ls import catalogue
+
+    default = "stores" if Path("stores").is_dir() else "."
+    click.echo(catalogue(place(folder or default)))
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@click.option(
+    "--re-encode", type=click.IntRange(min=0), default=0, metavar="K", help="Encode K random rows again as well."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses those rows.")
+@workers_option
+@scheduler_option
+def verify(
+    root: str | None, recipe: Path | None, re_encode: int, seed: int, workers: int | None, scheduler: str | None
+) -> None:
+    """Check the store ROOT (the recipe's without it): the ledger, every block's digest, NaN and constant rows, mean and std,
+    levels against their base store. One line a finding, and exit code 1 when there is one."""
+    from featurize.execution.engine import engine
+    from featurize.integrity.verify import arrays_of
+    from featurize.integrity.verify import verify as run_verify
+
+    folder = _root(root, recipe)
+    with engine(workers if workers is not None else _few_workers(folder, scheduler), scheduler) as run:
+        findings = run_verify(folder, run)
+        if re_encode:
+            from featurize.integrity.reencode import spot_check
+
+            findings += spot_check(folder, re_encode, seed, run)
+    _report(findings, f"{folder} is whole: {len(arrays_of(folder))} arrays, every block as it was written.")
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@workers_option
+@scheduler_option
+@wait_option
+def repair(root: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, wait: bool) -> None:
+    """Do again exactly what `verify` finds wrong in the store ROOT (the recipe's without it)."""
+    from featurize.execution.engine import engine
+    from featurize.execution.interrupt import finishing_tasks
+    from featurize.integrity.repair import repair as run_repair
+    from featurize.io.lock import holding
+
+    folder = _root(root, recipe)
+    few = workers if workers is not None else _few_workers(folder, scheduler)
+    with engine(few, scheduler) as run, holding(folder, wait), finishing_tasks():
+        findings = run_repair(folder, run, click.echo)
+    _report(findings, f"{folder} is whole.")
+
+
+def _root(root: str | None, recipe: Path | None) -> Path:
+    return place(root or read_request(recipe, {}, None).features.out)
+
+
+def _few_workers(root: Path, scheduler: str | None) -> int | None:
+    """None, or 0 where a store is read sooner than workers start."""
+    from featurize.integrity.verify import arrays_of
+    from featurize.store.metadata import header_of
+
+    if scheduler is not None:
+        return None
+    try:
+        return 0 if sum(header_of(path).nbytes for path in arrays_of(root)) < SMALL_STORE else None
+    except (UserError, OSError):  # a damaged array
+        return 0
+
+
+def _report(findings: Sequence[object], whole: str) -> None:
+    for finding in findings:
+        click.echo(str(finding))
+    if findings:
+        sys.exit(1)
+    click.echo(whole)

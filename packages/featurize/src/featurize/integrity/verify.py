@@ -1,0 +1,342 @@
+"""Is a store root what it says it is? Every block's digest, bad rows, statistics, and levels against their base store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from featurize.basis import svd as basis_
+from featurize.errors import UserError
+from featurize.execution.engine import Run, in_order
+from featurize.extraction.levels import Sums, level_task, merge_sums, pooled_block, standardised_block, sums_of
+from featurize.io.files import read_json
+from featurize.store.ledger import Ledger, ledger_path, read_ledger
+from featurize.store.metadata import Header, header_of, is_there
+from featurize.store.store import (
+    FORMAT,
+    ArraySpec,
+    blocks_folder,
+    chunk_path,
+    damage,
+    digest_of,
+    fingerprint,
+    is_sealed,
+    moments_path,
+    opened,
+    record_path,
+    rows_of,
+    seal_path,
+    sealed_metadata,
+    spec_of,
+    written_blocks,
+)
+
+ROUNDING = 1e-2  # of a channel's spread: by so much may a base store's statistics differ from its tokens' (float16)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be: in a whole array, in one of its blocks, or (without array) in the ledger."""
+
+    where: Path
+    problem: str
+    block: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}{'' if self.block is None else f', block {self.block}'}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class BlockCheck:
+    """A block to be looked at; `labels` are those of its rows, `level` asks for the comparison with the base store."""
+
+    path: Path
+    block: int
+    record: dict[str, Any]
+    kind: str
+    labels: np.ndarray | None = None
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What was found in a block, and sums over its values (a base store's own, or those a level was standardised by)."""
+
+    problems: list[str] = field(default_factory=list)
+    sums: Sums | None = None
+
+
+def verify(root: Path, run: Run) -> list[Finding]:
+    """All findings about a store root, none when it is whole. Reads every block once, and the base store once a level.
+
+    Without a whole ledger nothing else can be looked at. Raises UserError when it is no store root.
+    """
+    check_root(root)
+    problems = ledger_problems(root)
+    findings = [Finding(ledger_path(root), problem) for problem in problems]
+    if problems:
+        return findings
+    ledger = read_ledger(root)
+    damaged: dict[Path, set[int]] = {}
+    for path in arrays_of(root):
+        found = _check_array(path, ledger, damaged, run)
+        damaged[path] = {finding.block for finding in found if finding.block is not None}
+        findings += found
+    return findings
+
+
+def check_root(root: Path) -> None:
+    """Raises UserError for a folder without a ledger and without arrays."""
+    if not ledger_path(root).is_file() and not arrays_of(root):
+        raise UserError(f"{root} is no store root (it has no rows.parquet).")
+
+
+def arrays_of(root: Path) -> list[Path]:
+    """The arrays below a root, a base store before the levels that come from it."""
+    found = {path.parent if path.name == "zarr.json" else _array_of_seal(path) for path in _signs(root)}
+    return sorted(found, key=lambda path: (path.parent != root, str(path.parent), path.name != "base.zarr", path.name))
+
+
+def _signs(root: Path) -> Iterator[Path]:
+    for pattern in ("*.zarr/zarr.json", "*/*.zarr/zarr.json", "*.seal.json", "*/*.seal.json"):
+        yield from root.glob(pattern)
+
+
+def _array_of_seal(seal: Path) -> Path:
+    return seal.with_name(seal.name.removesuffix(".seal.json") + ".zarr")
+
+
+def ledger_problems(root: Path) -> list[str]:
+    """What is wrong with a root's ledger: it is missing, can't be read, or contradicts itself."""
+    if not ledger_path(root).is_file():
+        return ["is missing; `featurize repair` makes it again"]
+    try:
+        return list(_contradictions(root, read_ledger(root)))
+    except UserError as error:
+        return [str(error)]
+
+
+def _contradictions(root: Path, ledger: Ledger) -> Iterator[str]:
+    with ledger_path(root).open("rb") as file:
+        table = pq.read_table(file, columns=["row", "key", "status", "reason", "sha256"])
+    stored = pc.is_valid(table["row"])
+    if ledger.table["row"].to_pylist() != list(range(ledger.rows)):
+        yield "its rows are not 0, 1, 2, ... in order"
+    if len(set(ledger.keys)) < ledger.rows:
+        yield "a key has more than one row"
+    if not pc.all(pc.equal(stored, pc.equal(table["status"], "ok"))).as_py():
+        yield "a line has a row and is refused, or has none and is not"
+    if pc.any(pc.and_(pc.invert(stored), pc.equal(table["reason"], ""))).as_py():
+        yield "a refused picture has no reason"
+    if ledger.table["sha256"].null_count or pc.any(pc.equal(ledger.table["sha256"], "")).as_py():
+        yield "a stored picture has no digest"
+    with ledger_path(root).open("rb") as file:
+        keys_sha256 = (pq.read_schema(file).metadata or {}).get(b"keys_sha256", b"").decode()
+    if keys_sha256 != ledger.keys_sha256:
+        yield "its keys_sha256 is not that of its keys"
+
+
+def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run: Run) -> list[Finding]:
+    try:
+        opened(path)
+        header = header_of(path)
+        spec = spec_of(path, header)
+    except Exception:  # zarr raises many kinds for a damaged array, and attributes may be missing
+        what = "its zarr.json can't be read" if is_there(path) else "its zarr.json is missing"
+        mend = (
+            "`featurize repair` brings it back from the seal"
+            if sealed_metadata(path) is not None
+            else "no seal has a copy: remove the array with its .seal.json or .blocks and run again the command that made it"
+        )
+        return [Finding(path, f"{what}; {mend}")]
+    findings = [Finding(path, problem) for problem in _header_problems(spec, header, ledger)]
+    records, problems = _records(spec)
+    findings += [Finding(path, problem) for problem in problems]
+    base = path.parent / "base.zarr"
+    usable = spec.kind == "level" and _can_be_read(base)
+    checks = [
+        BlockCheck(
+            path,
+            block,
+            record,
+            spec.kind,
+            _labels_of(spec, ledger, block),
+            usable and block not in damaged.get(base, set()),
+        )
+        for block, record in sorted(records.items())
+    ]
+    sums: list[Sums] = []
+    for check, report in zip(checks, in_order(run(_check_block, checks))):
+        findings += [Finding(path, problem, check.block) for problem in report.problems]
+        sums += [report.sums] if report.sums is not None else []
+    if len(sums) == spec.blocks and not any(finding.block is not None for finding in findings):
+        findings += [Finding(path, problem) for problem in _statistics_problems(spec, merge_sums(sums))]
+    return findings
+
+
+def _can_be_read(array: Path) -> bool:
+    """Whether an array's zarr.json is whole, so that its values are read as they were written."""
+    try:
+        opened(array)
+    except Exception:  # zarr raises many kinds for a damaged array
+        return False
+    return sealed_metadata(array) in (None, read_json(array / "zarr.json"))
+
+
+def _header_problems(spec: ArraySpec, header: Header, ledger: Ledger) -> Iterator[str]:
+    if header.attributes.get("format") != FORMAT:
+        yield f"is not in the format {FORMAT}"
+    if header.attributes["fingerprint"] != fingerprint(spec.provenance):
+        yield "its fingerprint is not that of its provenance"
+    sealed = sealed_metadata(spec.path)
+    if sealed is not None and sealed != read_json(spec.path / "zarr.json"):
+        yield "its zarr.json is not the one that was sealed"
+    for name in ledger.differences(spec.provenance):
+        yield f"its {name} is not the ledger's: it was made of other pictures, labels or captions"
+    if spec.keys_sha256 != ledger.keys_sha256:
+        yield "its keys_sha256 is not the ledger's: its rows are other pictures"
+    if spec.kind in ("base", "level", "z0", "labels") and spec.shape[0] != ledger.rows:
+        yield f"has {spec.shape[0]} rows and the ledger {ledger.rows}"
+    if header.chunks != (spec.block_rows, *spec.shape[1:]):
+        yield f"its chunks {header.chunks} are not blocks of {spec.block_rows} rows"
+    if spec.kind in ("base", "level") and not has_basis(spec):
+        yield "basis.safetensors beside it is missing, damaged, or not the basis it was made with"
+    kept = spec.path.parent / "moments.safetensors"
+    if spec.kind == "base" and kept.is_file() and not has_moments(kept):
+        yield f"{kept.name} beside it is damaged; `featurize repair` encodes all pictures to make it again, or remove it"
+
+
+def has_basis(spec: ArraySpec) -> bool:
+    """Whether the basis beside a base store or a level is the one it was made with."""
+    try:
+        known = basis_.load_basis(spec.path.parent / "basis.safetensors").sha256
+    except UserError:
+        return False
+    return known == spec.attributes.get("basis_sha256")
+
+
+def has_moments(path: Path) -> bool:
+    """Whether a file of moments is there and whole."""
+    try:
+        basis_.load_moments(path)
+    except UserError:
+        return False
+    return True
+
+
+def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """The records of the blocks that should be there, and what is wrong with the seal."""
+    if not is_sealed(spec.path):
+        written = sorted(written_blocks(spec.path))
+        if not blocks_folder(spec.path).exists():
+            return {}, ["has neither a seal nor records of its blocks"]
+        missing = spec.blocks - len(written)
+        state = f"is unfinished: {missing} of {spec.blocks} blocks are not written" if missing else "has no seal"
+        records = {}
+        for block in written:
+            try:
+                records[block] = read_json(record_path(spec.path, block))
+            except UserError:
+                records[block] = {"rows": [], "bytes": -1, "sha256": ""}
+        return records, [state]
+    try:
+        seal = read_json(seal_path(spec.path))
+        blocks = list(seal["blocks"])
+        digest = digest_of(record["sha256"] for record in blocks)
+    except (UserError, KeyError, TypeError):
+        return {}, ["its seal can't be read"]
+    problems = []
+    expected = {
+        "kind": spec.kind,
+        "rows": spec.shape[0],
+        "block_rows": spec.block_rows,
+        "keys_sha256": spec.keys_sha256,
+        "fingerprint": spec.fingerprint,
+        "sha256": digest,
+    }
+    for key, value in expected.items():
+        if seal.get(key) != value:
+            problems.append(f"its seal says another {key} than {'its blocks' if key == 'sha256' else 'zarr.json'}")
+    if "metadata" in seal and sealed_metadata(spec.path) is None:
+        problems.append("the copy of zarr.json in its seal is damaged")
+    if len(blocks) != spec.blocks:
+        problems.append(f"its seal has {len(blocks)} blocks instead of {spec.blocks}")
+    return dict(enumerate(blocks)), problems
+
+
+def _labels_of(spec: ArraySpec, ledger: Ledger, block: int) -> np.ndarray | None:
+    rows = rows_of(block, spec.block_rows, spec.shape[0])
+    return ledger.labels[rows.start : rows.stop] if spec.kind == "labels" else None
+
+
+def _check_block(check: BlockCheck) -> BlockReport:
+    header = header_of(check.path)
+    dimensions = len(header.shape)
+    found = damage(check.path, check.block, check.record, dimensions)
+    if found:
+        return BlockReport([found])
+    if check.kind == "base" and not is_sealed(check.path) and not has_moments(moments_path(check.path, check.block)):
+        return BlockReport(["its moments are missing or damaged"])
+    rows = rows_of(check.block, header.chunks[0], header.shape[0])
+    chunk = chunk_path(check.path, check.block, dimensions).read_bytes()
+    values = np.frombuffer(chunk, np.dtype(header.dtype).newbyteorder("<")).reshape(header.chunks)[: len(rows)]
+    problems = _row_problems(values, rows, check)
+    sums = sums_of(values) if check.kind == "base" else None
+    if check.level:
+        task = level_task(check.path, check.block)
+        expected = standardised_block(task).astype(header.dtype)
+        wrong = np.flatnonzero(_row_digests(expected) != _row_digests(values))
+        if wrong.size:
+            problems.append(
+                f"{wrong.size} rows, the first {rows.start + wrong[0]}, are not the base store's, pooled and standardised"
+            )
+        sums = sums_of(pooled_block(task))
+    return BlockReport(problems, sums)
+
+
+def _row_problems(values: np.ndarray, rows: range, check: BlockCheck) -> list[str]:
+    problems = []
+    if check.labels is not None and not np.array_equal(values, check.labels):
+        problems.append("its labels are not the ledger's")
+    if values.dtype.kind == "f":
+        flat = values.reshape(len(values), -1)
+        bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
+        if bad.size:
+            problems.append(f"{bad.size} rows, the first {rows.start + bad[0]}, hold NaN or infinite values")
+        # A picture of one colour is constant in pixels; no encoder's map is.
+        constant = np.flatnonzero((flat == flat[:, :1]).all(axis=1)) if check.kind in ("base", "level") else bad[:0]
+        if constant.size and flat.shape[1] > 1:
+            problems.append(f"{constant.size} rows, the first {rows.start + constant[0]}, are constant")
+    return problems
+
+
+def _row_digests(values: np.ndarray) -> np.ndarray:
+    return np.array([hashlib.sha256(row.tobytes()).digest() for row in np.ascontiguousarray(values)])
+
+
+def _statistics_problems(spec: ArraySpec, sums: Sums) -> Iterator[str]:
+    """Mean and std over all blocks against what the attributes, or the tokens' moments, say."""
+    mean, std = sums.mean, np.sqrt(sums.square / sums.count)
+    if spec.kind == "level" and "taken" not in spec.provenance["standardisation"]:
+        for name, found in (("mean", mean), ("std", std)):
+            if not np.allclose(found, spec.attributes[name], rtol=1e-6, atol=1e-9 * std.max()):
+                yield f"its attribute {name} is not that of the base store's pooled rows"
+    kept = spec.path.parent / "moments.safetensors"
+    if spec.kind == "base" and kept.is_file() and has_moments(kept) and has_basis(spec):
+        basis = basis_.load_basis(spec.path.parent / "basis.safetensors")
+        moments, _ = basis_.load_moments(kept)
+        directions = basis.components[:, : spec.shape[-1]]
+        expected_mean = (moments.mean - basis.mean) @ directions
+        expected_std = np.sqrt(np.einsum("dk,de,ek->k", directions, moments.scatter, directions) / moments.count)
+        floor = 1e-3 * expected_std.max()
+        if not np.allclose(mean, expected_mean, atol=ROUNDING * expected_std.max()) or not np.allclose(
+            std, expected_std, rtol=ROUNDING, atol=floor
+        ):
+            yield "its channels' mean and std are not those of the tokens it was made of (moments.safetensors)"

@@ -1,0 +1,206 @@
+"""What each level finds alike: a sheet of nearest neighbours, how often labels agree, which neighbours spaces share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featurize.errors import UserError
+from featurize.io.files import write_json
+from featurize.neighbours.overlap import draw_overlap, overlap_matrix
+from featurize.neighbours.pixels import raw_features, raw_pixels, thumbnail
+from featurize.neighbours.search import label_agreement, search_process, without_self
+from featurize.neighbours.sheet import THUMBNAIL, Line, Panel, draw_sheet
+from featurize.neighbours.spaces import PIXEL_SIDE, Space, encoder_spaces, picture_spaces
+from featurize.recipe import Features
+from featurize.store.ledger import Ledger, read_ledger
+
+DUPLICATE    = 0.98  # correlation of pixels from which two pictures count as the same    # fmt: skip
+AGREEMENT_AT = 10  # neighbours a query
+QUERIES      = 1000  # of the label agreement and the overlap                             # fmt: skip
+PIXEL_ROWS   = 20_000  # up to so many pictures are decoded for the raw-pixel baseline    # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An encoder's arrays in a store root."""
+
+    root: Path
+    encoder: str
+
+
+def knn_viz(
+    compared: Sequence[Compared],
+    out: Path,
+    queries: int,
+    neighbours: int,
+    max_rows: int | None,
+    seed: int,
+    index: str = "auto",
+    raw: Features | None = None,
+) -> dict[str, Any]:
+    """Write the sheet `out`, the matrix `<out>-overlap.png` and the numbers beside them (`.json`); the numbers.
+
+    `max_rows` rows (None: all), chosen by keyed hash, are compared with each other in every space, so the numbers are
+    comparable; all `compared` must hold the same pictures. `index` is that of `neighbours.nearest`. With `raw` the rows
+    are encoded again, and the encoder's features before the basis are a space as well.
+    """
+    ledger = _common_ledger(compared)
+    if ledger.rows < 3:
+        raise UserError(f"{compared[0].root} holds {ledger.rows} rows; neighbours need three at least.")
+    chosen = _by_hash(ledger, seed)[:max_rows]
+    rows = np.sort(chosen)
+    labels = ledger.labels[rows]
+    drawn = np.searchsorted(rows, chosen[:QUERIES])  # positions among the compared rows, in hash order
+    asked = np.sort(drawn)
+    shown = _various(drawn, labels, queries)
+    keep = min(AGREEMENT_AT, len(rows) - 1)
+
+    with tempfile.TemporaryDirectory(prefix="knn-viz-") as folder, search_process() as nearest:
+        spaces = _spaces(compared, ledger, rows, raw, Path(folder))
+        names = _names(spaces)
+        everything = np.union1d(asked, shown)
+        agreement: dict[str, float | None] = {}
+        found: dict[str, np.ndarray] = {}
+        indexes: dict[str, dict[str, Any]] = {}
+        lines: dict[str, list[Line]] = {}
+        pixels = _Pixels(ledger, rows)
+        for name, space in zip(names, spaces, strict=True):
+            # Twice too many for the sheet: copies of the query are left out there.
+            near = nearest(space, everything, max(AGREEMENT_AT, 2 * neighbours + 8) + 1, index)
+            found[name] = without_self(asked, near.positions[np.searchsorted(everything, asked)], keep)
+            agreement[name] = label_agreement(labels, asked, found[name])
+            known = {key: value for key, value in asdict(near.index).items() if value is not None}
+            indexes[name] = known | {"described": str(near.index)}
+            line = pixels.without_copies(shown, near.positions[np.searchsorted(everything, shown)], neighbours)
+            lines.setdefault(_panel(space, spaces), []).append(Line(space.name, line))
+
+    overlap = overlap_matrix(found)
+    draw_overlap(names, overlap, keep, overlap_path(out))
+    draw_sheet(
+        [Panel(title, tuple(members)) for title, members in lines.items()],
+        shown,
+        lambda position: ledger.pictures[int(rows[position])],
+        lambda position: pixels.thumbnail(position, THUMBNAIL),
+        out,
+    )
+    document = {
+        "root": str(compared[0].root),
+        "encoder": ",".join(dict.fromkeys(one.encoder for one in compared)),
+        "rows": len(rows),
+        "queries": len(asked),
+        "neighbours": keep,
+        "label_agreement": agreement,
+        "chance": _chance(labels),
+        "index": indexes,
+        "overlap": {"spaces": names, "matrix": overlap.round(6).tolist()},
+    }
+    write_json(out.with_suffix(".json"), document)
+    return document
+
+
+def overlap_path(out: Path) -> Path:
+    """Where the overlap matrix of the sheet `out` is drawn."""
+    return out.with_name(f"{out.stem}-overlap.png")
+
+
+def _common_ledger(compared: Sequence[Compared]) -> Ledger:
+    first = read_ledger(compared[0].root)
+    for root in dict.fromkeys(one.root for one in compared[1:]):
+        if root != compared[0].root and read_ledger(root).keys_sha256 != first.keys_sha256:
+            raise UserError(
+                f"{compared[0].root} and {root} don't hold the same pictures, so their neighbours can't be compared; "
+                "extract both from one source."
+            )
+    return first
+
+
+def _spaces(
+    compared: Sequence[Compared], ledger: Ledger, rows: np.ndarray, raw: Features | None, folder: Path
+) -> list[Space]:
+    spaces: list[Space] = []
+    same_encoder = len({one.encoder for one in compared}) < len(compared)
+    for one in compared:
+        if raw is not None:
+            spaces.append(raw_features(one.root, ledger, raw, rows, folder))
+        group = f"{one.root.name} {one.encoder}" if same_encoder else one.encoder
+        spaces += encoder_spaces(one.root, one.encoder, group, rows)
+    pictures = [space for root in dict.fromkeys(one.root for one in compared) for space in picture_spaces(root, rows)]
+    pictures = list({space.name: space for space in pictures}.values())
+    if all(space.name != "raw pixels" for space in pictures) and len(rows) <= PIXEL_ROWS:
+        pictures.append(raw_pixels(ledger, rows, folder))
+    return spaces + pictures
+
+
+def _names(spaces: Sequence[Space]) -> list[str]:
+    """What a space is called in the numbers: with its encoder's name only where there are several encoders."""
+    encoders = {space.group for space in spaces} - {"pictures"}
+    alone = len(encoders) == 1
+    return [space.name if alone or space.group == "pictures" else f"{space.group} {space.name}" for space in spaces]
+
+
+def _panel(space: Space, spaces: Sequence[Space]) -> str:
+    """The title it stands under: a panel an encoder, and one for pictures where there are several encoders."""
+    encoders = list(dict.fromkeys(other.group for other in spaces if other.group != "pictures"))
+    return encoders[0] if len(encoders) == 1 else space.group
+
+
+def _by_hash(ledger: Ledger, seed: int) -> np.ndarray:
+    """All rows in an order that depends on their keys and the seed only."""
+    digests = [sha256(f"{seed}:{key}".encode()).digest() for key in ledger.keys]
+    return np.array(sorted(range(ledger.rows), key=digests.__getitem__))
+
+
+def _various(candidates: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The first candidates, of as many different labels as there are."""
+    _, first = np.unique(labels[candidates], return_index=True)
+    leading = np.sort(first)
+    others = np.setdiff1d(np.arange(len(candidates)), leading)
+    return candidates[np.concatenate([leading, others])[:count]]
+
+
+def _chance(labels: np.ndarray) -> float | None:
+    """The agreement that random neighbours would have; None without labels."""
+    known = labels[labels >= 0]
+    if not len(known):
+        return None
+    _, counts = np.unique(known, return_counts=True)
+    return float(((counts / len(labels)) ** 2).sum() * len(labels) / len(known))
+
+
+class _Pixels:
+    """Pictures at positions among the compared rows, decoded when they are first asked for."""
+
+    def __init__(self, ledger: Ledger, rows: np.ndarray) -> None:
+        self._picture = lru_cache(maxsize=4096)(lambda position: thumbnail(ledger, int(rows[position]), THUMBNAIL))
+
+    def thumbnail(self, position: int, side: int) -> np.ndarray:
+        picture = self._picture(int(position))
+        return picture if side == len(picture) else np.asarray(Image.fromarray(picture).resize((side, side)))
+
+    def alike(self, first: int, second: int) -> float:
+        """Correlation of the two pictures' pixels."""
+        a, b = (self.thumbnail(position, PIXEL_SIDE).astype(np.float64).ravel() for position in (first, second))
+        a, b = a - a.mean(), b - b.mean()
+        return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
+
+    def without_copies(self, queries: np.ndarray, found_QK: np.ndarray, keep: int) -> np.ndarray:
+        """(Q, keep) neighbours that are neither the query nor nearly the same picture; -1 where too few are left."""
+        kept = np.full((len(queries), keep), -1)
+        for number, (query, found) in enumerate(zip(queries, found_QK, strict=True)):
+            others: list[int] = []
+            for other in found[(found >= 0) & (found != query)]:
+                if len(others) == keep:
+                    break
+                if self.alike(int(query), int(other)) < DUPLICATE:
+                    others.append(int(other))
+            kept[number, : len(others)] = others
+        return kept

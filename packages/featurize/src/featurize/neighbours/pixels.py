@@ -1,0 +1,77 @@
+"""Spaces that need the pictures themselves again: raw pixels, and the encoder's features before the basis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from featurize.errors import UserError
+from featurize.execution.engine import device_of_worker
+from featurize.extraction.block import encoder_spec
+from featurize.images.decode import crop, decode
+from featurize.neighbours.spaces import PIXEL_SIDE, FileSpace
+from featurize.recipe import Features
+from featurize.sources import read
+from featurize.store.ledger import Ledger
+from featurize.store.store import folder_name, sealed_header
+
+BATCH = 32
+
+
+def thumbnail(ledger: Ledger, row: int, side: int, interpolation: str = "bicubic") -> np.ndarray:
+    """The crop of a stored row that its encoder saw, uint8 (side, side, 3)."""
+    return crop(decode(read(ledger.pictures[row])), ledger.boxes[row], side, interpolation)
+
+
+def raw_pixels(ledger: Ledger, rows: np.ndarray, folder: Path) -> FileSpace:
+    """The crops of the rows, PIXEL_SIDE pixels a side, less their mean; kept in `folder`."""
+    path = folder / "pixels.npy"
+    pixels = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), PIXEL_SIDE * PIXEL_SIDE * 3))
+    for start, crops in _crops(ledger, rows, PIXEL_SIDE, "bicubic", "reading pixels"):
+        flat = crops.reshape(len(crops), -1).astype(np.float32)
+        pixels[start : start + len(flat)] = flat - flat.mean(axis=1, keepdims=True)
+    pixels.flush()
+    return FileSpace("raw pixels", "pictures", path)
+
+
+def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarray, folder: Path) -> FileSpace:
+    """The mean over positions of the encoder's features as it gives them: all its channels, no basis, not centred.
+
+    Raises UserError when the encoder is not the very one that made the store.
+    """
+    from featurize.encoders import encode, load_encoder
+
+    device = device_of_worker()
+    encoder = load_encoder(encoder_spec(features), device)
+    base = root / folder_name(features.encoder) / "base.zarr"
+    made_with = sealed_header(base).attributes["provenance"]["encoder"]
+    identity = json.loads(json.dumps(encoder.identity))
+    if identity != made_with:
+        keys = sorted(key for key in identity.keys() | made_with.keys() if identity.get(key) != made_with.get(key))
+        raise UserError(
+            f"{base} was made with another {features.encoder} (differs in: {', '.join(keys)}); "
+            "give the weights and options that it was extracted with."
+        )
+    path = folder / "features.npy"
+    means = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), encoder.channels))
+    for start, x_BHWC in _crops(ledger, rows, encoder.input_size, encoder.interpolation, "encoding again"):
+        f_BHWD = encode(encoder, x_BHWC, device, features.precision)
+        means[start : start + len(f_BHWD)] = f_BHWD.mean(dim=(1, 2)).cpu().numpy()
+    means.flush()
+    return FileSpace("raw features", features.encoder, path)
+
+
+def _crops(
+    ledger: Ledger, rows: np.ndarray, side: int, interpolation: str, task: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first position, crops) in batches; Pillow decodes without the interpreter's lock, so threads help."""
+    with ThreadPoolExecutor(4) as pool, tqdm(total=len(rows), desc=task, unit=" pictures", delay=2) as progress:
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            yield start, np.stack(list(pool.map(lambda row: thumbnail(ledger, int(row), side, interpolation), part)))
+            progress.update(len(part))

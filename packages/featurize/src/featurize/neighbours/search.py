@@ -1,0 +1,182 @@
+"""Nearest neighbours with FAISS, in a process of its own: FAISS and torch each bring an OpenMP runtime.
+
+Vectors are read block by block in that process; only the queries' neighbours come back.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from featurize.errors import UserError
+from featurize.neighbours.spaces import Space, blocks, unit
+
+EXACT_ROWS = 1_000_000  # up to so many every row is compared; beyond, an inverted file is built
+RECALL = 0.95  # of the inverted file's neighbours, which decides how many lists are probed
+RECALL_QUERIES = 100
+CODE_DIMENSIONS = 256  # principal directions that the inverted file stores, a byte each
+CANDIDATES = 4  # of the inverted file for each neighbour; their exact similarities then decide
+TRAINING_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Index:
+    """How neighbours were searched. `recall` is the share of the exact search's neighbours that were found."""
+
+    kind: str
+    lists: int | None = None
+    probes: int | None = None
+    trained_on: int | None = None
+    recall: float | None = None
+    recall_queries: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "exact":
+            return "exact"
+        return (
+            f"IVF: {self.lists:,} lists trained on {self.trained_on:,} rows, {self.probes} probed; "
+            f"recall {self.recall:.1%} against the exact search on {self.recall_queries} queries"
+        )
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Of each query (Q, K): cosine similarities and positions in the space, most alike first; -1 where too few."""
+
+    similarities: np.ndarray
+    positions: np.ndarray
+    index: Index
+
+
+@contextmanager
+def search_process() -> Iterator[Callable[..., Neighbours]]:
+    """`nearest`, carried out in one process that has FAISS and no torch; it ends with the block."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def call(space: Space, queries: np.ndarray, count: int, kind: str = "auto") -> Neighbours:
+            try:
+                return pool.submit(nearest, space, queries, count, kind).result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"The search in {space.name} was killed (out of memory?); compare fewer pictures with --rows."
+                ) from None
+
+        yield call
+
+
+def nearest(space: Space, queries: np.ndarray, count: int, kind: str = "auto") -> Neighbours:
+    """The `count` nearest of all the space's vectors, by cosine, to those at the positions `queries`.
+
+    `exact` compares every row; `ivf` builds FAISS's inverted file over 8-bit codes, probes as many lists as a recall of
+    RECALL needs and orders what it finds by exact similarity; `auto` is exact up to EXACT_ROWS. A query is its own nearest.
+    """
+    kind = ("exact" if space.count <= EXACT_ROWS else "ivf") if kind == "auto" else kind
+    search: Callable[..., Neighbours] = {"exact": _exact, "ivf": _inverted_file}[kind]
+    return search(space, queries, min(count, space.count))
+
+
+def _exact(space: Space, queries: np.ndarray, count: int) -> Neighbours:
+    import faiss
+    from faiss.contrib.exhaustive_search import knn_ground_truth
+
+    asked = unit(space.vectors(queries))
+    similar, found = knn_ground_truth(asked, _shown(space, blocks(space)), count, faiss.METRIC_INNER_PRODUCT)
+    return Neighbours(similar, found, Index("exact"))
+
+
+def _inverted_file(space: Space, queries: np.ndarray, count: int) -> Neighbours:
+    """Principal directions (kept as distances, not as angles: they are centred) in an inverted file of 8-bit codes."""
+    import faiss
+    from faiss.contrib.exhaustive_search import knn_ground_truth
+
+    wanted = min(space.count, 40 * _lists(space.count), TRAINING_BYTES // (4 * space.dimensions))
+    chosen = np.sort(np.random.default_rng(0).choice(space.count, wanted, replace=False))
+    training = unit(space.vectors(chosen))
+    turn = faiss.PCAMatrix(space.dimensions, min(CODE_DIMENSIONS, space.dimensions, wanted))
+    turn.train(training)
+    lists = min(_lists(space.count), max(1, wanted // 40))
+    quantizer = faiss.IndexFlatL2(turn.d_out)
+    index = faiss.IndexIVFScalarQuantizer(quantizer, turn.d_out, lists, faiss.ScalarQuantizer.QT_8bit)
+    index.train(turn.apply(training))
+    del training
+
+    def added() -> Iterator[np.ndarray]:
+        for vectors in blocks(space):
+            index.add(turn.apply(vectors))
+            yield vectors
+
+    sample = queries[:RECALL_QUERIES]
+    _, truth = knn_ground_truth(unit(space.vectors(sample)), _shown(space, added()), count, faiss.METRIC_INNER_PRODUCT)
+    for probes in [1 << power for power in range(int(math.log2(lists)) + 1)] + [lists]:
+        index.nprobe = probes
+        _, found = _probe(space, index, turn, sample, count)
+        recall = shared_share(truth, found)
+        if recall >= RECALL:
+            break
+    similar, found = _probe(space, index, turn, queries, count)
+    return Neighbours(similar, found, Index("ivf", lists, probes, wanted, recall, len(sample)))
+
+
+def _lists(rows: int) -> int:
+    """FAISS's own advice: about 4 sqrt(N)."""
+    return max(1, int(4 * math.sqrt(rows)))
+
+
+def _probe(space: Space, index, turn, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+    """Candidates of the inverted file by their codes, put in the order of their exact cosine."""
+    similar = np.full((len(queries), count), -np.inf, dtype=np.float32)
+    found = np.full((len(queries), count), -1)
+    for place, query in enumerate(queries):
+        asked = unit(space.vectors(np.array([query])))
+        _, candidates = index.search(turn.apply(asked), min(CANDIDATES * count, space.count))
+        candidates = np.sort(candidates[0][candidates[0] >= 0])
+        cosines = unit(space.vectors(candidates)) @ asked[0]
+        order = np.argsort(-cosines, kind="stable")[:count]
+        similar[place, : len(order)], found[place, : len(order)] = cosines[order], candidates[order]
+    return similar, found
+
+
+def _shown(space: Space, vectors: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, with a progress line where there are many."""
+    with tqdm(total=space.count, desc=f"comparing {space.name}", unit=" rows", delay=2) as progress:
+        for block in vectors:
+            yield block
+            progress.update(len(block))
+
+
+def without_self(positions_Q: np.ndarray, found_QK: np.ndarray, keep: int) -> np.ndarray:
+    """(Q, keep): the neighbours less the query itself, which need not come first among exact copies."""
+    kept = np.full((len(positions_Q), keep), -1)
+    for query, (position, found) in enumerate(zip(positions_Q, found_QK, strict=True)):
+        others = found[(found != position) & (found >= 0)][:keep]
+        kept[query, : len(others)] = others
+    return kept
+
+
+def label_agreement(labels_N: np.ndarray, queries: np.ndarray, found_QK: np.ndarray) -> float | None:
+    """Mean share of the neighbours that have the query's label; None without labels.
+
+    A query itself must not be among its neighbours. Queries without a label (-1) don't count.
+    """
+    labelled = labels_N[queries] >= 0
+    if not labelled.any():
+        return None
+    same = (labels_N[found_QK] == labels_N[queries][:, None]) & (found_QK >= 0)
+    return float((same.sum(axis=1) / np.maximum((found_QK >= 0).sum(axis=1), 1))[labelled].mean())
+
+
+def shared_share(first_QK: np.ndarray, second_QK: np.ndarray) -> float:
+    """Mean share of the neighbours of one search that the other found as well."""
+    shares = [
+        len(np.intersect1d(first[first >= 0], second)) / max(1, int((first >= 0).sum()))
+        for first, second in zip(first_QK, second_QK, strict=True)
+    ]
+    return float(np.mean(shares))

@@ -1,0 +1,65 @@
+"""Indices of shards kept in the user's cache: asked for again, a shard that has not changed is not scanned again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurize.io.addresses import File, is_remote
+from featurize.io.files import cache_folder, replacing
+from featurize.sources import Index, Picture
+
+RULES = 1  # to be raised when the same shard gives another index
+WORTH_KEEPING = 1000  # pictures; of a shard here with fewer the scan is as fast as the file
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("label", pa.int64()),
+        ("captions", pa.list_(pa.string())),
+    ]
+)
+
+
+def kept_or(shard: File, scan: Callable[[], Index]) -> Index:
+    """The index kept of this version of the shard; else what `scan` gives, kept where that is worth it.
+
+    A cache that can't be read or written is no error. Where no version is told (some web servers), nothing is kept.
+    """
+    if not shard.version:
+        return scan()
+    name = sha256(json.dumps([RULES, shard.address, shard.size, shard.version]).encode()).hexdigest()
+    path = cache_folder() / "shards" / f"{name}.parquet"
+    with suppress(OSError, pa.ArrowException, KeyError, ValueError):
+        return _load(path, shard)
+    index = scan()
+    if is_remote(shard.address) or len(index.pictures) >= WORTH_KEEPING:
+        with suppress(OSError, pa.ArrowException):
+            _save(path, index)
+    return index
+
+
+def _load(path: Path, shard: File) -> Index:
+    with path.open("rb") as file:
+        table = pq.read_table(file)
+    columns = (table[field.name].to_pylist() for field in SCHEMA)
+    pictures = tuple(
+        Picture(key, shard.address, offset, size, label, tuple(captions), shard.version)
+        for key, offset, size, label, captions in zip(*columns, strict=True)
+    )
+    odd = json.loads(table.schema.metadata[b"odd"])
+    return Index(pictures, tuple((what, count, where) for what, count, where in odd))
+
+
+def _save(path: Path, index: Index) -> None:
+    columns = {field.name: [getattr(picture, field.name) for picture in index.pictures] for field in SCHEMA}
+    table = pa.table(columns, SCHEMA).replace_schema_metadata({"odd": json.dumps(index.odd)})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,97 @@
+"""Options that several commands have, and the recipe as they change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nestgen.recipe.recipe import Recipe
+
+recipe_option = click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help="The recipe, ./nested.yaml by default.",
+)
+depth_option = click.option("--depth", type=int, help="Cut the hierarchy to its first so many levels.")
+level_option = click.option(
+    "--level", type=int, required=True, help="The level whose denoiser is meant; 0 is the data."
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), help="Image i depends on it and i; the recipe's by default."
+)
+store_option = click.option(
+    "--store", type=click.Path(path_type=Path), help="Store root of the rows; the training rows by default."
+)
+vae_option = click.option(
+    "--vae", type=click.Path(path_type=Path), help="The VAE's weights, if they are not where z_0's store says."
+)
+reference_option = click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Store root of held-out pictures; by default the recipe's evaluation.reference, else the training rows.",
+)
+
+
+class Sigmas(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "sigma,..."
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers."""
+        try:
+            return tuple(float(one) for one in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers, such as 1,0.5")
+
+
+sigma_option = click.option(
+    "--sigma", "sigmas", type=Sigmas(), help="Noise on levels 1, 2, ... as conditions, instead of the recipe's."
+)
+
+
+class Setting(click.ParamType):
+    """KEY=VALUE of the recipe's section `sampling`, the value in YAML."""
+
+    name = "key=value"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
+        """The key and the value."""
+        from nestgen.recipe.yaml12 import parse_yaml
+
+        key, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not KEY=VALUE, such as steps=20 or guidance='[0.5, 1]'")
+        return key.strip().removeprefix("sampling."), parse_yaml(text, f"--set {key}")
+
+
+set_option = click.option(
+    "--set",
+    "settings",
+    type=Setting(),
+    multiple=True,
+    callback=lambda ctx, param, pairs: dict(pairs),
+    metavar="KEY=VALUE",
+    help="Another value of a key of `sampling`: steps=20, guidance='[0.5, 1, 0]', sampler=heun, ...",
+)
+
+
+def recipe_of(
+    file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a command, cut and changed as its options say."""
+    from nestgen.recipe.recipe import load_recipe
+
+    recipe = load_recipe(file)
+    if depth is not None:
+        recipe = recipe.depth(depth)
+    if sigmas is not None:
+        recipe = recipe.with_sigmas(sigmas)
+    return recipe.with_sampling(settings) if settings else recipe

@@ -1,0 +1,177 @@
+"""`sample`, and the sheets of pictures: `hierarchy` and `sheet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nestgen.cli.options import (
+    depth_option,
+    recipe_of,
+    recipe_option,
+    seed_option,
+    set_option,
+    sigma_option,
+    store_option,
+    vae_option,
+)
+
+
+class Row(click.ParamType):
+    """A row of a store, or `each`."""
+
+    name = "row"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or `each`."""
+        if value != "each" and not value.isdecimal():
+            self.fail(f"{value!r} is neither a row number nor `each`")
+        return value if value == "each" else int(value)
+
+
+freeze_option = click.option(
+    "--freeze-from", type=int, metavar="K", help="Keep levels K and above; 1 by default with --like."
+)
+
+
+@click.command()
+@click.option("--count", type=click.IntRange(1), help="How many; the recipe's evaluation.count by default.")
+@seed_option
+@click.option("--batch-size", type=click.IntRange(1), help="Pictures at a time; the recipe's by default.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
+@recipe_option
+@depth_option
+@sigma_option
+@set_option
+@click.option("--label", type=int, help="The class of all samples; by default each draws its own.")
+@click.option("--prompt", metavar="TEXT", help="The caption of all samples; `featurize embed-text` embeds it.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="ROOT",
+    help="Embedded captions: of `featurize embed-text`, prompt i for image i; of a data set, one of each picture's.",
+)
+@click.option("--like", type=Row(), metavar="ROW", help="Keep levels of this real picture; `each`: image i of row i.")
+@freeze_option
+@store_option
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU, say.")
+@vae_option
+def sample(
+    count: int | None,
+    seed: int | None,
+    batch_size: int | None,
+    out: Path,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    settings: dict[str, Any],
+    label: int | None,
+    prompt: str | None,
+    prompts: Path | None,
+    like: int | str | None,
+    freeze_from: int | None,
+    store: Path | None,
+    processes: int,
+    vae: Path | None,
+) -> None:
+    """Draws samples from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
+
+    Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers, it
+    draws anew the levels they change. Image i is the same for any batch size and number of processes.
+    """
+    from nestgen.sampling.captions import embed_prompt
+    from nestgen.sampling.card import Request
+    from nestgen.sampling.real import Source, training_root
+    from nestgen.sampling.sample import sample
+
+    recipe = recipe_of(recipe_file, depth, sigmas, settings)
+    if prompt is not None and prompts is not None:
+        raise click.UsageError("--prompt and --prompts exclude each other")
+    source = None
+    if like is not None:
+        row = None if like == "each" else int(like)
+        source = Source(1 if freeze_from is None else freeze_from, store or training_root(recipe), row)
+    elif freeze_from is not None:
+        source = Source(freeze_from)
+    request = Request(
+        count=count or recipe.evaluation.count,
+        seed=recipe.seed if seed is None else seed,
+        batch=batch_size or recipe.sampling.batch,
+        label=label,
+        source=source,
+        prompts=embed_prompt(recipe, prompt) if prompt is not None else prompts,
+        prompt=prompt,
+        vae=vae,
+    )
+    sample(recipe, out, request, processes)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("hierarchy.png"), show_default=True)
+@click.option("--columns", type=click.IntRange(2), default=8, show_default=True, help="Pictures in a row.")
+@click.option(
+    "--freeze-from", type=int, metavar="K", help="Only the row of levels K and above; by default each in turn."
+)
+@click.option("--like", type=click.IntRange(0), metavar="ROW", help="Freeze to this real picture.")
+@click.option("--interpolate", type=click.IntRange(0), nargs=2, metavar="A B", help="Walk from one row to another.")
+@click.option("--over-depth", is_flag=True, help="Freeze nothing: the same seeds at L = 1, 2, ...")
+@click.option(
+    "--kept",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="CARD",
+    help="Scores of samples drawn --like each --freeze-from K: what they keep stands at the row of K.",
+)
+@store_option
+@seed_option
+@recipe_option
+@depth_option
+@sigma_option
+@set_option
+@vae_option
+def hierarchy(
+    out: Path,
+    columns: int,
+    freeze_from: int | None,
+    like: int | None,
+    interpolate: tuple[int, int] | None,
+    over_depth: bool,
+    kept: tuple[Path, ...],
+    store: Path | None,
+    seed: int | None,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    settings: dict[str, Any],
+    vae: Path | None,
+) -> None:
+    """Draws a sheet that looks into the hierarchy: a row for each k, levels k and above frozen, the rest drawn anew.
+
+    They are frozen to a sample; with --like to a real picture; with --interpolate to the way between two. How much
+    each row's pictures vary goes to OUT with the ending .json.
+    """
+    from nestgen.sampling.real import training_root
+    from nestgen.scoring.hierarchy_sheet import Look, hierarchy
+
+    if sum((like is not None, interpolate is not None, over_depth)) > 1:
+        raise click.UsageError("--like, --interpolate and --over-depth exclude each other")
+    recipe = recipe_of(recipe_file, depth, sigmas, settings)
+    look = Look(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
+    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, look, vae, kept)
+
+
+@click.command()
+@click.argument("folders", metavar="DIR...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--titles", required=True, help="One per folder, separated by commas.")
+@click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="Pictures of each folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The sheet, a PNG.")
+def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None:
+    """Draws a sheet with a row for each sample folder: the same seeds stand under each other."""
+    from nestgen.images import folders_sheet, write_picture
+
+    names = titles.split(",")
+    if len(names) != len(folders):
+        raise click.BadParameter(f"{len(names)} titles for {len(folders)} folders", param_hint="--titles")
+    write_picture(folders_sheet(folders, names, count), out)

@@ -1,0 +1,111 @@
+"""What looks at samples: `evaluate`, `diagnose`, `nearest` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nestgen.cli.options import recipe_of, recipe_option, reference_option, set_option, sigma_option, vae_option
+
+
+@click.command()
+@click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Store root to score against; by default the recipe's evaluation.reference, else the training rows.",
+)
+@click.option(
+    "--samples-store",
+    type=click.Path(path_type=Path),
+    help="Store root of the encoded samples: `featurize extract folder:SAMPLES --basis ...`.",
+)
+@click.option(
+    "--level-shape", default="1x1x64", show_default=True, help="The level of --samples-store that is compared."
+)
+@click.option("--encoder", help="The encoder that made that level; the recipe's by default.")
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Real pictures for an FID: a folder, or an .npz of mu and sigma; the recipe's evaluation.pictures by default.",
+)
+@click.option(
+    "--inception", type=click.Path(path_type=Path), help="Inception's weights for an FID, if not in torch's cache."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The card; SAMPLES/evaluation.json by default.")
+@recipe_option
+@vae_option
+def evaluate(
+    samples: Path,
+    reference: Path | None,
+    samples_store: Path | None,
+    level_shape: str,
+    encoder: str | None,
+    pictures: Path | None,
+    inception: Path | None,
+    out: Path | None,
+    recipe_file: Path | None,
+    vae: Path | None,
+) -> None:
+    """Scores samples per level, in the frozen encoder's space and by FID, into one card (docs/evaluation.md)."""
+    from nestgen.scoring.evaluate import Against, evaluate
+
+    against = Against(reference, samples_store, level_shape, encoder, pictures, inception, vae)
+    evaluate(recipe_of(recipe_file, None), samples, against, out or samples / "evaluation.json")
+
+
+@click.command()
+@click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
+@reference_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("diagnosis.png"), show_default=True)
+@recipe_option
+@sigma_option
+@set_option
+def diagnose(
+    samples: Path,
+    reference: Path | None,
+    out: Path,
+    recipe_file: Path | None,
+    sigmas: tuple[float, ...] | None,
+    settings: dict[str, Any],
+) -> None:
+    """Says which level loses quality: its score given true levels above it, given generated ones, and the gap.
+
+    The numbers go to OUT with the ending .json, the latents drawn for it to the folder OUT without an ending.
+    """
+    from nestgen.scoring.diagnose import diagnose
+
+    diagnose(recipe_of(recipe_file, None, sigmas, settings), samples, reference, out)
+
+
+@click.command()
+@click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
+@click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="Samples on the sheet.")
+@reference_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("nearest.png"), show_default=True)
+@vae_option
+@recipe_option
+def nearest(
+    samples: Path, count: int, reference: Path | None, out: Path, vae: Path | None, recipe_file: Path | None
+) -> None:
+    """Looks for memorised pictures: a sheet of samples with their nearest training rows at each level.
+
+    How near all samples lie, beside held-out pictures, goes to OUT with the ending .json.
+    """
+    from nestgen.scoring.memorisation import nearest
+
+    nearest(recipe_of(recipe_file, None), samples, out, count, reference, vae)
+
+
+@click.command()
+@click.argument("cards", metavar="CARD...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--grid", type=click.Path(path_type=Path), help="Draw a grid of depths and sigmas to this PNG instead.")
+@click.option("--space", help="Space of the grid; by default the last that all cards have.")
+@click.option("--score", default="frechet_distance", show_default=True, help="Score of the grid.")
+def compare(cards: tuple[Path, ...], grid: Path | None, space: str | None, score: str) -> None:
+    """Puts score cards of `nestgen evaluate` side by side, or says why they cannot be compared."""
+    from nestgen.scoring import compare
+
+    click.echo(compare.compare(cards) if grid is None else compare.grid(cards, space, score, grid))

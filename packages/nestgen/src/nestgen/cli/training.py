@@ -1,0 +1,94 @@
+"""`info`, `train` and `ema`: the denoisers of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nestgen.cli.options import depth_option, level_option, recipe_of, recipe_option, sigma_option
+from nestgen.training.launch import launch
+
+
+@click.command()
+@recipe_option
+@depth_option
+@sigma_option
+def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] | None) -> None:
+    """Shows each level's shape, parameters and GFlops, and what stores and trained denoisers there are."""
+    from nestgen.cli.info import show
+
+    click.echo(show(recipe_of(recipe_file, depth, sigmas)))
+
+
+@click.command()
+@level_option
+@recipe_option
+@depth_option
+@sigma_option
+@click.option("--steps", type=click.IntRange(1), help="Train to so many steps, whatever the recipe says.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that share the training, each on a GPU of its own or a share of the cores.",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="First weights: a published U-ViT checkpoint (nnet_ema.pth) or another denoiser's safetensors.",
+)
+@click.pass_context
+def train(
+    context: click.Context,
+    level: int,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    steps: int | None,
+    processes: int,
+    init: Path | None,
+) -> None:
+    """Trains a level's denoiser, going on from its newest checkpoint. Levels may train side by side.
+
+    Ctrl-C ends the step under way and keeps it. Over several machines: `accelerate launch -m nestgen train --level 0`
+    or `torchrun -m nestgen train --level 0`.
+    """
+
+    recipe = recipe_of(recipe_file, depth, sigmas)
+    if steps is not None:
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
+    if processes > 1:
+        sigma = None if sigmas is None else ",".join(map(str, sigmas))
+        options = {"recipe": recipe_file, "depth": depth, "sigma": sigma, "steps": steps, "init": init, "level": level}
+        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        context.exit(launch(processes, ["train", *given]))
+    from nestgen.training.train import train
+
+    train(recipe, level, init)
+
+
+@click.command()
+@level_option
+@click.option(
+    "--length", type=float, required=True, help="Standard deviation of the average's window, as a share of the steps."
+)
+@click.option("--name", required=True, help="The run to write: runs/NAME, to sample from by a recipe of that name.")
+@click.option("--step", type=click.IntRange(1), help="Up to that step; the newest snapshot's by default.")
+@recipe_option
+@depth_option
+@sigma_option
+def ema(
+    level: int,
+    length: float,
+    name: str,
+    step: int | None,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+) -> None:
+    """Makes an average of the weights of any length from the snapshots of a training (training.ema_snapshots)."""
+    from nestgen.runs.ema_snapshots import reconstruct
+
+    click.echo(reconstruct(recipe_of(recipe_file, depth, sigmas), level, length, name, step))

@@ -1,0 +1,194 @@
+"""The process z_t = alpha(t) z + sigma(t) eps, what a network predicts of it, and its loss.
+
+U-ViT's two diffusions and the straight path of flow matching; the network predicts eps, v or the flow's velocity, and
+from each of them follow the others. Times t are float64 tensors on the CPU, 0 < t <= 1: one per sample (B), or one for
+all of them (). The network is told another number, `told(t)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nestgen.recipe.recipe import Recipe
+
+STEPS = 1000  # of the discrete process
+BETA_MIN, BETA_MAX = 0.1, 20.0  # of the continuous one
+GAMMA = 5.0  # of min-SNR weighting
+
+
+@lru_cache(maxsize=1)
+def betas() -> Tensor:
+    """The discrete process's variances (1000,), float64: linspace(sqrt(0.00085), sqrt(0.0120))^2."""
+    return torch.linspace(math.sqrt(0.00085), math.sqrt(0.0120), STEPS, dtype=torch.float64) ** 2
+
+
+@lru_cache(maxsize=1)
+def _log_alphas() -> Tensor:
+    """log alpha at n = 1..1000, float64: alpha_n^2 = prod_{m <= n} (1 - beta_m)."""
+    return 0.5 * torch.cumsum(torch.log1p(-betas()), 0)
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Piecewise linear through (xs, ys), xs increasing; the outer pieces go on past the ends."""
+    i = torch.searchsorted(xs, x.contiguous()).clamp(1, len(xs) - 1)
+    slope = (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
+    return ys[i - 1] + slope * (x - xs[i - 1])
+
+
+@dataclass(frozen=True)
+class Process:
+    """`discrete`: 1000 steps, log alpha interpolated between them. `vp`: the VP-SDE, beta from 0.1 to 20. `flow`:
+    alpha = 1 - t, sigma = t (Lipman et al. 2022, arXiv 2210.02747).
+
+    `prediction` is what the network says of (z, eps):
+
+        eps        eps
+        v          alpha eps - sigma z      (Salimans and Ho 2022, arXiv 2202.00512)
+        velocity   eps - z                  (the straight path's dz_t / dt)
+
+    `shift` s multiplies sigma / alpha by s at every time: s > 1 gives a large latent, whose neighbours repeat each
+    other, more noise (Hoogeboom et al. 2023, arXiv 2301.11093; for `flow` it is t -> s t / (1 + (s - 1) t), Esser et
+    al. 2024, arXiv 2403.03206). `weighting` is of the loss over time.
+    """
+
+    kind: Literal["discrete", "vp", "flow"] = "discrete"
+    prediction: Literal["eps", "v", "velocity"] = "eps"
+    weighting: Literal["uniform", "min-snr"] = "uniform"
+    shift: float = 1.0
+
+    @property
+    def first(self) -> float:
+        """The time at which sampling ends: U-ViT's 1/1000, 1e-4 for `vp`, and 0 for `flow`."""
+        return {"discrete": 1 / STEPS, "vp": 1e-4, "flow": 0.0}[self.kind]
+
+    def time(self, uniform: Tensor) -> Tensor:
+        """Training times from uniform numbers in [0, 1): n / 1000 with n in 1..1000, else t itself."""
+        uniform = uniform.double()
+        return (torch.floor(uniform * STEPS) + 1) / STEPS if self.kind == "discrete" else uniform
+
+    def told(self, t: Tensor) -> Tensor:
+        """What the network is told, float32: n = 1000 t, or 999 t for continuous times."""
+        return (t * (STEPS if self.kind == "discrete" else 999)).float()
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log alpha(t), float64."""
+        unshifted = self._unshifted_log_alpha(t)
+        if self.shift == 1:
+            return unshifted
+        lam = unshifted - torch.log(self._sigma_of(unshifted)) - math.log(self.shift)
+        # sigma / alpha = e^-lambda, and alpha + sigma = 1 or alpha^2 + sigma^2 = 1
+        power = 1 if self.kind == "flow" else 2
+        return -torch.logaddexp(-power * lam, torch.zeros_like(lam)) / power
+
+    def _unshifted_log_alpha(self, t: Tensor) -> Tensor:
+        t = t.double()
+        if self.kind == "discrete":
+            return _interpolate(t * STEPS, torch.arange(1, STEPS + 1, dtype=torch.float64), _log_alphas())
+        if self.kind == "flow":
+            return torch.log1p(-t)
+        return -0.25 * t**2 * (BETA_MAX - BETA_MIN) - 0.5 * t * BETA_MIN
+
+    def _sigma_of(self, log_alpha: Tensor) -> Tensor:
+        return -torch.expm1(log_alpha) if self.kind == "flow" else torch.sqrt(-torch.expm1(2 * log_alpha))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the signal, float64."""
+        return torch.exp(self.log_alpha(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise, float64: alpha^2 + sigma^2 = 1, but for `flow` alpha + sigma = 1."""
+        return self._sigma_of(self.log_alpha(t))
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        """lambda(t) = log(alpha / sigma), float64; falls as t grows."""
+        return self.log_alpha(t) - torch.log(self.sigma(t))
+
+    def time_of(self, half_log_snr: Tensor) -> Tensor:
+        """The t of a lambda: the inverse of `half_log_snr`."""
+        lam = half_log_snr.double() + math.log(self.shift)
+        if self.kind == "flow":
+            return torch.sigmoid(-lam)
+        log1p = torch.logaddexp(-2 * lam, torch.zeros((), dtype=torch.float64))
+        if self.kind == "discrete":  # log alpha = -log(1 + exp(-2 lambda)) / 2
+            n = torch.arange(STEPS, 0, -1, dtype=torch.float64)
+            return _interpolate(-0.5 * log1p, _log_alphas().flip(0), n) / STEPS
+        # the positive root of (b1 - b0) t^2 / 2 + b0 t = log(1 + exp(-2 lambda))
+        c = 2 * (BETA_MAX - BETA_MIN) * log1p
+        return c / ((torch.sqrt(BETA_MIN**2 + c) + BETA_MIN) * (BETA_MAX - BETA_MIN))
+
+    def add_noise(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor) -> Tensor:
+        """alpha(t) z + sigma(t) eps."""
+        alpha, sigma = self._weights(t, z_BCHW)
+        return alpha * z_BCHW + sigma * eps_BCHW
+
+    def target(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor) -> Tensor:
+        """What the network is to predict."""
+        if self.prediction == "eps":
+            return eps_BCHW
+        if self.prediction == "velocity":
+            return eps_BCHW - z_BCHW
+        alpha, sigma = self._weights(t, z_BCHW)
+        return alpha * eps_BCHW - sigma * z_BCHW
+
+    def eps(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
+        """The noise in z_t according to a network's output."""
+        if self.prediction == "eps":
+            return output_BCHW
+        alpha, sigma = self._weights(t, output_BCHW)
+        if self.prediction == "velocity":
+            return (z_t_BCHW + alpha * output_BCHW) / (alpha + sigma)
+        return (sigma * z_t_BCHW + alpha * output_BCHW) / (alpha**2 + sigma**2)
+
+    def latent(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
+        """The latent z in z_t according to a network's output."""
+        alpha, sigma = self._weights(t, output_BCHW)
+        if self.prediction == "eps":
+            return (z_t_BCHW - sigma * output_BCHW) / alpha
+        if self.prediction == "velocity":
+            return (z_t_BCHW - sigma * output_BCHW) / (alpha + sigma)
+        return (alpha * z_t_BCHW - sigma * output_BCHW) / (alpha**2 + sigma**2)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of the squared error of the prediction, float64.
+
+        `min-snr` weighs the error of the latent by min(SNR, 5), SNR = (alpha / sigma)^2 (Hang et al. 2023, arXiv
+        2303.09556). The prediction's error is that of the latent times alpha / sigma for eps,
+        (alpha^2 + sigma^2) / sigma for v and (alpha + sigma) / sigma for velocity.
+        """
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        if self.weighting == "uniform":
+            return torch.ones_like(alpha)
+        of_latent = torch.minimum(alpha**2, GAMMA * sigma**2)  # times 1 / sigma^2, so that sigma may be 0
+        if self.prediction == "eps":
+            return of_latent / alpha**2
+        return of_latent / (alpha**2 + sigma**2 if self.prediction == "v" else alpha + sigma) ** 2
+
+    def loss(self, output_BCHW: Tensor, z_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """Weighted mean squared error of the prediction, in float32 whatever the precision of the output."""
+        error_BCHW = output_BCHW.float() - self.target(z_BCHW.float(), eps_BCHW.float(), t_B)
+        weight_B = self.weight(t_B).to(error_BCHW.device, torch.float32)
+        return (weight_B * error_BCHW.square().flatten(1).mean(1)).mean()
+
+    def _weights(self, t: Tensor, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t) as factors of a batch."""
+        alpha, sigma = (
+            weight(t).to(like_BCHW.device, like_BCHW.dtype).reshape(-1, 1, 1, 1) for weight in (self.alpha, self.sigma)
+        )
+        return alpha, sigma
+
+
+def process_of(recipe: Recipe, level: int) -> Process:
+    """The process of a level."""
+    options = recipe.process
+    return Process(options.kind, options.prediction, options.weighting, recipe.levels[level].shift)
+
+
+def trained_process(meta: dict[str, Any]) -> Process:
+    """The process that a checkpoint's `meta` records."""
+    return Process(**meta["process"], shift=meta["levels"][meta["level"]]["shift"])

@@ -1,0 +1,167 @@
+"""The recipe: one YAML file that describes an experiment, and where its runs and stores are (docs/recipe.md)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
+from upath import UPath
+
+from nestgen.errors import UserError
+from nestgen.recipe.messages import in_words
+from nestgen.recipe.sections import (
+    PER_LEVEL,
+    DenoiserOptions,
+    EvaluationOptions,
+    Features,
+    Level,
+    ProcessOptions,
+    SamplingOptions,
+    Section,
+    TrainingOptions,
+    as_tuple,
+    shape_name,
+)
+from nestgen.recipe.yaml12 import read_yaml
+from nestgen.stores.remote import address
+
+DEFAULT = Path("nested.yaml")
+
+
+class Recipe(Section):
+    """A whole experiment. `levels` is the hierarchy, z_0 first; its length is L."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    seed: NonNegativeInt = 0
+    features: Features
+    levels: Annotated[tuple[Level, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+    denoiser: DenoiserOptions = DenoiserOptions()
+    process: ProcessOptions = ProcessOptions()
+    training: TrainingOptions = TrainingOptions()
+    sampling: SamplingOptions = SamplingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    grid: dict[str, Any] | None = None  # the workflow's, which validates it (pipelines/grid.py)
+
+    _file: Path = PrivateAttr(default=DEFAULT)
+
+    @property
+    def file(self) -> Path:
+        """The file it was read from."""
+        return self._file
+
+    @property
+    def root(self) -> Path:
+        """Folder of the file: paths in the recipe are relative to it."""
+        return self._file.parent
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Recipe:
+        z_0 = self.levels[0]
+        if z_0.sigma:
+            raise ValueError("levels[0].sigma: z_0 conditions nothing, so it has no sigma; remove the key")
+        codec, side = self.features.z0.split(":")
+        if codec == "pixels" and z_0.shape != (int(side), int(side), 3):
+            raise ValueError(
+                f"levels[0].shape is {shape_name(z_0.shape)}, but z_0 of features.z0 '{self.features.z0}' "
+                f"is {side}x{side}x3"
+            )
+        self._check_sampling()
+        for number, level in enumerate(self.levels):
+            if isinstance(level.sigma, tuple) and not self.denoiser.sigma_told:
+                raise ValueError(
+                    f"levels[{number}].sigma is a range, so the denoisers must be told which sigma they were given; "
+                    "set denoiser.sigma_told: true"
+                )
+        return self
+
+    def _check_sampling(self) -> None:
+        for key in PER_LEVEL:
+            values = getattr(self.sampling, key)
+            if len(values) not in (1, len(self.levels)):
+                raise ValueError(
+                    f"sampling.{key} lists {len(values)} values for {len(self.levels)} levels; "
+                    "give one, or one per level"
+                )
+        if len(self.levels) == len(self.sampling.sigma) and self.sampling.sigma[0]:
+            raise ValueError("sampling.sigma[0]: z_0 conditions nothing, so it has no sigma; set it to 0 or null")
+
+    def depth(self, depth: int) -> Recipe:
+        """The recipe of the hierarchy's first `depth` levels."""
+        if not 1 <= depth <= len(self.levels):
+            raise UserError(f"depth {depth} is not within 1..{len(self.levels)}, the levels of {self.file}")
+        return self.model_copy(update={"levels": self.levels[:depth], "sampling": self.sampling.cut(depth)})
+
+    def with_sigmas(self, sigmas: Sequence[float]) -> Recipe:
+        """The recipe with other condition noise: σ of levels 1, 2, ... Raises UserError for another number of them."""
+        if len(sigmas) != len(self.levels) - 1:
+            raise UserError(
+                f"--sigma lists {len(sigmas)} values for the {len(self.levels) - 1} levels above z_0; give one for each"
+            )
+        if not all(0 <= sigma < math.inf for sigma in sigmas):
+            raise UserError(f"--sigma is {', '.join(map(str, sigmas))}; each is a standard deviation, 0 or more")
+        above = [level.model_copy(update={"sigma": sigma}) for level, sigma in zip(self.levels[1:], sigmas)]
+        return self.model_copy(update={"levels": (self.levels[0], *above)})
+
+    def with_sampling(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with other sampling options, by their keys. Raises UserError as `load_recipe` does."""
+        sampling = {key: getattr(self.sampling, key) for key in self.sampling.model_fields_set} | dict(settings)
+        data = {key: getattr(self, key) for key in self.model_fields_set} | {"sampling": sampling}
+        recipe = _validated(data, self.file)
+        recipe._file = self.file
+        return recipe
+
+    def conditions(self, level: int) -> range:
+        """The levels that condition a level's denoiser, the nearest first; none for the top of the hierarchy."""
+        end = len(self.levels) if self.denoiser.condition_on == "all" else min(level + 2, len(self.levels))
+        return range(level + 1, end)
+
+
+def run_dir(recipe: Recipe, level: int) -> Path:
+    """Folder of a level's denoiser: runs/<name>/z<l>-given-z<l+1>-sigma<σ>, or z<l>-top for the top of it all.
+
+    The noise on what it is given stands in the name, so that another σ trains another denoiser beside it.
+    """
+    given = [f"z{above}-sigma{sigma_name(recipe.levels[above].sigma)}" for above in recipe.conditions(level)]
+    return recipe.root / "runs" / recipe.name / "-".join([f"z{level}", *(["given", *given] if given else ["top"])])
+
+
+def sigma_name(sigma: float | tuple[float, float]) -> str:
+    """'0.5' of 0.5, '0to1.5' of a range."""
+    return "to".join(f"{one:g}" for one in (sigma if isinstance(sigma, tuple) else (sigma,)))
+
+
+def store_root(recipe: Recipe) -> Path | UPath:
+    """Where the recipe's stores are: a folder, or an address such as s3://bucket/stores."""
+    return address(recipe.root, recipe.features.out)
+
+
+def store_path(recipe: Recipe, level: int, root: Path | UPath | None = None) -> Path | UPath:
+    """NAME.zarr of a level, below the recipe's store root or another one."""
+    folder = recipe.features.z0.split(":")[0] if level == 0 else re.sub("[:/]", "-", recipe.features.encoder)
+    root = store_root(recipe) if root is None else root
+    return root / folder / f"{shape_name(recipe.levels[level].shape)}.zarr"
+
+
+def load_recipe(path: Path | None = None) -> Recipe:
+    """Reads and validates a recipe; None is ./nested.yaml. Raises UserError with one sentence."""
+    file = path or DEFAULT
+    if not file.is_file():
+        hint = "name one with --recipe FILE" if path is None else "check the path given to --recipe"
+        raise UserError(f"there is no recipe {file}; {hint} (docs/recipe.md shows one)")
+    data = read_yaml(file)
+    if not isinstance(data, dict):
+        raise UserError(f"{file} holds no recipe: expected keys such as name, features and levels at the top")
+    recipe = _validated({"name": file.stem, **data}, file)
+    recipe._file = file
+    return recipe
+
+
+def _validated(data: Mapping[str, Any], file: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{file}: {in_words(error, data, Recipe)}") from None

@@ -1,0 +1,252 @@
+"""The sections of a recipe and their keys: frozen values, validated strictly (docs/recipe.md)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from nestgen.recipe.protocols import PROTOCOLS
+from nestgen.recipe.protocols import Name as Protocol
+
+
+def parse_shape(text: object) -> object:
+    """(h, w, c) of 'HxWxC'; anything else raises ValueError."""
+    if isinstance(text, tuple):
+        return text
+    if not isinstance(text, str) or not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
+        raise ValueError("should be height x width x channels, such as 4x4x16")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def parse_text(text: object) -> object:
+    """(tokens, width) of 'TxD'; anything else raises ValueError."""
+    if text is None or isinstance(text, tuple):
+        return text
+    if not isinstance(text, str) or not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise ValueError("should be tokens x width of the text store, such as 77x768, or null")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def shape_name(shape: tuple[int, ...]) -> str:
+    """'HxWxC' of (h, w, c)."""
+    return "x".join(map(str, shape))
+
+
+def as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Shape = Annotated[tuple[int, int, int], BeforeValidator(parse_shape)]
+TextShape = Annotated[tuple[int, int] | None, BeforeValidator(parse_text)]
+Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], BeforeValidator(as_tuple)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, nothing unknown, nothing converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Features(Section):
+    """Where the stores are. The section's other keys are featurize's, which validates them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    out: Annotated[str, Field(min_length=1)]
+    encoder: str = "tiny"
+    text_weights: str | None = None
+    z0: Annotated[str, Field(pattern=r"^(pixels|vae|taesd):[1-9]\d*$")] = "pixels:32"
+
+
+class Level(Section):
+    """One latent of the hierarchy."""
+
+    shape: Shape
+    sigma: NonNegativeFloat | Range = 0.0
+    patch: PositiveInt = Field(default_factory=lambda data: 1 if min(data["shape"][:2]) < 4 else 2)
+    shift: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Level:
+        h, w, _ = self.shape
+        if h % self.patch or w % self.patch:
+            raise ValueError(f"has patch {self.patch}, which does not divide its {h}x{w} grid")
+        if isinstance(self.sigma, tuple) and self.sigma[0] >= self.sigma[1]:
+            raise ValueError(f"has sigma {list(self.sigma)}: a range rises, such as [0, 1.5]")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens down and across."""
+        return self.shape[0] // self.patch, self.shape[1] // self.patch
+
+
+class DenoiserOptions(Section):
+    """What the denoisers of all levels have in common."""
+
+    size: Literal["nano", "micro", "small", "medium", "large"] = "small"
+    labels: NonNegativeInt = 0
+    condition: Literal["replace", "residual"] = "replace"
+    null_condition: Literal["zeros", "learned"] = "zeros"
+    condition_on: Literal["above", "all"] = "above"
+    sigma_told: bool = False
+    text: TextShape = None
+    qk_norm: bool = False
+
+
+class ProcessOptions(Section):
+    """The diffusion process, what of it the network predicts, and how its loss is weighted over time."""
+
+    kind: Literal["discrete", "vp", "flow"] = "discrete"
+    prediction: Literal["eps", "v", "velocity"] = Field(
+        default_factory=lambda data: "velocity" if data.get("kind") == "flow" else "eps"
+    )
+    weighting: Literal["uniform", "min-snr"] = "uniform"
+
+    @model_validator(mode="after")
+    def _prediction_tells_the_latent(self) -> ProcessOptions:
+        if (self.kind, self.prediction) == ("flow", "eps"):
+            raise ValueError(
+                "has prediction eps, which at the start of flow's sampling says nothing of the latent; "
+                "set velocity or v, or another kind"
+            )
+        return self
+
+
+class TrainingOptions(Section):
+    """How a denoiser is trained."""
+
+    steps: PositiveInt = 300_000
+    batch: PositiveInt = 256
+    lr: PositiveFloat = 2e-4
+    betas: Annotated[tuple[Decay, Decay], BeforeValidator(as_tuple)] = (0.9, 0.9)
+    weight_decay: NonNegativeFloat = 0.03
+    warmup: NonNegativeInt = 5000
+    ema: Decay = 0.9999
+    condition_drop: Probability = 0.5
+    label_drop: Probability = 0.1
+    text_drop: Probability = 0.1
+    clip: PositiveFloat | None = None
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    accumulate: PositiveInt = 1
+    compile: bool = False
+    checkpoint_activations: bool = False
+    shard: bool = False
+    shuffle: PositiveInt | None = None
+    checkpoint_every: PositiveInt = 5000
+    keep: PositiveInt = 2
+    preview: NonNegativeInt = 64
+    ema_snapshots: PositiveInt | None = None
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(as_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingOptions:
+        if self.batch % self.accumulate:
+            raise ValueError(f"has batch {self.batch}, which does not divide into accumulate {self.accumulate} parts")
+        return self
+
+
+class Interval(NamedTuple):
+    """Times of the process from `low` to `high`, within 0 and 1; sampling goes from 1 down to 0."""
+
+    low: float
+    high: float
+
+
+def _as_interval(value: object) -> Interval | None:
+    pair = value if isinstance(value, list | tuple) else ()
+    if value is not None and not (len(pair) == 2 and all(isinstance(one, int | float) for one in pair)):
+        raise ValueError("should be two times, such as [0.1, 0.8]")
+    if value is not None and not 0 <= pair[0] <= pair[1] <= 1:
+        raise ValueError("should be two times within 0 and 1, the lower one first")
+    return None if value is None else Interval(*map(float, pair))
+
+
+def _for_each_level(value: object) -> tuple[object, ...]:
+    """A list is one value per level; anything else, and a pair of numbers, holds for every level."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _intervals(value: object) -> tuple[object, ...]:
+    pair = isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
+    return (value,) if pair or value is None else _for_each_level(value)
+
+
+PerLevel = BeforeValidator(_for_each_level)
+Sampler = Literal["dpm++-single", "dpm++-multi", "unipc", "ddim", "euler", "heun"]
+FLOW_SAMPLERS = ("euler", "ddim", "heun")  # the others divide by the signal, of which a flow has none at its start
+
+
+class Autoguide(Section):
+    """A worse denoiser of the same level to guide away from: of an earlier step, or of another run."""
+
+    scale: NonNegativeFloat
+    run: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] | None = None
+    step: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Autoguide:
+        if self.run is None and self.step is None:
+            raise ValueError("names no denoiser; give run (the name of a smaller one), step (an earlier one) or both")
+        return self
+
+
+class SamplingOptions(Section):
+    """How pictures are drawn. All but `guidance_decay` and `batch` are one value, or one per level with z_0 first."""
+
+    sampler: Annotated[tuple[Sampler | None, ...], PerLevel] = (None,)
+    steps: Annotated[tuple[PositiveInt, ...], PerLevel] = (50,)
+    guidance: Annotated[tuple[float, ...], PerLevel] = (1.0,)
+    guidance_decay: Probability = 1.0
+    guidance_interval: Annotated[
+        tuple[Annotated[Any, BeforeValidator(_as_interval)], ...], BeforeValidator(_intervals)
+    ] = (None,)
+    sigma: Annotated[tuple[NonNegativeFloat | None, ...], PerLevel] = (None,)
+    autoguide: Annotated[tuple[Autoguide | None, ...], PerLevel] = (None,)
+    batch: PositiveInt = 64
+
+    def of(self, key: str, level: int) -> Any:
+        """The value of a key for one level."""
+        values = getattr(self, key)
+        return values[0 if len(values) == 1 else level]
+
+    def cut(self, depth: int) -> SamplingOptions:
+        """The options of the first `depth` levels."""
+        return self.model_copy(update={key: getattr(self, key)[:depth] for key in PER_LEVEL})
+
+
+PER_LEVEL = [key for key in SamplingOptions.model_fields if key not in ("guidance_decay", "batch")]
+
+
+class EvaluationOptions(Section):
+    """How many samples are scored, and against what."""
+
+    protocol: Protocol | None = None
+    count: PositiveInt = Field(
+        default_factory=lambda data: PROTOCOLS[data["protocol"]].count if data.get("protocol") else 1000
+    )
+    reference: str | None = None
+    pictures: str | None = None
+
+    @model_validator(mode="after")
+    def _protocol_fixes_the_count(self) -> EvaluationOptions:
+        if self.protocol and self.count != PROTOCOLS[self.protocol].count:
+            raise ValueError(
+                f"has count {self.count}, but protocol {self.protocol} takes {PROTOCOLS[self.protocol].count} samples; "
+                "leave count out"
+            )
+        return self

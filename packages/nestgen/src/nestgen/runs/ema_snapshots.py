@@ -1,0 +1,73 @@
+"""Averages of any length after a training: snapshots of power-function averages, and what is made of them (ema.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nestgen.errors import UserError
+from nestgen.files import replacing, write_json
+from nestgen.recipe.recipe import Recipe, run_dir
+from nestgen.runs import ema
+from nestgen.runs.checkpoint import FORMAT, checkpoints, newest
+from nestgen.training.step import Trainer
+
+
+def save_snapshot(trainer: Trainer, folder: Path, step: int) -> None:
+    """Writes snapshots/<step>-<length>.safetensors of the run, both lengths; every process helps."""
+    for length, average in trainer.power.items():
+        tensors = trainer.gather(average | dict(trainer.denoiser.named_buffers()))
+        if trainer.accelerator.is_main_process:
+            with replacing(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors") as draft:
+                save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
+
+
+def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int | None = None) -> Path:
+    """Writes the average of a length at a step as the run `name`, which can be sampled from; returns its folder.
+
+    The step is that of the newest snapshot by default. Raises UserError where there are no snapshots, or `name` has a
+    run already.
+    """
+    folder = run_dir(recipe, level)
+    target = folder.parent.parent / name / folder.name
+    files = {
+        ema.Profile(int(file.stem[:8]), float(file.stem[9:])): file
+        for file in (folder / "snapshots").glob("*-*.safetensors")
+    }
+    checkpoint = newest(folder)
+    if not files or checkpoint is None:
+        raise UserError(f"{folder} has no snapshots; train with training.ema_snapshots set to the steps between them")
+    if any(checkpoints(target)):
+        raise UserError(f"{target} has a checkpoint; give another --name, or remove it")
+    if not 0 < length < ema.LONGEST:
+        raise UserError(f"a length of {length:g} cannot be had; set one between 0 and {ema.LONGEST}")
+    last = max(profile.step for profile in files)
+    step = last if step is None else step
+    if not 0 < step <= last:
+        raise UserError(f"step {step} is not within 1..{last}, the steps of the snapshots in {folder}")
+    profiles = sorted(files, key=lambda profile: (profile.step, profile.length))
+    factors = ema.combination(profiles, ema.Profile(step, length))
+    tensors = _combined([files[profile] for profile in profiles], factors.tolist())
+    place = target / "checkpoints" / f"{step:08d}"
+    with replacing(place / "ema.safetensors") as draft:
+        save_file(tensors, draft)
+    size = {"ema.safetensors": (place / "ema.safetensors").stat().st_size}
+    meta: dict[str, Any] = {**checkpoint.meta, "step": step, "ema_length": length, "files": size}
+    write_json(place / "meta.json", {"format": FORMAT, **meta})
+    return target
+
+
+def _combined(files: list[Path], factors: list[float]) -> dict[str, Tensor]:
+    """The sum of factor times file, in float64, one file in memory at a time; buffers are the same in all."""
+    total: dict[str, Tensor] = {}
+    for file, factor in zip(files, factors):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
+                value = factor * tensors.get_tensor(name).double()
+                total[name] = total[name] + value if name in total else value
+    return {name: value.to(torch.float32) for name, value in total.items()}

@@ -1,0 +1,140 @@
+"""Captions of the images to draw: one prompt for all, a file of prompts, or the captions of a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nestgen import randomness as noise
+from nestgen.errors import UserError
+from nestgen.files import replacing
+from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import shape_name
+from nestgen.sampling.real import seal_of
+from nestgen.stores.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Embedded captions, and which of them each image gets.
+
+    Of loose prompts (`featurize embed-text`) image i gets prompt i, over and over. Of a data set, which has
+    `offsets`, the images go through its captioned pictures in an order drawn from the seed, or are like the pictures
+    of some rows, and each gets one of its picture's captions, drawn from (seed, i).
+    """
+
+    text: Store
+    offsets: Store | None
+    prompt: str | None
+
+    def rows_of(self, indices: Sequence[int], seed: int, like: Sequence[int] | None = None) -> np.ndarray:
+        """The row of the embedding that each image gets; row 0 is the empty caption's.
+
+        `like` are the rows of the data set that the images are like; one without captions gets the empty one.
+        """
+        if self.offsets is None:
+            return 1 + np.asarray(indices, np.int64) % (self.text.rows - 1)
+        bounds = self.offsets.load()
+        counts = np.diff(bounds)
+        if like is None:
+            order = noise.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
+            pictures = order[np.asarray(indices, np.int64) % len(order)]
+        else:
+            pictures = np.asarray(like, np.int64)
+        u_B = noise.uniform(seed, "sample/caption", indices, ()).numpy()
+        rows = bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
+        return np.where(counts[pictures], rows, 0)
+
+    def context(self, indices: Sequence[int], seed: int, like: Sequence[int] | None = None) -> Tensor:
+        """Embedded captions (B, T, D), float32."""
+        return torch.from_numpy(self.text.read(self.rows_of(indices, seed, like)).astype(np.float32))
+
+    def are_of(self, store: Store) -> bool:
+        """Whether the captions are of the pictures of a store."""
+        return self.offsets is not None and self.offsets.attributes["keys_sha256"] == store.attributes["keys_sha256"]
+
+    def describe(self) -> dict[str, Any]:
+        """For the card of a run."""
+        which = "one of each row" if self.offsets is not None else "prompt i of image i"
+        digest = seal_of(self.text)["sha256"]
+        return {"captions": which if self.prompt is None else self.prompt, "store_sha256": digest}
+
+
+def open_prompts(root: Path, text: tuple[int, int], prompt: str | None = None) -> Prompts:
+    """The embedded captions of a root, for denoisers of `text` (tokens, width). Raises UserError for a root of none."""
+    store = open_store(root / "text" / f"{shape_name(text)}.zarr")
+    offsets = root / "text" / "offsets.zarr"
+    prompts = Prompts(store, open_store(offsets) if offsets.exists() else None, prompt)
+    captions = store.rows - 1 if prompts.offsets is None else int(np.diff(prompts.offsets.load()).sum())
+    if not captions:
+        raise UserError(f"{store.path} has no captions but the empty one; name a root of others with --prompts")
+    return prompts
+
+
+def check_text(recipe: Recipe, asked: object) -> None:
+    """Raises UserError where captions are asked of denoisers that take none."""
+    if asked and recipe.denoiser.text is None:
+        raise UserError(
+            f"the denoisers of {recipe.file} take no captions (denoiser.text is null); leave the prompt out"
+        )
+
+
+def check_encoder(prompts: Prompts, null_TD: Tensor, recipe: Recipe) -> None:
+    """Raises UserError for captions of another text encoder than the training's: its empty caption is `null_TD`."""
+    empty_TD = torch.from_numpy(prompts.text.read(np.array([0]))[0].astype(np.float32))
+    if (empty_TD - null_TD.cpu()).abs().max() > 0.05 * null_TD.std():  # far above the rounding of another machine
+        raise UserError(
+            f"{prompts.text.path} was embedded by another text encoder than the captions that the denoisers of {recipe.file} "
+            "were trained on; embed it again with the weights that features.text_weights named then"
+        )
+
+
+def embed_prompt(recipe: Recipe, prompt: str) -> Path:
+    """The root with one prompt's embedding, made by `featurize embed-text` with the recipe's weights, kept under prompts/.
+
+    Raises UserError for an empty prompt, and where `featurize` is not installed or fails.
+    """
+    check_text(recipe, prompt or "empty")
+    if not prompt.strip():
+        raise UserError("the prompt is empty; leave --prompt out to draw without one")
+    weights = _text_weights(recipe)
+    digest = hashlib.sha256("\n".join([prompt, *weights]).encode()).hexdigest()
+    root = recipe.root / "prompts" / digest[:16]
+    assert recipe.denoiser.text is not None
+    if (root / "text" / f"{shape_name(recipe.denoiser.text)}.seal.json").is_file():
+        return root
+    beside = Path(sys.executable).with_name("featurize")
+    command = str(beside) if beside.is_file() else shutil.which("featurize")
+    if command is None:
+        raise UserError(
+            "a prompt is embedded by `featurize embed-text`, which is not installed; install featurize, or embed prompts "
+            "elsewhere and name their folder with --prompts"
+        )
+    with replacing(root / "prompts.txt") as draft:
+        draft.write_text(" ".join(prompt.split()) + "\n", encoding="utf-8")
+    made = subprocess.run(
+        [command, "embed-text", "--prompts", str(root / "prompts.txt"), "--out", str(root), *weights],
+        stdout=subprocess.PIPE,
+    )
+    if made.returncode:  # it has said why on stderr
+        raise UserError(f"`featurize embed-text` could not embed the prompt (see above); its folder is {root}")
+    return root
+
+
+def _text_weights(recipe: Recipe) -> list[str]:
+    """The option that names the text encoder's weights, if the recipe does: a path is relative to it, as for featurize."""
+    named = recipe.features.text_weights
+    if named is None:
+        return []
+    path = recipe.root / named
+    return ["--text-weights", str(path) if path.exists() else named]

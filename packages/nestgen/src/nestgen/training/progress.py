@@ -1,0 +1,115 @@
+"""Seeing a training: the bar, the log, the trackers, and how much of the machine it uses."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from nestgen.errors import UserError
+from nestgen.recipe.sections import TrainingOptions
+from nestgen.runs import loss_log as losses
+from nestgen.training.step import StepResult, learning_rate
+
+MOST_SKIPPED = 50  # steps in a row; a scaler of fp16 needs some twenty to find its scale
+
+# Dense matrix products in bf16 and fp16, TFLOP/s, by a part of the device's name (the vendors' data sheets).
+PEAKS = {"H200": 989.4, "H100": 989.4, "A100": 312.0, "L40S": 362.1, "L4": 121.0, "A10G": 70.0, "RTX 4090": 165.2}
+
+
+def peak_of(device: torch.device, precision: str) -> float | None:
+    """FLOP/s at most of a device; None where that is not known."""
+    if device.type != "cuda" or precision == "no":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
+
+
+class Progress:
+    """What is shown and recorded of steps first + 1 to last. `flops` are those of training on one sample."""
+
+    def __init__(
+        self, accelerator: Accelerator, options: TrainingOptions, folder: Path, first: int, last: int, flops: float
+    ) -> None:
+        self.accelerator, self.options, self.folder, self.flops = accelerator, options, folder, flops
+        self.peak = peak_of(accelerator.device, options.precision)
+        self.skipped_in_a_row = 0
+        self.bar = tqdm(
+            initial=first,
+            total=last,
+            unit="step",
+            desc=folder.name,
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+            disable=not accelerator.is_main_process,
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        self._loss = torch.zeros((), device=self.accelerator.device)
+        self._counted, self._skipped, self._begun = 0, 0, time.perf_counter()
+
+    def pause(self) -> None:
+        """What takes time from here on is no training; `resume` ends it."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """The end of a pause."""
+        self._begun += time.perf_counter() - self._paused
+
+    def add(self, result: StepResult, step: int) -> None:
+        """Counts a step. Raises UserError when too many in a row were skipped."""
+        self.bar.update()
+        if not result.skipped:
+            self._loss += result.loss
+            self._counted += 1
+            self.skipped_in_a_row = 0
+            return
+        self._skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            raise UserError(
+                f"the gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step} of {self.folder}; the "
+                "last checkpoint is from before: lower training.lr or set training.clip or another training.precision"
+            )
+
+    def report(self, step: int) -> None:
+        """Shows and records the mean since the last report; every process calls it."""
+        steps = self._counted + self._skipped
+        seconds = time.perf_counter() - self._begun
+        rate = steps * self.options.batch / seconds
+        loss = self._mean()
+        record: dict[str, Any] = {"step": step, "loss": loss, "lr": learning_rate(self.options, step - 1)}
+        record["samples_per_second"] = round(rate, 1)
+        flops = rate * self.flops
+        if self.peak is None:
+            record["gflop_per_second"] = round(flops / 1e9, 1)
+            use = f"{flops / 1e9:.0f} GFLOP/s"
+        else:
+            record["utilisation"] = round(flops / self.peak / self.accelerator.num_processes, 4)
+            use = f"{record['utilisation']:.1%} of the peak"
+        if self._skipped:
+            record["skipped"] = self._skipped
+        if self.accelerator.is_main_process:
+            losses.append(self.folder / "log.jsonl", record)
+        self.track({key: value for key, value in record.items() if key != "step" and value is not None}, step)
+        shown = "no finite step" if loss is None else f"loss {loss:.4f}"
+        self.bar.set_postfix_str(f"{shown}, {rate:.0f} samples/s, {use}", refresh=False)
+        self._begin()
+
+    def _mean(self) -> float | None:
+        if not self._counted:
+            return None
+        mean: Tensor = self.accelerator.reduce(self._loss, "mean")
+        value = mean.item() / self._counted
+        return value if math.isfinite(value) else None
+
+    def track(self, values: dict[str, Any], step: int) -> None:
+        """Sends numbers to the trackers."""
+        self.accelerator.log(values, step=step)

@@ -1,0 +1,179 @@
+"""The state of a training and what one optimiser step does to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from nestgen.denoiser.uvit import Denoiser, denoiser_config
+from nestgen.diffusion.process import process_of
+from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import TrainingOptions
+from nestgen.runs import ema
+from nestgen.runs.checkpoint import Checkpoint, save_checkpoint
+from nestgen.training.feed import Batch, Feed
+from nestgen.training.fsdp import like, shard, whole
+
+
+def learning_rate(options: TrainingOptions, step: int) -> float:
+    """Of the optimiser step that follows `step` steps: linear warm-up, then constant."""
+    return options.lr * min(1.0, (step + 1) / max(1, options.warmup))
+
+
+def initial_denoiser(recipe: Recipe, level: int) -> Denoiser:
+    """A level's denoiser with its first weights, which depend on the recipe and the level only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed * 1000 + level)
+        return Denoiser(denoiser_config(recipe, level))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one step: the loss before it, of this process's share, and whether all processes skipped it."""
+
+    loss: Tensor
+    skipped: bool
+
+
+class Trainer:
+    """A denoiser, the averages of its weights and its optimiser; the first weights are `start`'s where it has any."""
+
+    def __init__(
+        self, accelerator: Accelerator, feed: Feed, checkpoint: Checkpoint | None, start: Mapping[str, Tensor]
+    ) -> None:
+        recipe, device = feed.recipe, accelerator.device
+        self.accelerator, self.options = accelerator, recipe.training
+        self.process = process_of(recipe, feed.level)
+        self.denoiser = initial_denoiser(recipe, feed.level)
+        self.denoiser.load_state_dict(start, strict=False)
+        self.denoiser.checkpointing = self.options.checkpoint_activations
+        if feed.captions is not None:
+            self.denoiser.null_context.copy_(
+                torch.from_numpy(feed.captions.text.read(np.array([0]))[0].astype(np.float32))
+            )
+        self.denoiser.to(device)
+        self.sharded = self.options.shard and accelerator.num_processes > 1
+        if self.sharded:
+            shard(self.denoiser)
+        if self.options.compile:
+            self.denoiser.compile()  # in place: the weights keep their names
+        self.weights: dict[str, Tensor] = dict(self.denoiser.named_parameters())
+        lengths = ema.LENGTHS if self.options.ema_snapshots else ()
+        self.average = self._copy()
+        self.power = {length: self._copy() for length in lengths}
+        optimizer = torch.optim.AdamW(
+            self.weights.values(),
+            lr=self.options.lr,
+            betas=self.options.betas,
+            weight_decay=self.options.weight_decay,
+            fused=True,
+        )
+        # The learning rate is set by hand: a prepared scheduler would count processes, not steps.
+        self.optimizer = accelerator.prepare(optimizer)
+        self.model = self.denoiser if self.sharded else accelerator.prepare(self.denoiser)
+        if checkpoint:
+            self._load(checkpoint)
+
+    def step(self, batch: Batch, step: int) -> StepResult:
+        """The optimiser step that follows `step` steps. A step whose gradient is not finite changes nothing."""
+        batch = batch.each(lambda tensor: tensor.to(self.accelerator.device, non_blocking=True))
+        parts = batch.parts(self.options.accumulate)
+        losses = [self._backward(part, part is parts[-1]) for part in parts]
+        # Gradients are sums over processes by now, so that all of them find the same.
+        self.accelerator.unscale_gradients(self.optimizer)
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(whole(norm).isfinite())
+        if self.options.clip is not None and finite:
+            torch.nn.utils.clip_grads_with_norm_(self.weights.values(), self.options.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options, step)
+        if finite or self.accelerator.scaler:  # a scaler skips by itself, and then scales less
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if finite:
+            self._follow(step)
+        return StepResult(torch.stack(losses).mean(), not finite)
+
+    def _backward(self, batch: Batch, last: bool) -> Tensor:
+        """Adds the gradients of a part of the batch; only with the last do the processes share them."""
+        z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+        told_B = self.process.told(batch.t_B).to(z_t_BCHW.device)
+        if self.sharded:
+            self.denoiser.set_requires_gradient_sync(last)  # type: ignore[operator]
+        alone = not last and not self.sharded
+        with self.accelerator.no_sync(self.model) if alone else contextlib.nullcontext():
+            with self.accelerator.autocast():
+                output_BCHW = self.model(z_t_BCHW, told_B, **batch.given())
+            value = self.process.loss(output_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+            self.accelerator.backward(value / self.options.accumulate)
+        return value.detach()
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """Moves the averages towards the weights."""
+        weights = list(self.weights.values())
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - ema.decay(self.options.ema, step))
+        for length, average in self.power.items():
+            torch._foreach_lerp_(list(average.values()), weights, 1 - ema.power_decay(length, step))
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    def save(self, folder: Path, meta: dict[str, Any], step: int, best: int | None) -> None:
+        """Writes the checkpoint of a step: the main process does, the others wait for it. That of `best` stays."""
+        buffers = dict(self.denoiser.named_buffers())
+        state = self.optimizer.state_dict()["state"]
+        optimizer = {
+            f"{name}.{key}": value
+            for number, name in enumerate(self.weights)
+            for key, value in state.get(number, {}).items()
+        }
+        parts = {"denoiser": self.weights | buffers, "ema": self.average | buffers, "optimizer": optimizer}
+        for length, average in self.power.items():
+            parts[f"power-{length:g}"] = average
+        gathered = {part: self.gather(tensors) for part, tensors in parts.items()}
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            meta = {**meta, "step": step, "scaler": scaler.state_dict() if scaler else None}
+            save_checkpoint(folder, gathered, meta, self.options.keep, best)
+        self.accelerator.wait_for_everyone()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the main process's CPU; nothing on the others, which help to put shards together."""
+        gathered = {}
+        for name, value in tensors.items():
+            tensor = whole(value.detach())
+            if self.accelerator.is_main_process:
+                gathered[name] = tensor.cpu()
+        return gathered
+
+    @torch.no_grad()
+    def _load(self, checkpoint: Checkpoint) -> None:
+        targets = {"denoiser": self.weights, "ema": self.average}
+        targets |= {f"power-{length:g}": average for length, average in self.power.items()}
+        for part, target in targets.items():
+            tensors = checkpoint.load(part)
+            for name, value in target.items():
+                value.copy_(like(value, tensors[name]))
+        tensors = checkpoint.load("optimizer")
+        state: dict[int, dict[str, Tensor]] = {
+            number: {
+                key: tensors[f"{name}.{key}"] if key == "step" else like(weight, tensors[f"{name}.{key}"])
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+            for number, (name, weight) in enumerate(self.weights.items())
+            if f"{name}.step" in tensors  # none where every step so far was skipped
+        }
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if self.accelerator.scaler and checkpoint.meta["scaler"]:
+            self.accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])

@@ -1,0 +1,123 @@
+"""Weights by name: fetched once, checked always, never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from featurize.checkpoints.downloads import PLACES, Place, find_weights, kept_at
+from featurize.errors import UserError
+
+CONTENT = bytes(range(256)) * 9000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Serves CONTENT at /good, the first half of it under the whole's length at /short."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/missing":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            if self.path != "/unsized":
+                self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[: len(CONTENT) // 2] if self.path == "/short" else CONTENT)
+
+        def log_message(self, *_: object) -> None: ...
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEATURIZE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def left(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir()) if cache.is_dir() else []
+
+
+@pytest.mark.parametrize("path", ["good", "unsized"])
+def test_a_file_is_fetched_once_and_its_digest_written_down(
+    server: str, cache: Path, path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(f"{server}/{path}", "w.pth")
+    file = find_weights(None, place, "the encoder")
+    assert file == cache / "w.pth" == kept_at(place)
+    assert file.read_bytes() == CONTENT
+    assert "fetching w.pth" in capfd.readouterr().err
+    assert (cache / "w.pth.sha256").read_text().split() == [hashlib.sha256(CONTENT).hexdigest(), "w.pth"]
+    nowhere = Place("http://127.0.0.1:9/gone", "w.pth")
+    assert find_weights(None, nowhere, "the encoder") == file  # nothing is asked for again
+
+
+def test_a_file_that_changes_later_is_an_error(server: str, cache: Path) -> None:
+    place = Place(f"{server}/good", "w.pth")
+    file = find_weights(None, place, "the encoder")
+    file.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(UserError, match=r"is not the file it should be \(SHA-256 .* remove it and its .sha256"):
+        find_weights(None, place, "the encoder")
+
+
+def test_a_wrong_digest_is_not_kept(server: str, cache: Path) -> None:
+    with pytest.raises(UserError, match=f"instead of {'0' * 64}; it is not kept: bring that file"):
+        find_weights(None, Place(f"{server}/good", "w.pth", "0" * 64), "the encoder")
+    assert left(cache) == []
+    right = hashlib.sha256(CONTENT).hexdigest()
+    find_weights(None, Place(f"{server}/good", "w.pth", right), "the encoder")
+    assert left(cache) == ["w.pth"]
+    # A pinned file that somebody brought is checked like a fetched one.
+    (cache / "w.pth").write_bytes(b"something else")
+    with pytest.raises(UserError, match=f"expected {right}"):
+        find_weights(None, Place(f"{server}/good", "w.pth", right), "the encoder")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("short", "was cut short after"), ("missing", "can't be fetched (Not Found)")],
+)
+def test_what_goes_wrong_on_the_way_leaves_nothing(server: str, cache: Path, path: str, sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        find_weights(None, Place(f"{server}/{path}", "w.pth"), "the encoder")
+    assert sentence in str(raised.value)
+    assert f"to {cache / 'w.pth'}, or name it with --weights FILE" in str(raised.value)
+    assert left(cache) == []
+
+
+def test_offline_the_error_says_what_to_bring_where(featurize, cache: Path) -> None:  # type: ignore[no-untyped-def]
+    outcome = featurize("check-encoder", "mocov3")
+    assert outcome.code == 1
+    place = PLACES["mocov3-vit_base"]
+    assert f"bring that file from {place.url} to {cache / place.file}, or name it with --weights FILE" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    outcome = featurize("embed-text", "--prompts", __file__, "--out", cache)
+    assert f"to {cache / 'clip-ViT-L-14.pt'}, or name it with --text-weights FILE" in outcome.err
+
+
+def test_a_file_that_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"x")
+    assert find_weights(str(tmp_path / "mine"), None, "the encoder") == tmp_path / "mine"
+    with pytest.raises(UserError, match=r"/nowhere of the encoder are not there; check --weights"):
+        find_weights("/nowhere", PLACES["clip-vit_b16"], "the encoder")
+
+
+def test_openais_addresses_hold_the_digest_that_is_pinned() -> None:
+    for place in PLACES.values():
+        assert place.url.startswith("https://")
+        assert place.sha256 is None or len(place.sha256) == 64
+        if "openaipublic" in place.url:
+            assert place.sha256 == place.url.split("/")[-2]
+    assert len({place.file for place in PLACES.values()}) == len(PLACES)

@@ -1,0 +1,72 @@
+"""The commands that look at stores, and how wrong command lines end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import webdataset
+import yaml
+
+from featurize.cli.main import commands
+from featurize.recipe import Features
+from tests.featurize.conftest import MODEL, Outcome
+
+Command = Callable[..., Outcome]
+
+
+def test_info_says_what_a_root_holds(extraction: Path, featurize: Command) -> None:
+    outcome = featurize("info", extraction)
+    assert outcome.code == 0, outcome.err
+    for words in ("60 rows", "3 classes", "two views", "base store, 60x2x4x4x48", "level, 60x2x2x2x8", "codec pixels"):
+        assert words in outcome.out
+
+
+def test_info_of_an_unfinished_store_says_so(extraction: Path, tmp_path: Path, featurize: Command) -> None:
+    root = shutil.copytree(extraction, tmp_path / "root")
+    (root / f"timm-{MODEL}" / "2x2x8.seal.json").unlink()
+    assert "2x2x8.zarr: unfinished" in featurize("info", root).out
+
+
+def test_an_empty_root_is_one_sentence(tmp_path: Path, featurize: Command) -> None:
+    for arguments in (["info", tmp_path], ["knn-viz", "--stores", tmp_path]):
+        outcome = featurize(*arguments)
+        assert outcome.code == 1
+        assert outcome.err.startswith("error: ")
+        assert "no store root" in outcome.err
+
+
+def test_scenes_are_written_as_shards(tmp_path: Path, featurize: Command) -> None:
+    outcome = featurize("scenes", "--count", 5, "--size", 24, "--split", "val", "--out", tmp_path)
+    assert outcome.code == 0, outcome.err
+    (shard,) = tmp_path.glob("*.tar")
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False).decode("pil"))
+    assert len(samples) == 5
+    assert all(sample["png"].size == (24, 24) and len(sample["json"]["captions"]) >= 3 for sample in samples)
+
+
+def test_scenes_are_a_source_and_tiny_an_encoder(tmp_path: Path, featurize: Command) -> None:
+    arguments = ("extract", "scenes", "--limit", 20, "--encoder", "tiny", "--levels", "2x2x8", "--out", tmp_path / "s")
+    outcome = featurize(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "20 rows from scenes" in outcome.out
+    assert "captions" in outcome.out
+    assert featurize("extract", "scenes", "--limit", 20, "--levels", "2x2x8", "--out", tmp_path / "s").code == 0
+
+
+def test_a_wrong_command_line_exits_with_2(featurize: Command) -> None:
+    for arguments in (["extract", "--levls", "2x2x8"], ["extrat"], ["extract", "--views", "3"]):
+        assert featurize(*arguments).code == 2
+
+
+def test_every_features_key_but_the_source_is_an_option_and_documented() -> None:
+    names = {parameter.name for parameter in commands.commands["extract"].params}
+    assert set(Features.model_fields) <= names
+    text = (Path(__file__).parents[3] / "docs" / "recipe.md").read_text()
+    assert all(f"`{key}`" in text or f"`{key}`," in text for key in Features.model_fields)
+
+
+def test_the_demos_recipe_is_valid() -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[3] / "pipelines" / "recipes" / "demo.yaml").read_text())
+    Features(**recipe["features"])

@@ -1,0 +1,231 @@
+"""The codecs of z_0, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from safetensors.torch import save_file
+
+from featurize.checkpoints.files import read_state_dict
+from featurize.codecs import load_codec, parse_codec
+from featurize.encoders import EncoderSpec, encode, load_encoder
+from featurize.errors import UserError
+from featurize.scenes import draw_scene
+from tests.featurize import reference
+from tests.featurize.layouts import vae_state
+
+EMBEDDED = Path(str(files("featurize"))) / "weights" / "tiny_vae"
+
+
+def test_the_embedded_vae_decodes_held_out_scenes() -> None:
+    pictures = np.stack([np.asarray(draw_scene(0, "val", index, 32).image) for index in range(50)])
+    codec = load_codec(parse_codec("vae:32", "tiny", None))
+    moments = codec.encode(pictures)
+    assert codec.latent_shape == (8, 8, 8)
+    assert moments.shape == (50, 8, 8, 16)
+
+    vae = AutoencoderKL.from_config(codec.attributes["config"]).eval()
+    vae.load_state_dict(read_state_dict(EMBEDDED / "diffusion_pytorch_model.safetensors"))
+    with torch.no_grad():
+        decoded = vae.decode(torch.from_numpy(moments[..., :8]).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1).numpy()
+    error = ((np.clip(decoded, -1, 1) - (pictures / 127.5 - 1)) ** 2).mean(axis=(1, 2, 3))
+    blurred = pictures.reshape(50, 8, 4, 8, 4, 3).mean(axis=(2, 4), keepdims=True).repeat(4, 2).repeat(4, 4)
+    blur = ((blurred.reshape(pictures.shape) - pictures) / 127.5) ** 2
+    # Far better than the 8x8 picture that averages on the latent's grid would give.
+    assert (10 * np.log10(4 / error)).mean() > (10 * np.log10(4 / blur.mean(axis=(1, 2, 3)))).mean() + 3
+    scaled = codec.attributes["scale"] * moments[..., :8]
+    assert 0.8 < scaled.std() < 1.2
+
+
+def test_the_embedded_weights_are_small() -> None:
+    assert sum(path.stat().st_size for path in EMBEDDED.parent.rglob("*") if path.is_file()) < 6e6
+
+
+CHANNELS, LATENT, GROUPS = (8, 16, 16), 4, 4
+CONFIG = {
+    "in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3, "block_out_channels": list(CHANNELS), "layers_per_block": 1,
+    "latent_channels": LATENT, "norm_num_groups": GROUPS, "scaling_factor": 0.18215,
+}  # fmt: skip
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """`autoencoder_kl.pth` in CompVis' layout, small, with the config.json that says how small."""
+    folder = tmp_path_factory.mktemp("original")
+    state = vae_state(CHANNELS, 1, LATENT)
+    torch.save(state, folder / "autoencoder_kl.pth")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder / "autoencoder_kl.pth", state
+
+
+def _diffusers_folder(folder: Path, state: dict[str, torch.Tensor], old_names: bool) -> Path:
+    """The same weights as diffusers publishes them; the published files still have its first names of the attention."""
+    vae = AutoencoderKL.from_config(CONFIG)
+    vae.load_state_dict(convert_ldm_vae_checkpoint(dict(state), CONFIG))
+    found = vae.state_dict()
+    if old_names:
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for new, name in old.items():
+            found = {
+                key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): value for key, value in found.items()
+            }
+        assert any("proj_attn" in key for key in found)
+    folder.mkdir()
+    save_file({key: value.contiguous() for key, value in found.items()}, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **CONFIG}))
+    return folder
+
+
+def test_both_layouts_of_the_vae_give_the_papers_moments(
+    original: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    path, state = original
+    x_BCHW = torch.from_numpy(PICTURES).double().permute(0, 3, 1, 2) / 127.5 - 1
+    wanted, middle = reference.vae_moments(state, x_BCHW, GROUPS)
+    wanted = wanted.permute(0, 2, 3, 1)
+    torch.save({"state_dict": {f"first_stage_model.{k}": v for k, v in state.items()} | {"loss.logvar": torch.ones(1)}},
+               tmp_path / "model.ckpt")  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    places = [path, tmp_path / "model.ckpt", _diffusers_folder(tmp_path / "new", state, False),
+              _diffusers_folder(tmp_path / "old", state, True)]  # fmt: skip
+    found = {}
+    for place in places:
+        codec = load_codec(parse_codec("vae:24", str(place), None))
+        found[place] = codec.encode(PICTURES)
+        assert codec.latent_shape == (6, 6, 4)
+        assert codec.attributes["layout"] == ("diffusers" if place.is_dir() else "original")
+        # The mean's rounding is the moments' unit: single channels pass through zero.
+        assert reference.furthest(torch.from_numpy(found[place]), wanted) <= 1e-5
+        np.testing.assert_array_equal(found[place], found[places[0]])
+    # The encoder of the ablation sees the same network from inside.
+    encoder = load_encoder(EncoderSpec("vae", str(path), '{"img_size": 24}'), "cpu")
+    inside = encode(encoder, PICTURES, "cpu", "float32")
+    assert (encoder.grid, encoder.channels) == ((6, 6), 16)
+    assert reference.furthest(inside, middle.permute(0, 2, 3, 1)) <= 1e-5
+    assert reference.least_cosine(encode(encoder, PICTURES, "cpu", "bfloat16"), middle.permute(0, 2, 3, 1)) >= 0.999
+    latent = load_encoder(EncoderSpec("vae:latent", str(path), '{"img_size": 24}'), "cpu")
+    assert reference.furthest(encode(latent, PICTURES, "cpu", "float32"), wanted[..., :4]) <= 1e-5
+
+
+def test_nestgen_decodes_what_is_stored_from_either_layout(
+    original: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    from nestgen.sampling.decoder import load_decoder
+
+    path, state = original
+    pictures = []
+    for place in (
+        path,
+        _diffusers_folder(tmp_path / "new", state, False),
+        _diffusers_folder(tmp_path / "old", state, True),
+    ):
+        codec = load_codec(parse_codec("vae:24", str(place), 0.5))
+        z_BCHW = torch.from_numpy(codec.encode(PICTURES)[..., :LATENT]).permute(0, 3, 1, 2) * codec.attributes["scale"]
+        pictures.append(load_decoder(codec.attributes)(z_BCHW))
+    assert pictures[0].shape == PICTURES.shape
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+
+
+def test_the_scale_is_the_sources_unless_it_is_said(original: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    path = str(original[0])
+    for source, scale, expected in [
+        ("coco:/data", None, 0.23010),
+        ("imagenet:/data", None, 0.18215),
+        (None, None, 0.18215),
+        ("coco:/data", 0.5, 0.5),
+    ]:
+        assert load_codec(parse_codec("vae:24", path, scale, source)).attributes["scale"] == expected
+    # A VAE of another scale than Stable Diffusion's is not meant.
+    own = load_codec(parse_codec("vae:32", "tiny", None)).attributes["scale"]
+    assert load_codec(parse_codec("vae:32", "tiny", None, "coco:/data")).attributes["scale"] == own != 0.23010
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "mid.attn_1.q." not in k}, "4 keys are missing"),
+        (lambda s: {k: v for k, v in s.items() if not k.startswith("encoder.norm_out")}, "2 keys are missing"),
+        (lambda s: s | {"encoder.down.5.block.0.conv1.weight": torch.ones(1)}, "must describe it"),
+        (lambda s: {"cls_token": torch.ones(1)}, "don't fit the model"),
+    ],
+)
+def test_a_wrong_original_file_is_one_sentence(
+    original: tuple[Path, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    sentence: str,
+) -> None:
+    torch.save(change(original[1]), tmp_path / "autoencoder_kl.pth")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(UserError) as raised:
+        load_codec(parse_codec("vae:24", str(tmp_path / "autoencoder_kl.pth"), None))
+    assert sentence in str(raised.value)
+
+
+def test_taesd_is_stored_without_moments_and_comes_back(tmp_path: Path) -> None:
+    from nestgen.sampling.decoder import load_decoder, to_uint8
+
+    torch.manual_seed(0)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+    tiny.save_pretrained(tmp_path)
+    codec = load_codec(parse_codec("taesd:24", str(tmp_path), None))
+    z_BHWC = codec.encode(PICTURES)
+    assert (codec.latent_shape, codec.stored_channels, z_BHWC.shape) == ((12, 12, 4), 4, (2, 12, 12, 4))
+    assert (codec.attributes["moments"], codec.attributes["scale"]) == (False, 1.0)
+    with torch.no_grad():
+        x_BCHW = torch.from_numpy(PICTURES).float().permute(0, 3, 1, 2) / 127.5 - 1
+        torch.testing.assert_close(torch.from_numpy(z_BHWC).permute(0, 3, 1, 2), tiny.encode(x_BCHW).latents)
+        z_BCHW = torch.from_numpy(z_BHWC).permute(0, 3, 1, 2)
+        expected = to_uint8(tiny.decode(z_BCHW).sample)
+    np.testing.assert_array_equal(load_decoder(codec.attributes)(z_BCHW), expected)
+    with pytest.raises(UserError, match="must be a multiple"):
+        load_codec(parse_codec("taesd:23", str(tmp_path), None))
+
+
+def test_pixels_keep_every_value() -> None:
+    picture = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    stored = load_codec(parse_codec("pixels:16", None, None)).encode(picture).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(np.rint((stored + 1) * 127.5), picture)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "scale", "sentence"),
+    [
+        ("jpeg:32", None, None, "is no codec"),
+        ("pixels:0", None, None, "is no codec"),
+        ("pixels:32", "x", None, "has no weights"),
+        ("pixels:32", None, 0.5, "no scale"),
+        ("vae:32", "tiny", -1.0, "is no latent scale"),
+        ("vae:32", "/nowhere", None, "are not there"),
+        ("vae:30", "tiny", None, "must be a multiple"),
+    ],
+)
+def test_a_wrong_codec_is_one_sentence(text: str, weights: str | None, scale: float | None, sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load_codec(parse_codec(text, weights, scale))
+    assert sentence in str(raised.value)
+
+
+def test_weights_of_another_vae_are_refused(tmp_path: Path) -> None:
+    vae = AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+                        up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    vae.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((EMBEDDED / "config.json").read_text())
+    with pytest.raises(UserError, match="don't fit the model"):
+        load_codec(parse_codec("vae:32", str(tmp_path), None))

@@ -1,0 +1,78 @@
+"""Levels are pooled, cut and standardised from the base store, by the training split's numbers for another split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from featurize.extraction.extract import extract
+from featurize.recipe import read_request
+from tests.featurize.conftest import MODEL, options
+
+ENCODER = f"timm-{MODEL}"
+
+
+def test_a_level_is_the_standardised_pooled_base(extraction: Path) -> None:
+    base = np.asarray(zarr.open(str(extraction / ENCODER / "base.zarr"), mode="r")[:]).astype(np.float64)
+    level = zarr.open(str(extraction / ENCODER / "2x2x8.zarr"), mode="r")
+    n, views = base.shape[:2]
+    maps = torch.from_numpy(base.reshape(n * views, *base.shape[2:])[..., :8]).permute(0, 3, 1, 2)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps, (2, 2)).permute(0, 2, 3, 1).numpy()
+    mean, std = pooled.mean(axis=(0, 1, 2)), pooled.std(axis=(0, 1, 2))
+    np.testing.assert_allclose(level.attrs["mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(level.attrs["std"], std, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(level[:]).reshape(pooled.shape), (pooled - mean) / std, atol=4e-3)
+
+
+def test_a_further_level_needs_no_encoder(
+    extraction: Path, tmp_path: Path, featurize: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(extraction, tmp_path / "root")
+    monkeypatch.setattr("featurize.encoders.load_encoder", None)
+    outcome = featurize("levels", "3x3x4", "--out", root, "--encoder", f"timm:{MODEL}")
+    assert outcome.code == 0, outcome.err
+    assert zarr.open(str(root / ENCODER / "3x3x4.zarr"), mode="r").shape == (60, 2, 3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ("5x5x4", "larger than the 4x4 grid"),
+        ("2x2x900", "keeps 48"),
+        ("2x2", "no level shape"),
+        ("0x2x4", "no level shape"),
+    ],
+)
+def test_an_impossible_level_is_one_sentence(extraction: Path, featurize: Callable, shape: str, sentence: str) -> None:
+    outcome = featurize("levels", shape, "--out", extraction, "--encoder", f"timm:{MODEL}")
+    assert outcome.code == 1
+    assert sentence in outcome.err
+    assert not (extraction / ENCODER / f"{shape}.zarr").exists()
+
+
+def test_another_split_takes_basis_and_standardisation(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable
+) -> None:
+    held_out = picture_folder / "class-1"
+    request = options(held_out, vit_weights, tmp_path / "val", basis=str(extraction))
+    extract(read_request(None, request, "2x2x8"), workers=0, scheduler=None)
+    train = zarr.open(str(extraction / ENCODER / "2x2x8.zarr"), mode="r")
+    val = zarr.open(str(tmp_path / "val" / ENCODER / "2x2x8.zarr"), mode="r")
+    for attribute in ("mean", "std", "basis_sha256"):
+        assert val.attrs[attribute] == train.attrs[attribute]
+    # The same picture has the same latent in both: class-1's are rows 20 to 39 of the training split.
+    np.testing.assert_array_equal(np.asarray(val[:]), np.asarray(train[20:40]))
+
+    outcome = featurize("levels", "1x1x4", "--out", tmp_path / "val", "--encoder", f"timm:{MODEL}")
+    assert outcome.code == 1
+    assert "give --basis" in outcome.err
+    outcome = featurize(
+        "levels", "1x1x4", "--out", tmp_path / "val", "--encoder", f"timm:{MODEL}", "--basis", extraction
+    )
+    assert "featurize levels 1x1x4" in outcome.err

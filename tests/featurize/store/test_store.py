@@ -1,0 +1,143 @@
+"""Blocks, records and seals on a real disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurize.errors import UserError
+from featurize.store.store import (
+    ArraySpec,
+    chunk_path,
+    open_sealed,
+    prepare,
+    read_rows,
+    rows_of,
+    seal,
+    seal_path,
+    write_block,
+)
+
+VALUES = np.random.default_rng(0).normal(size=(10, 2, 3, 3, 4)).astype(np.float16)
+
+
+def spec_of(path: Path, rows: int = 10, block_rows: int = 4, **provenance: object) -> ArraySpec:
+    return ArraySpec(
+        path,
+        "level",
+        (rows, *VALUES.shape[1:]),
+        "float16",
+        block_rows,
+        "keys",
+        {"how": "so", **provenance},
+        {"extra": 1},
+    )
+
+
+def write_all(spec: ArraySpec) -> None:
+    for block in prepare(spec):
+        rows = rows_of(block, spec.block_rows, spec.shape[0])
+        write_block(spec.path, block, VALUES[rows.start : rows.stop])
+    seal(spec)
+
+
+def test_plain_zarr_reads_what_was_written_and_a_chunk_maps_into_memory(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "3x3x4.zarr")
+    write_all(spec)
+    array = zarr.open(str(spec.path), mode="r")
+    np.testing.assert_array_equal(array[:], VALUES)
+    assert (array.attrs["format"], array.attrs["rows"], array.attrs["views"], array.attrs["extra"]) == (
+        "nested-store/1",
+        10,
+        2,
+        1,
+    )
+    chunk = np.memmap(chunk_path(spec.path, 2, 5), dtype="<f2", mode="r", shape=(4, 2, 3, 3, 4))
+    np.testing.assert_array_equal(chunk[:2], VALUES[8:])
+    assert np.isnan(chunk[2:]).all()
+
+
+def test_the_seal_holds_the_digest_of_every_chunk_file(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    write_all(spec)
+    document = json.loads(seal_path(spec.path).read_text())
+    for block, record in enumerate(document["blocks"]):
+        data = chunk_path(spec.path, block, 5).read_bytes()
+        assert record == {
+            "rows": [block * 4, min(10, block * 4 + 4)],
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    assert not spec.path.with_suffix(".blocks").exists()
+
+
+def test_a_block_without_record_is_done_again_and_a_sealed_array_not(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    assert prepare(spec) == [0, 1, 2]
+    write_block(spec.path, 1, VALUES[4:8])
+    assert prepare(spec) == [0, 2]
+    with pytest.raises(UserError, match="unfinished"):
+        open_sealed(spec.path)
+    write_all(spec)
+    assert prepare(spec) == []
+
+
+def test_something_else_at_the_path_is_refused_naming_the_difference(tmp_path: Path) -> None:
+    write_all(spec_of(tmp_path / "a.zarr"))
+    with pytest.raises(UserError, match=r"differs in: how, views\)"):
+        prepare(replace(spec_of(tmp_path / "a.zarr"), provenance={"how": "otherwise", "views": 1}))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
+def test_values_that_no_store_may_hold_are_refused(tmp_path: Path, bad: float) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    prepare(spec)
+    values = VALUES[:4].astype(np.float32)
+    values[1, 0, 0, 0, 0] = bad
+    with pytest.raises(UserError, match="NaN, infinite or too large"):
+        write_block(spec.path, 0, values)
+    assert 0 in prepare(spec)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
+def test_a_damaged_chunk_is_found_at_sealing_and_at_opening(tmp_path: Path, damage: str) -> None:
+    def spoil(path: Path) -> None:
+        data = path.read_bytes()
+        if damage == "truncate":
+            path.write_bytes(data[:-1])
+        elif damage == "flip":
+            path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        else:
+            path.unlink()
+
+    spec = spec_of(tmp_path / "a.zarr")
+    for block in prepare(spec):
+        rows = rows_of(block, 4, 10)
+        write_block(spec.path, block, VALUES[rows.start : rows.stop])
+    spoil(chunk_path(spec.path, 1, 5))
+    with pytest.raises(UserError, match="they are redone"):
+        seal(spec)
+    assert prepare(spec) == [1]
+    write_all(spec)
+    spoil(chunk_path(spec.path, 0, 5))
+    if damage != "flip":  # opening looks at sizes only; `featurize verify` finds the rest
+        with pytest.raises(UserError, match="is damaged"):
+            open_sealed(spec.path)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.sampled_from([None, 0, 1]))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+def test_rows_come_in_the_order_asked_for(tmp_path: Path, rows: list[int], view: int | None) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    if not seal_path(spec.path).exists():
+        write_all(spec)
+    found = read_rows(open_sealed(spec.path), np.array(rows), view)
+    np.testing.assert_array_equal(found, VALUES[rows] if view is None else VALUES[rows, view])

@@ -1,0 +1,156 @@
+"""The command line: exit codes, one sentence, and nothing of a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from nestgen.cli.main import main
+from nestgen.errors import UserError
+
+Experiment = Callable[..., Path]
+SHORT = {"steps": 4, "batch": 4, "checkpoint_every": 2, "warmup": 2}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Runs `nestgen ARGS` in tmp_path; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(main, list(args))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_train_needs_no_more_than_a_level(run: Run, experiment: Experiment) -> None:
+    experiment(training=SHORT)
+    code, out, _ = run("info")
+    assert code == 0
+    assert "D_1  runs/toy/z1-given-z2-sigma0.5: not trained" in out
+    assert run("train", "--level", "1")[0] == 0
+    assert "D_1  runs/toy/z1-given-z2-sigma0.5: step 4 of 4" in run("info")[1]
+    code, out, _ = run("train", "--level", "1")
+    assert (code, out) == (0, "runs/toy/z1-given-z2-sigma0.5 is complete at step 4; nothing to do\n")
+
+
+def test_sigma_stands_in_for_the_recipe_s(run: Run, experiment: Experiment) -> None:
+    experiment(training=SHORT)
+    assert run("train", "--level", "0", "--depth", "2", "--sigma", "1.5")[0] == 0
+    assert "D_0  runs/toy/z0-given-z1-sigma1.5: step 4 of 4" in run("info", "--sigma", "1.5,0")[1]
+    assert "z0-given-z1-sigma0.5: not trained" in run("info")[1]
+    code, _, errors = run("sample", "--out", "s", "--sigma", "1.5")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "--sigma lists 1 values for the 2 levels above z_0" in errors
+    assert "no list of numbers" in run("train", "--level", "0", "--sigma", "much")[2]
+
+
+def test_depth_steps_and_recipe(run: Run, experiment: Experiment) -> None:
+    experiment(training=SHORT).rename("other.yaml")
+    code, _, errors = run("train", "--level", "0", "--depth", "1", "--recipe", "other.yaml", "--steps", "3")
+    assert code == 0, errors
+    assert Path("runs/toy/z0-top/checkpoints/00000003").is_dir()
+    out = run("info", "--depth", "1", "--recipe", "other.yaml")[1]
+    assert "D_0  runs/toy/z0-top: step 3 of 4" in out
+    assert "z_1" not in out
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("info",), "error: there is no recipe nested.yaml; name one with --recipe FILE"),
+        (("train", "--level", "0"), "error: there is no recipe nested.yaml; name one with --recipe FILE"),
+        (("info", "--recipe", "x.yaml"), "error: there is no recipe x.yaml; check the path"),
+    ],
+)
+def test_missing_recipe(run: Run, args: tuple[str, ...], sentence: str) -> None:
+    code, out, errors = run(*args)
+    assert (code, out) == (1, "")
+    assert errors.startswith(sentence)
+    assert errors.count("\n") == 1
+
+
+def test_bad_states(run: Run, experiment: Experiment) -> None:
+    experiment(training=SHORT)
+    for args, says in [
+        (("train", "--level", "3"), "error: level 3 is not within 0..2"),
+        (("train", "--level", "2", "--depth", "2"), "error: level 2 is not within 0..1"),
+        (("train", "--level", "0", "--depth", "9"), "error: depth 9 is not within 1..3"),
+    ]:
+        code, _, errors = run(*args)
+        assert code == 1
+        assert errors.startswith(says)
+        assert errors.count("\n") == 1
+    Path("stores/toy/tiny/2x2x4.zarr/c/0/0/0/0/0").unlink()
+    code, _, errors = run("train", "--level", "2")
+    assert code == 1
+    assert "block 0 is missing" in errors
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("args", [("train",), ("train", "--level", "x"), ("nothing",), ("train", "--levle", "0")])
+def test_usage_errors_exit_2(run: Run, args: tuple[str, ...]) -> None:
+    code, _, errors = run(*args)
+    assert code == 2
+    assert "Usage:" in errors
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        (UserError("it is so"), 1, "error: it is so\n"),
+        (OSError(28, "No space left on device", "/x/log.jsonl"), 1, "error: /x/log.jsonl: No space left on device\n"),
+        (OSError("odd"), 1, "error: odd\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
+    ],
+)
+def test_errors_become_sentences(run: Run, raised: BaseException, code: int, sentence: str) -> None:
+    @click.command()
+    def fails() -> None:
+        raise raised
+
+    main.add_command(fails, "fails")
+    try:
+        assert run("fails") == (code, "", sentence)
+    finally:
+        del main.commands["fails"]
+
+
+def test_a_read_only_folder_is_one_sentence(run: Run, experiment: Experiment) -> None:
+    experiment(training=SHORT)
+    Path("runs").write_text("")  # a file where a folder should be: fails for root too
+    code, _, errors = run("train", "--level", "2")
+    assert code == 1
+    assert errors.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in errors
+
+
+def test_module_and_console_script_are_the_same(experiment: Experiment, tmp_path: Path) -> None:
+    for command in ([sys.executable, "-m", "nestgen"], [str(Path(sys.executable).with_name("nestgen"))]):
+        result = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert result.stdout.startswith("Usage: nestgen [OPTIONS] COMMAND")
+        result = subprocess.run([*command, "train"], capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 2
+
+
+def test_nestgen_imports_nothing_of_featurize() -> None:
+    script = (
+        "import sys; sys.modules['featurize'] = None\n"
+        "import pkgutil, importlib, nestgen\n"
+        "for module in pkgutil.walk_packages(nestgen.__path__, 'nestgen.'):\n"
+        "    if module.name != 'nestgen.__main__': importlib.import_module(module.name)\n"
+        "assert not any(name.startswith('featurize.') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

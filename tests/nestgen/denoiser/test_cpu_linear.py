@@ -1,0 +1,54 @@
+"""The linear layer through oneDNN: values and gradients against float64, and where it is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from nestgen.denoiser.cpu_linear import HAS_ONEDNN, Linear
+
+BY_ONEDNN = "mkldnn::_linear_pointwise"
+
+
+def calls(layer: nn.Module, x: torch.Tensor) -> dict[str, int]:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        layer(x).float().sum().backward()
+    return {event.key: event.count for event in seen.key_averages()}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_values_and_gradients_are_float64s(leading: list[int], inputs: int, outputs: int, bias: bool) -> None:
+    layer = Linear(inputs, outputs, bias=bias)
+    exact = nn.Linear(inputs, outputs, bias=bias).double()
+    exact.load_state_dict(layer.state_dict())
+    x, grad = torch.randn(*leading, inputs, requires_grad=True), torch.randn(*leading, outputs)
+    x64 = x.detach().double().requires_grad_()
+    layer(x).backward(grad)
+    exact(x64).backward(grad.double())
+    torch.testing.assert_close(layer(x).double(), exact(x64), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad.double(), x64.grad, rtol=1e-5, atol=1e-5)
+    for own, other in zip(layer.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(own.grad.double(), other.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch was built without oneDNN")
+def test_onednn_computes_float32_and_nothing_is_computed_for_nobody() -> None:
+    x = torch.randn(4, 7, 16)
+    assert calls(Linear(16, 8), x)[BY_ONEDNN] == 2  # forward and the weight's gradient: x has none
+    assert calls(Linear(16, 8), x.requires_grad_())[BY_ONEDNN] == 3
+    frozen = Linear(16, 8).requires_grad_(False)
+    assert calls(frozen, x)[BY_ONEDNN] == 2
+
+
+def test_other_precisions_are_torchs() -> None:
+    x = torch.randn(4, 16, requires_grad=True)
+    assert BY_ONEDNN not in calls(Linear(16, 8).double(), x.detach().double())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = Linear(16, 8)(x)
+    assert y.dtype == torch.bfloat16
+    assert Linear(16, 8, device="meta")(x.to("meta")).shape == (4, 8)

@@ -1,0 +1,154 @@
+"""Several processes train as one: they agree with one process, end together and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+
+import psutil
+import pytest
+from accelerate.state import AcceleratorState
+from torch.distributed import TCPStore
+
+from nestgen.errors import UserError
+from nestgen.recipe.recipe import Recipe, run_dir
+from nestgen.runs.checkpoint import newest
+from nestgen.training.launch import launch
+from nestgen.training.train import train
+from tests.nestgen.training_runs import TRAIN, apart, log, parts, wait_for_checkpoint
+
+Fork = Callable[..., BaseProcess]
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+@pytest.fixture
+def together(fork: Fork) -> Callable[..., list[BaseProcess]]:
+    """Starts the processes of a training as `launch` does, but from imported ones, which costs no seconds."""
+    stores = []
+
+    def run(recipe: Recipe, processes: int = 2) -> list[BaseProcess]:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        stores.append(store)  # it lives as long as the test
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        return [fork(TRAIN, common | rank, recipe=recipe) for rank in ranks]
+
+    return run
+
+
+def wait(started: list[BaseProcess]) -> None:
+    """Until all have ended well."""
+    for process in started:
+        process.join(200)
+        assert process.exitcode == 0
+
+
+def test_two_processes_agree_with_one_and_with_themselves(
+    toy: Callable[..., Recipe], together: Callable[..., list[BaseProcess]]
+) -> None:
+    """The gradient of the global batch is a mean over halves: equal but for float32 rounding, here 1e-3.
+
+    Adam divides by the gradient's size, so where that is all rounding, so is the step.
+    """
+    one, two, killed, mixed = (toy(name, steps=20, checkpoint_every=5) for name in ("one", "two", "killed", "mixed"))
+    train(one, 0)
+    wait(together(two))
+    assert 0 < apart(one, two) < 1e-3  # not nothing: they did share the work
+    for x, y in zip(log(one), log(two), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+
+    # One of them is killed: the other ends by itself, and both go on to the same bytes.
+    victim, partner = together(killed)
+    wait_for_checkpoint(killed, 5, lambda: victim.exitcode)
+    victim.kill()
+    partner.join(60)
+    assert partner.exitcode not in (None, 0)
+    wait(together(killed))
+    assert parts(killed) == parts(two)
+
+    # From one process to two and back.
+    train(toy("mixed", steps=6), 0)
+    wait(together(toy("mixed", steps=13)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(mixed, 0)
+    assert 0 < apart(one, mixed) < 1e-3
+
+
+def test_shards_agree_with_the_whole(toy: Callable[..., Recipe], together: Callable[..., list[BaseProcess]]) -> None:
+    """FSDP: the same training, from shards of the weights; whole checkpoints, which anything goes on with."""
+    whole, sharded = toy("whole", steps=14), toy("sharded", steps=8, shard=True, accumulate=2)
+    train(whole, 0)
+    wait(together(sharded))
+    wait(together(toy("sharded", steps=11, shard=True)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(toy("sharded", steps=14), 0)
+    assert 0 < apart(whole, sharded) < 1e-3
+
+
+def test_one_command_starts_and_ends_them(toy: Callable[..., Recipe], begin: Callable) -> None:
+    """`nestgen train --processes 2`, stopped by Ctrl-C; then begun again, with the first process killed."""
+    recipe = toy("launched", steps=10_000, batch=4, checkpoint_every=5)
+    for number in (signal.SIGINT, signal.SIGKILL):
+        before = newest(run_dir(recipe, 0))
+        parent = begin(recipe.root, "nestgen", "train", "--level=0", "--processes=2", f"--recipe={recipe.file}")
+        try:
+            wait_for_checkpoint(recipe, before.step + 1 if before else 1, lambda parent=parent: parent.process.exitcode)
+            children = psutil.Process(parent.process.pid).children(recursive=True)
+            assert len(children) == 2
+            os.kill(parent.process.pid, number)
+            code, out, errors = parent.ended()
+            _, alive = psutil.wait_procs(children, timeout=100)
+            assert not alive
+        finally:
+            parent.process.kill()
+        assert "2 process(es) on cpu, batch 4 (2 each)" in out
+        if number == signal.SIGINT:
+            assert code == 130, errors
+            assert errors.count("stopped after step") == 1
+            assert "Traceback" not in errors
+
+
+def test_the_fault_of_one_process_is_told_once(toy: Callable[..., Recipe], capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = toy("bad", steps=5, batch=9)
+    assert launch(2, ["train", "--level=0", f"--recipe={recipe.file}"]) == 1
+    errors = capfd.readouterr().err
+    assert errors.count("error: training.batch 9 does not divide among 2 processes") == 1
+    assert "Traceback" not in errors
+
+
+def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `python -m nestgen` does: here the second process kills itself, and the first waits for ever."""
+    program = "import os, signal, time; os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else time.sleep(10**6)"
+    real = subprocess.Popen
+
+    def start(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        assert command[:3] == [sys.executable, "-m", "nestgen"]
+        return real([sys.executable, "-c", program], **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr("nestgen.training.launch.GRACE", 0.5)
+    with pytest.raises(UserError, match="process 1 of the training was ended by SIGKILL"):
+        launch(2, ["train"])
+    assert not [child for child in psutil.Process().children() if program in child.cmdline()]
+
+
+def test_threads_are_shared(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    real = subprocess.Popen
+    program = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ['WORLD_SIZE'])"
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **options: real([sys.executable, "-c", program], **options)
+    )
+    assert launch(3, []) == 0
+    assert capfd.readouterr().out == f"{max(1, (os.cpu_count() or 1) // 3)} 3\n"  # only the first one's is heard

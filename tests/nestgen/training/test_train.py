@@ -1,0 +1,301 @@
+"""Training really trains, leaves what it should, and ends in one sentence where it can't go on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nestgen import randomness as noise
+from nestgen.diffusion.process import Process
+from nestgen.errors import UserError
+from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
+from nestgen.recipe.sections import TrainingOptions
+from nestgen.runs.checkpoint import PARTS, load_denoiser, newest
+from nestgen.runs.ema import decay
+from nestgen.sampling.descent import sample_below
+from nestgen.sampling.trained import load_models
+from nestgen.stores.store import open_hierarchy
+from nestgen.training.feed import Batch, Feed, make_batch
+from nestgen.training.step import learning_rate
+from nestgen.training.train import train
+from tests.nestgen.training_runs import apart, initial, log, parts, raw_log, steps_kept
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = toy(steps=35, keep=2)
+    train(recipe, 0)
+    folder = run_dir(recipe, 0)
+    assert steps_kept(recipe) == ["00000030", "00000035"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "README.md",
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "recipe.yaml",
+    ]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "recipe.yaml").read_bytes() == recipe.file.read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["parameters"] == sum(p.numel() for p in initial(recipe).values())
+    assert config["denoiser"]["condition_shapes"] == [[2, 2, 3]]
+    assert [line["step"] for line in log(recipe)] == [10, 20, 30, 35]
+    assert log(recipe)[0]["lr"] == pytest.approx(1e-3)
+    capsys.readouterr()
+
+    before = parts(recipe)
+    (folder / "loss.png").unlink()  # as if killed after the last checkpoint
+    train(recipe, 0)
+    assert "is complete at step 35; nothing to do" in capsys.readouterr().out
+    assert parts(recipe) == before
+    assert (folder / "loss.png").is_file()
+    train(toy(steps=40), 0)
+    assert "goes on from step 35" in capsys.readouterr().out
+
+
+def test_load_denoiser_is_the_average_of_the_weights(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=12, ema=0.9)
+    train(recipe, 0)
+    denoiser, meta = load_denoiser(run_dir(recipe, 0))
+    assert not denoiser.training
+    assert not any(p.requires_grad for p in denoiser.parameters())
+    ema = load_file(run_dir(recipe, 0) / "checkpoints/00000012/ema.safetensors")
+    for name, value in denoiser.state_dict().items():
+        assert torch.equal(value, ema[name])
+    assert (meta["step"], meta["level"], meta["depth"]) == (12, 0, 2)
+    assert meta["process"] == {"kind": "discrete", "prediction": "eps", "weighting": "uniform"}
+    assert meta["levels"][1] == {"shape": [2, 2, 3], "sigma": 0.5, "patch": 1, "shift": 1.0}
+    assert meta["codec"] == {"name": "vae", "size": 32, "moments": True, "scale": 0.5}
+    assert sorted(meta["stores"]) == ["labels", "z0", "z1"]
+    with pytest.raises(UserError, match=r"no trained denoiser in .*z1-top; run `nestgen train --level 1`"):
+        load_denoiser(run_dir(recipe, 1))
+
+
+def test_average_follows_its_formula(toy: Callable[..., Recipe]) -> None:
+    """ema_k = d_k ema_(k-1) + (1 - d_k) w_k with the weights of every step, in float64."""
+    recipe = toy(steps=6, ema=0.5)
+    average = {name: value.double() for name, value in initial(recipe).items()}
+    for step in range(6):
+        train(toy(steps=step + 1, ema=0.5, keep=9), 0)
+        weights = load_file(run_dir(recipe, 0) / f"checkpoints/{step + 1:08d}/denoiser.safetensors")
+        d = decay(recipe.training.ema, step)
+        average = {name: d * old + (1 - d) * weights[name].double() for name, old in average.items()}
+    found = load_file(run_dir(recipe, 0) / "checkpoints/00000006/ema.safetensors")
+    for name, value in found.items():
+        torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
+
+
+def test_schedules() -> None:
+    options = TrainingOptions(lr=1.0, warmup=4, ema=0.99)
+    assert [learning_rate(options, step) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
+    assert learning_rate(TrainingOptions(lr=2.0, warmup=0), 0) == 2
+    assert [decay(options.ema, step) for step in (0, 8, 10**6)] == [0.1, 0.5, 0.99]
+
+
+def test_another_sigma_trains_another_denoiser_beside_it(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=2)
+    train(recipe, 0)
+    before, other = parts(recipe), toy(steps=2, sigma=1.0)
+    train(other, 0)
+    assert parts(recipe) == before
+    assert run_dir(other, 0).name == "z0-given-z1-sigma1"
+    assert run_dir(other, 0).parent == run_dir(recipe, 0).parent
+    assert run_dir(other, 1) == run_dir(recipe, 1)  # the level above does not depend on it
+
+
+def test_a_diverging_run_stops_before_it_spoils_a_checkpoint(toy: Callable[..., Recipe]) -> None:
+    recipe = toy(steps=20, lr=1e30, clip=None)
+    with pytest.raises(UserError, match=r"the gradient of the last \d+ step.* not finite.* lower training\.lr"):
+        train(recipe, 0)
+    assert newest(run_dir(recipe, 0)) is None
+    with pytest.raises(UserError, match=r"not finite for 50 steps in a row, up to step \d+ .*lower training\.lr"):
+        train(toy(steps=80, lr=1e30, clip=None), 0)
+    assert newest(run_dir(recipe, 0)) is None
+    assert "steps were skipped" in (run_dir(recipe, 0) / "README.md").read_text()
+
+
+def test_what_cannot_run_here_is_refused(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"level 2 is not within 0\.\.1"):
+        train(toy(), 2)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"training\.precision fp16 needs a GPU"):
+            train(toy(precision="fp16"), 0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(UserError, match=r"training\.batch 8 does not divide among 3 processes"):
+        train(toy(), 0)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(feed: Feed, step: int, *shares: Any) -> Batch:
+        batch = make_batch(feed, step, *shares)
+        return replace(batch, z_BCHW=batch.z_BCHW * np.nan) if step == 4 else batch
+
+    monkeypatch.setattr("nestgen.training.train.make_batch", make)
+    before, after = toy("four", steps=4), toy("five", steps=5, checkpoint_every=1, keep=9)
+    train(before, 0)
+    with pytest.raises(UserError, match=r"the gradient of the last 1 step\(s\)"):
+        train(after, 0)
+    assert steps_kept(after)[-1] == "00000004"
+    train(toy("five", steps=6, checkpoint_every=1, keep=9), 0)  # one step is skipped, the next is not
+    assert steps_kept(after)[-2:] == ["00000004", "00000006"]
+    assert log(after)[-1]["loss"] is not None
+    assert sum(line.get("skipped", 0) for line in raw_log(after)) == 1
+    assert parts(before) == {
+        part: (run_dir(after, 0) / f"checkpoints/00000004/{part}.safetensors").read_bytes() for part in PARTS
+    }
+
+
+def test_accumulated_parts_make_the_same_step(toy: Callable[..., Recipe]) -> None:
+    """The mean of the gradients of equal parts is that of the whole: equal but for rounding (as two processes')."""
+    whole, parted = toy("whole", steps=20), toy("parted", steps=20, accumulate=4, checkpoint_activations=True)
+    train(whole, 0)
+    train(parted, 0)
+    assert 0 < apart(whole, parted) < 1e-3
+    for x, y in zip(log(whole), log(parted), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+    train(toy("parted", steps=21, accumulate=1), 0)  # it may change as a run goes on
+
+
+def test_previews_and_the_best_checkpoint(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = toy(steps=40, keep=1, preview=12, checkpoint_every=10, trackers=["tensorboard"])
+    train(recipe, 0)
+    folder = run_dir(recipe, 0)
+    scores = {line["step"]: line["frechet_distance"] for line in map(json.loads, (folder / "scores.jsonl").open())}
+    assert list(scores) == [10, 20, 30, 40]
+    best = min(list(scores)[:-1], key=scores.__getitem__)  # of those known when the last was written
+    assert steps_kept(recipe) == sorted({f"{best:08d}", "00000040"})
+    with Image.open(folder / "previews/00000040.png") as sheet:
+        assert sheet.width > 8 * 80 and sheet.height > 2 * 80
+    readme = (folder / "README.md").read_text()
+    assert "Complete at step 40" in readme and "previews/00000040.png" in readme and "| best |" in readme
+    events = EventAccumulator(str(next(folder.rglob("events.out.tfevents.*"))))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [10, 20, 30, 40]
+    assert [event.value for event in events.Scalars("frechet_distance")] == pytest.approx(list(scores.values()))
+    # previews are functions of the weights alone: the same again after a resume
+    train(toy("again", steps=20, keep=1, preview=12, checkpoint_every=20), 0)
+    again = json.loads((run_dir(toy("again"), 0) / "scores.jsonl").read_text())
+    assert again == {"step": 20, "frechet_distance": scores[20]}
+
+
+def test_an_unknown_tracker_is_refused(toy: Callable[..., Recipe]) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(UserError, match=r"names wandb, which is not installed; install nestgen\[wandb\]"):
+            train(toy(trackers=["wandb"]), 0)
+
+
+def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:
+    train(toy("exact", steps=30), 0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(toy("short", steps=30, precision="bf16"), 0)
+    for x, y in zip(log(toy("exact")), log(toy("short")), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=0.01)
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
+def test_auto_precision_is_what_the_machine_has(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, has: bool, precision: str
+) -> None:
+    monkeypatch.setattr("nestgen.training.train.has_bfloat16", lambda: has)
+    recipe = toy("auto", steps=1, precision="auto")
+    train(recipe, 0)
+    checkpoint = newest(run_dir(recipe, 0))
+    assert checkpoint and checkpoint.meta["training"]["precision"] == precision
+
+
+@pytest.mark.usefixtures("little")
+def test_gaussian_data_is_learned_to_the_known_loss(
+    experiment: Callable[..., Path], store_writer: Callable[..., Path]
+) -> None:
+    """z_0 ~ N(0, 0.7^2): the best predictor is known, and training comes within 1% of its loss."""
+    recipe = load_recipe(
+        experiment(
+            levels=({"shape": "2x2x3"},),
+            training={
+                "steps": 300,
+                "batch": 64,
+                "lr": 2e-3,
+                "betas": [0.9, 0.99],
+                "warmup": 20,
+                "ema": 0.98,
+                "preview": 0,
+            },
+        )
+    )
+    path = recipe.root / "stores/toy/pixels/2x2x3.zarr"
+    shutil.rmtree(path)
+    values = (0.7 * noise.normal(0, "data", range(4096), (1, 2, 2, 3))).numpy().astype("<f2")
+    keys = [str(row) for row in range(4096)]
+    codec = {"name": "pixels", "size": 2, "moments": False, "scale": 1.0}
+    store_writer(path, values, kind="z0", keys=keys, block_rows=512, latent_shape=[2, 2, 3], codec=codec)
+    train(recipe, 0)
+    denoiser, _ = load_denoiser(run_dir(recipe, 0))
+
+    process, n = Process("discrete"), 8000
+    t = process.time(noise.uniform(1, "t", range(n), ()))
+    z, eps = 0.7 * noise.normal(1, "z", range(n), (3, 2, 2)), noise.normal(1, "eps", range(n), (3, 2, 2))
+    z_t = process.add_noise(z, eps, t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
+    reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.told(t)), best))
+    assert np.isclose(known, 0.293, atol=0.005)
+    assert known < reached < 1.01 * known
+
+
+def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[..., Path]) -> None:
+    """Every row has a class of its own. The bound is a third of what the best denoiser loses that knows nothing but the
+    rows' mean and covariance; and samples of a class lie nearest to its row, half as far as to any other."""
+    options = {"steps": 300, "batch": 64, "lr": 3e-3, "betas": [0.9, 0.99], "warmup": 10, "ema": 0.95, "clip": 1.0}
+    recipe = load_recipe(
+        experiment(
+            rows=64,
+            classes=64,
+            levels=({"shape": "4x4x3", "patch": 4},),
+            denoiser={"size": "nano", "labels": 64},
+            training=options,
+            sampling={"steps": 12, "guidance": 0.0},
+        )
+    )
+    train(recipe, 0)
+    model = load_models(recipe, torch.device("cpu"))[0]
+    stored = open_hierarchy(recipe)[0].load()[:, 0].astype(np.float32)
+    rows_BCHW = torch.from_numpy(stored).permute(0, 3, 1, 2)
+
+    process, n, classes = model.weights.process, 32 * 64, torch.arange(64)
+    z, eps = rows_BCHW.repeat(32, 1, 1, 1), noise.normal(1, "eps", range(n), (3, 4, 4))
+    t = process.time(noise.uniform(1, "t", range(n), ()))
+    z_t, told = process.add_noise(z, eps, t), process.told(t)
+    with torch.inference_mode():
+        reached = process.loss(model.weights.denoiser(z_t, told, label_B=classes.repeat(32)), z, eps, t).item()
+    alpha, sigma = (one.float()[:, None] for one in (process.alpha(t), process.sigma(t)))
+    rows_BD = rows_BCHW.flatten(1)
+    mean_D = rows_BD.mean(0)
+    variance_D, basis_DD = torch.linalg.eigh(rows_BD.T.cov(correction=0))
+    y_BD = (z_t.flatten(1) - alpha * mean_D) @ basis_DD
+    linear_BD = (sigma / (alpha**2 * variance_D + sigma**2) * y_BD) @ basis_DD.T
+    known = process.loss(linear_BD.view_as(z), z, eps, t).item()
+    assert reached < known / 3
+
+    drawn = sample_below([model], range(64), 0, {}, classes)[0]
+    nearest = torch.cdist(drawn.flatten(1), rows_BD).topk(2, largest=False)
+    assert (nearest.indices[:, 0] == classes).double().mean() > 0.8
+    own, other = nearest.values.median(0).values
+    assert own < other / 2
