@@ -128,7 +128,7 @@ def _listers() -> dict[str, Callable[[], Lister]]:
         return lambda: getattr(import_module(f"featurize.sources.{module}"), name)
 
     return {
-        "scenes": of("drawn", "list_scenes"),
+        "scenes": of("scenes", "list_scenes"),
         "wds": of("shards", "list_shards"),
         "folder": of("folders", "list_folder"),
         "imagenet": of("imagenet", "list_imagenet"),
