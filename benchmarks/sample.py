@@ -15,9 +15,10 @@ from benchmarks.train_step import recipe_of
 from nestgen.denoiser.flops import count
 from nestgen.denoiser.uvit import SIZES, Denoiser, denoiser_config
 from nestgen.diffusion.process import betas, process_of
+from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.descent import device, sample_below
-from nestgen.sampling.trained import Model, Weights, level_sampling
+from nestgen.sampling.trained import Model, Weights
 
 
 def models_of(recipe: Recipe) -> tuple[Model, ...]:

@@ -21,9 +21,9 @@ from nestgen import randomness as noise
 from nestgen.diffusion.process import process_of
 from nestgen.recipe.recipe import load_recipe, run_dir, store_path
 from nestgen.runs.checkpoint import load_denoiser
+from nestgen.stores.latent import to_latent
 from nestgen.stores.remote import address
 from nestgen.stores.store import open_store
-from nestgen.training.feed import to_latent
 
 HERE = Path(__file__).with_suffix(".yaml")
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from nestgen import randomness as noise
 from nestgen.denoiser.uvit import DenoiserConfig
 from nestgen.diffusion.process import Process
+from nestgen.recipe.level_sampling import LevelSampling
 from nestgen.sampling.descent import sample_below
-from nestgen.sampling.trained import LevelSampling, Model, Weights
+from nestgen.sampling.trained import Model, Weights
 
 D = 3  # channels of a level; every level is one place
 IMAGES = 64

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe, load_recipe
-from nestgen.training.feed import Batch, make_batch, open_feed, prefetch, rows_of, to_latent
+from nestgen.stores.latent import to_latent
+from nestgen.training.feed import Batch, make_batch, open_feed, prefetch, rows_of
 
 Experiment = Callable[..., Path]
 

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from nestgen.errors import UserError
+from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
 from nestgen.sampling import descent as draw
 from nestgen.sampling.captions import check_text, open_prompts
 from nestgen.sampling.decoder import Decoder, load_decoder
-from nestgen.sampling.trained import Model, check_labels, level_sampling, load_models
+from nestgen.sampling.trained import Model, check_labels, load_models
 
 
 @dataclass(frozen=True)

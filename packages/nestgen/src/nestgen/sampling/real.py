@@ -15,8 +15,8 @@ from torch import Tensor
 from nestgen import randomness as noise
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe, store_path
+from nestgen.stores.latent import to_latent
 from nestgen.stores.store import Store, check_same_rows, open_store
-from nestgen.training.feed import to_latent
 
 
 @dataclass(frozen=True)

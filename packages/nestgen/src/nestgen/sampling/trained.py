@@ -15,26 +15,10 @@ from nestgen.diffusion.process import Process, trained_process
 from nestgen.diffusion.solvers import Denoise
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
+from nestgen.recipe.level_sampling import LevelSampling, level_sampling
 from nestgen.recipe.recipe import Recipe, run_dir
-from nestgen.recipe.sections import FLOW_SAMPLERS, Autoguide, Interval, shape_name
+from nestgen.recipe.sections import Autoguide, shape_name
 from nestgen.runs.checkpoint import Checkpoint, checkpoints, denoiser_of, newest
-
-
-@dataclass(frozen=True)
-class LevelSampling:
-    """How one level is drawn.
-
-    `guidance` is s, None where nothing can be dropped (the unconditional top); it and `autoguidance` hold within
-    `interval`, everywhere if that is None. `sigmas` are the noises on the levels that condition this one, the nearest
-    first.
-    """
-
-    sampler: str
-    steps: int
-    guidance: float | None
-    interval: Interval | None
-    sigmas: tuple[float, ...]
-    autoguidance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -169,36 +153,6 @@ def _load(recipe: Recipe, level: int, device: torch.device, runs: Path) -> Model
         sampling=level_sampling(recipe, level),
         weak=_weak(autoguide, recipe, level, weights, runs) if autoguide and autoguide.scale else None,
     )
-
-
-def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
-    """The recipe's sampling options for a level; raises UserError for a sampler that its process does not have."""
-    options, top = recipe.sampling, level + 1 == len(recipe.levels)
-    flow = recipe.process.kind == "flow"
-    sampler = options.of("sampler", level) or ("heun" if flow else "dpm++-single")
-    if flow and sampler not in FLOW_SAMPLERS:
-        raise UserError(
-            f"sampling.sampler of {recipe.file} is {sampler}, which a flow does not have; set {' or '.join(FLOW_SAMPLERS)}"
-        )
-    coarse = options.guidance_decay ** (len(recipe.levels) - 1 - level)
-    guided = not top or recipe.denoiser.labels or recipe.denoiser.text
-    autoguide = options.of("autoguide", level)
-    return LevelSampling(
-        sampler=sampler,
-        steps=options.of("steps", level),
-        guidance=options.of("guidance", level) * coarse if guided else None,
-        interval=options.of("guidance_interval", level),
-        sigmas=tuple(_sigma(recipe, above) for above in recipe.conditions(level)),
-        autoguidance=autoguide.scale if autoguide else 0.0,
-    )
-
-
-def _sigma(recipe: Recipe, level: int) -> float:
-    """Noise on a level before it conditions: the sampling option, else as trained, of a range its lowest."""
-    option, trained = recipe.sampling.of("sigma", level), recipe.levels[level].sigma
-    if option is not None:
-        return float(option)
-    return trained[0] if isinstance(trained, tuple) else trained
 
 
 def _whole(checkpoint: Checkpoint | None, folder: Path, level: int) -> Checkpoint:

@@ -23,6 +23,7 @@ from nestgen import randomness as noise
 from nestgen.diffusion.process import process_of
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
+from nestgen.stores.latent import to_latent
 from nestgen.stores.remote import RemoteBlocks
 from nestgen.stores.store import Captions, Store, open_hierarchy, read_captions, read_labels
 
@@ -166,23 +167,6 @@ def _fetch_ahead(feed: Feed, sample: int) -> None:
     for store in (z, *feed.above):
         if isinstance(store.blocks, RemoteBlocks):
             store.blocks.prefetch(order.groups[after])
-
-
-def to_latent(values: np.ndarray, codec: dict[str, Any] | None, noise_BCHW: Tensor | None) -> Tensor:
-    """What a denoiser sees, float32 (B, C, H, W), of stored values (B, h, w, c).
-
-    A level is taken as it is, z_0 times its codec's scale; of moments a sample of the posterior is drawn with
-    `noise_BCHW`: mean + exp(log-variance / 2) noise, the log-variance within -30..20 as in AutoencoderKL.
-    """
-    # In numpy: torch's threads would take turns with those of the training step.
-    x_BCHW = np.ascontiguousarray(values.transpose(0, 3, 1, 2), np.float32)
-    if codec is None:
-        return torch.from_numpy(x_BCHW)
-    if codec["moments"]:
-        mean_BCHW, logvar_BCHW = np.split(x_BCHW, 2, 1)
-        assert noise_BCHW is not None
-        x_BCHW = mean_BCHW + np.exp(0.5 * logvar_BCHW.clip(-30, 20)) * noise_BCHW.numpy()
-    return torch.from_numpy(np.float32(codec["scale"]) * x_BCHW)
 
 
 def make_batch(feed: Feed, step: int, process: int = 0, processes: int = 1, pin: bool = False) -> Batch:

@@ -15,16 +15,17 @@ from nestgen.diffusion.process import process_of
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
 from nestgen.images import draw_sheet, write_picture
+from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe, store_path
 from nestgen.runs import loss_log as losses
 from nestgen.runs.checkpoint import load_denoiser
 from nestgen.sampling.decoder import load_decoder
-from nestgen.sampling.trained import level_sampling
 from nestgen.scoring.frechet import frechet_distance
 from nestgen.scoring.spaces import pool
+from nestgen.stores.latent import to_latent
 from nestgen.stores.remote import address
 from nestgen.stores.store import Store, check_same_rows, open_store
-from nestgen.training.feed import Feed, to_latent
+from nestgen.training.feed import Feed
 
 SHOWN = 8  # pictures in a row
 BATCH = 64  # samples at a time
