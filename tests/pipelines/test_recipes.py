@@ -15,11 +15,10 @@ by_name = pytest.mark.parametrize("file", RECIPES, ids=[file.stem for file in RE
 
 @by_name
 def test_both_packages_and_the_workflow_read_it(file: Path) -> None:
-    from grid import read_plan
-
     from featurize.encoders import kinds
     from featurize.recipe import read_request
     from nestgen.recipe.recipe import load_recipe
+    from workflow.plan import read_plan
 
     recipe, request, plan = load_recipe(file), read_request(file, {}, None), read_plan(file)
     assert recipe.name == plan.name == file.stem
@@ -34,7 +33,7 @@ def test_both_packages_and_the_workflow_read_it(file: Path) -> None:
 
 @by_name
 def test_its_hierarchies_are_those_the_paper_prints(file: Path) -> None:
-    from grid import read_plan
+    from workflow.plan import read_plan
 
     plan = read_plan(file)
     printed = PAPER[file.stem].get("fid", {})
@@ -73,9 +72,8 @@ def test_its_settings_are_u_vit_s(file: Path) -> None:
 
 
 def test_sample_counts_of_protocols_are_nestgen_s() -> None:
-    from grid import PROTOCOL_COUNTS
-
     from nestgen.recipe.protocols import PROTOCOLS
+    from workflow.plan import PROTOCOL_COUNTS
 
     assert {name: protocol.count for name, protocol in PROTOCOLS.items()} == PROTOCOL_COUNTS
 
@@ -83,11 +81,10 @@ def test_sample_counts_of_protocols_are_nestgen_s() -> None:
 @by_name
 def test_it_can_be_rehearsed(file: Path) -> None:
     """The small recipe is one for both packages too, with the same levels and at most two σ."""
-    from grid import read_plan
-    from rehearsal import configured
-
     from featurize.recipe import Features
     from nestgen.recipe.recipe import Recipe
+    from workflow.plan import read_plan
+    from workflow.rehearsal import configured
 
     plan = read_plan(file)
     small = configured(plan, file, {"rehearse": 1})

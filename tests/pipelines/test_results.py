@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 
 def write_pages(experiments: Path, out: Path, *names: str) -> dict[str, str]:
-    from results import main
+    from workflow.results import main
 
     out.mkdir(exist_ok=True)
     result = CliRunner().invoke(main, [*names, "--experiments", str(experiments), "--out", str(out)])
@@ -109,7 +109,7 @@ def test_a_rehearsal_is_no_result(tmp_path: Path) -> None:
 
 
 def test_training_time_is_that_of_the_log(tmp_path: Path) -> None:
-    from evidence import training_seconds
+    from workflow.evidence import training_seconds
 
     (tmp_path / "recipe.yaml").write_text("training: {batch: 64}\n")
     records = [{"step": 10, "samples_per_second": 64.0}, {"step": 20, "samples_per_second": 128.0}]

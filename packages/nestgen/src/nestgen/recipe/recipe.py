@@ -44,7 +44,7 @@ class Recipe(Section):
     training: TrainingOptions = TrainingOptions()
     sampling: SamplingOptions = SamplingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
-    grid: dict[str, Any] | None = None  # the workflow's, which validates it (pipelines/grid.py)
+    grid: dict[str, Any] | None = None  # the workflow's, which validates it (pipelines/workflow/plan.py)
 
     _file: Path = PrivateAttr(default=DEFAULT)
 

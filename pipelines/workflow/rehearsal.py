@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from grid import Plan, plan_of
+
+from workflow.plan import Plan, plan_of
 
 # Keys of the recipe's features that --config may give: where things are on this machine.
 PLACES = ("source", "out", "weights", "z0_weights", "text_weights", "limit", "views", "precision")

@@ -17,7 +17,7 @@ def plan(tmp_path: Path) -> Callable[..., Any]:
     """Reads a recipe with this grid."""
 
     def read(grid: object = None, **more: object) -> Any:
-        from grid import read_plan
+        from workflow.plan import read_plan
 
         file = tmp_path / "small.yaml"
         file.write_text(yaml.safe_dump({"features": {"out": "s"}, "levels": LEVELS, "grid": grid, **more}))
@@ -99,9 +99,8 @@ def test_greedy_is_refused_where_every_denoiser_depends_on_every_sigma(plan: Cal
 )
 def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_all: bool) -> None:
     """What a folder's name tells `nestgen train` is what makes nestgen choose that folder."""
-    from grid import levels_of, plan_of, train_options
-
     from nestgen.recipe.recipe import Recipe, run_dir
+    from workflow.plan import levels_of, plan_of, train_options
 
     levels = [LEVELS[0], *({**level, "sigma": sigma} for level, sigma in zip(LEVELS[1:], sigmas))]
     document = {
@@ -126,7 +125,7 @@ def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_a
 
 
 def test_a_range_of_sigma_is_left_to_the_recipe(plan: Callable[..., Any]) -> None:
-    from grid import train_options
+    from workflow.plan import train_options
 
     found = plan(levels=[LEVELS[0], {"shape": "4x4x16", "sigma": [0, 1.5]}])
     denoiser = found.denoisers(found.cells(2)[0])[0]
@@ -141,7 +140,7 @@ def card(distance: float, *sigmas: float, space: str = "tiny 1x1x64") -> dict[st
 
 
 def test_the_chosen_sigma_has_the_smallest_mean_over_seeds() -> None:
-    from choose import choose
+    from workflow.sigma_choice import choose
 
     cards = {
         "L3-sigma0": card(5, 1, 0),
@@ -157,8 +156,9 @@ def test_the_chosen_sigma_has_the_smallest_mean_over_seeds() -> None:
 
 
 def test_cards_without_a_common_space_choose_nothing() -> None:
-    from choose import choose
     from click import ClickException
+
+    from workflow.sigma_choice import choose
 
     with pytest.raises(ClickException, match="no space Inception"):
         choose({"a": card(1, 0)}, "Inception")

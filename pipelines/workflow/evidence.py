@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from grid import Cell, Plan
+
+from workflow.plan import Cell, Plan
 
 # The pictures of an experiment, and what they show.
 PICTURES = {

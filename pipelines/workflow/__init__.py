@@ -1,0 +1,12 @@
+"""The Python of the workflow; `pipelines/Snakefile` says which step runs when.
+
+plan          a recipe's section `grid`: which hierarchies are trained, sampled and scored, and their names
+rehearsal     the recipe that is run: as given, with keys of --config, or made small
+sigma_choice  picks σ by the scores of a depth, for the steps that follow
+stale_locks   removes Snakemake's locks that a killed workflow left behind
+report        one experiment as a page, report.html
+evidence      what of an experiment is kept in pipelines/results, for
+results       a page per recipe: the paper's numbers beside the measured ones
+
+Imports: `nestgen`'s public functions, never `featurize`; both packages' work is done by their commands.
+"""
