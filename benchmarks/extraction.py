@@ -29,9 +29,10 @@ from benchmarks.side_by_side import Contender, out_option, report, rounds_option
 from featurize.encoders import EncoderSpec, load_encoder
 from featurize.execution.progress import LOG
 from featurize.extraction.extract import extract
-from featurize.images.decode import crop, decode
+from featurize.images.crop import crop
+from featurize.images.decode import decode
 from featurize.recipe import read_request
-from featurize.sources import list_pictures, read
+from featurize.sources import list_images, read
 
 BATCH = 32
 FIT_SHARE = 65_536 / 1_281_167  # of the pictures are encoded twice: the default --basis-rows, of ImageNet
@@ -165,7 +166,7 @@ def main(
 def _ready(source: str, count: int, side: int, interpolation: str) -> torch.Tensor:
     """The normalised tensors (count, 3, side, side) of the pictures' centred squares."""
     crops = []
-    for picture in list_pictures(source, "train", count).pictures:
+    for picture in list_images(source, "train", count).images:
         image = decode(read(picture))
         short = min(image.size)
         left, upper = (image.width - short) // 2, (image.height - short) // 2

@@ -27,7 +27,7 @@ from featurize.execution import engine
 from featurize.extraction import block as work
 from featurize.extraction import scan as ledger_lines
 from featurize.extraction.extract import extract
-from featurize.images.decode import SQUARE
+from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, MODEL_ARGS, options, random_picture
 
@@ -341,13 +341,13 @@ def test_moved_pictures_are_the_same_pictures(
 def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit_weights: Path, tmp_path: Path) -> None:
     from featurize.execution.engine import run_here
     from featurize.extraction.block import BlockTask, Clock, batch_of, encode_batch
-    from featurize.sources import list_pictures
+    from featurize.sources import list_images
     from featurize.store.ledger import make_ledger
 
     folder = shutil.copytree(picture_folder, tmp_path / "pictures")
     features = read_request(None, options(folder, vit_weights, tmp_path / "out"), "1x1x4").features
     ledger = make_ledger(
-        tmp_path / "out", "folder", list_pictures(f"folder:{folder}", "train", None), SQUARE, 0, run_here
+        tmp_path / "out", "folder", list_images(f"folder:{folder}", "train", None), SQUARE, 0, run_here
     )
     random_picture(99).save(ledger.pictures[3].source)
     task = BlockTask(0, batch_of(ledger, range(8), features), None, tmp_path, 4, tmp_path / "z0.zarr")
@@ -362,14 +362,14 @@ def test_asked_again_nothing_heavy_is_imported(
     script = """
 import json, sys
 from featurize.cli.main import main
-from featurize.sources import list_pictures
+from featurize.sources import list_images
 for command in json.loads(sys.argv[1]):
     sys.argv = ["featurize", *command]
     try:
         main()
     except SystemExit as end:
         assert not end.code, command
-list_pictures(sys.argv[-1], "train", None)
+list_images(sys.argv[-1], "train", None)
 print([name for name in ("torch", "scipy", "zarr", "dask", "distributed", "webdataset", "timm") if name in sys.modules])
 """
     again = ["extract", f"folder:{picture_folder}", "--encoder", f"timm:{MODEL}", "--weights", str(vit_weights)]

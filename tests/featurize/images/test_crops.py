@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 
 from featurize.codecs import load_codec, parse_codec
 from featurize.encoders import Encoder, EncoderSpec, encode, kinds, load_encoder
-from featurize.images.decode import CropRule, crop
+from featurize.images.crop import CropRule, crop
 from tests.featurize.layouts import clip_state, described, moco_file, moco_state, torchscript_clip
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

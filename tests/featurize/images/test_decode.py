@@ -21,8 +21,9 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional
 
-from featurize.images.decode import SQUARE, BadPicture, crop, decode, decode_with_mode, square_box
-from featurize.sources import list_pictures, read
+from featurize.images.crop import SQUARE, crop, square_box
+from featurize.images.decode import BadImage, decode, decode_with_mode
+from featurize.sources import list_images, read
 from featurize.store.ledger import ledger_path, make_ledger
 from tests.featurize.store.test_ledger import here
 
@@ -71,13 +72,13 @@ def test_exif_orientation_is_applied() -> None:
 def test_a_flipped_byte_in_a_png_is_refused() -> None:
     data = bytearray(encoded(COLOUR, "PNG"))
     data[len(data) // 2] ^= 1
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         decode(bytes(data))
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded(COLOUR, "JPEG")[:700], encoded(COLOUR, "PNG")[:-30]])
 def test_damaged_files_are_refused_with_a_reason(data: bytes) -> None:
-    with pytest.raises(BadPicture) as refused:
+    with pytest.raises(BadImage) as refused:
         decode(data)
     assert str(refused.value)
 
@@ -199,14 +200,14 @@ def test_transparency_is_dropped_as_torchvisions_loader_does() -> None:
 
 
 def test_formats_that_run_programs_are_no_pictures() -> None:
-    with pytest.raises(BadPicture, match="no picture of a known format"):
+    with pytest.raises(BadImage, match="no picture of a known format"):
         decode(encoded(COLOUR, "EPS"))
 
 
 def test_reasons_are_the_same_in_every_run() -> None:
     reasons = set()
     for _ in range(3):
-        with pytest.raises(BadPicture) as refused:
+        with pytest.raises(BadImage) as refused:
             decode(b"version https://git-lfs.github.com/spec/v1")
         reasons.add(str(refused.value))
     assert len(reasons) == 1
@@ -223,9 +224,9 @@ def test_the_odd_files_of_imagenet(tmp_path: Path) -> None:
         (folder / f"n02105855_{number:02d}.JPEG").write_bytes(data)
     (folder / "n02105855_2933.JPEG").write_bytes(encoded(COLOUR, "PNG"))
     (folder / "n02105855_99.JPEG").write_bytes(encoded(GREY, "JPEG", quality=95))
-    listing = list_pictures(f"imagenet:{tmp_path}", "train", None)
+    listing = list_images(f"imagenet:{tmp_path}", "train", None)
     modes = {}
-    for picture in listing.pictures:
+    for picture in listing.images:
         decoded, modes[picture.key] = decode_with_mode(read(picture))
         number = int(picture.key.rpartition("_")[2].partition(".")[0])
         wanted = GREY.convert("RGB") if number == 99 else COLOUR
@@ -237,14 +238,14 @@ def test_the_odd_files_of_imagenet(tmp_path: Path) -> None:
 
 PEAK = """
 import json, resource, sys
-from featurize.images.decode import BadPicture, decode
-from featurize.sources import list_pictures, read
+from featurize.images.decode import BadImage, decode
+from featurize.sources import list_images, read
 ends = {}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for picture in list_pictures(sys.argv[1], "train", None).pictures:
+for picture in list_images(sys.argv[1], "train", None).images:
     try:
         ends[picture.key] = decode(read(picture)).size
-    except BadPicture as error:
+    except BadImage as error:
         ends[picture.key] = str(error)
 print(json.dumps([ends, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
 """
@@ -282,7 +283,7 @@ def test_public_decoder_suites_end_as_their_manifest_says(real_data: Path, tmp_p
     source = f"folder:{real_data}/broken"
     ends, peak = decode_all(source)
     assert peak < 200
-    make_ledger(tmp_path, source, list_pictures(source, "train", None), SQUARE, "100%", here)
+    make_ledger(tmp_path, source, list_images(source, "train", None), SQUARE, "100%", here)
     lines = {line["key"]: line for line in pq.read_table(ledger_path(tmp_path)).to_pylist()}
     assert lines.keys() == expected.keys() == ends.keys()
     compared = 0

@@ -11,7 +11,7 @@ import zarr
 
 from featurize.errors import UserError
 from featurize.extraction.extract import extract
-from featurize.io.files import place
+from featurize.io.files import resolve_path
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, options
 from tests.featurize.extraction.test_extract import chunks
@@ -34,7 +34,7 @@ def test_a_bucket_gets_the_bytes_of_a_disk(
     out = f"{bucket}/stores/train"
     request = read_request(None, options(picture_folder, vit_weights, out), "2x2x8,1x1x16")
     extract(request, workers=0, scheduler=None)
-    root = place(out)
+    root = resolve_path(out)
     assert objects(root) == chunks(extraction)
     assert not [name for name in root.fs.find(root.path) if ".blocks" in name or name.endswith(".lock")]  # type: ignore[attr-defined]
     z_0 = zarr.open(f"{out}/pixels/16x16x3.zarr", mode="r")
@@ -68,4 +68,4 @@ def test_another_split_takes_the_basis_of_a_bucket(
 
 def test_an_unknown_protocol_is_one_sentence() -> None:
     with pytest.raises(UserError, match="can't be reached"):
-        place("nowhere://bucket/root")
+        resolve_path("nowhere://bucket/root")

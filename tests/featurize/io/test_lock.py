@@ -15,11 +15,11 @@ import pytest
 from upath import UPath
 
 from featurize.errors import UserError
-from featurize.io.lock import holder, holding
+from featurize.io.lock import holder, root_lock
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from featurize.io.lock import holding\n"
-    "with holding(Path(sys.argv[1]), False): print('held', flush=True); time.sleep(60)"
+    "import sys, time; from pathlib import Path; from featurize.io.lock import root_lock\n"
+    "with root_lock(Path(sys.argv[1]), False): print('held', flush=True); time.sleep(60)"
 )
 
 
@@ -29,7 +29,7 @@ def test_the_second_run_hears_who_holds_the_root_and_a_dead_ones_lock_is_nothing
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=rf"process {other.pid} on {socket.gethostname()} since .*--wait"),
-            holding(tmp_path, False),
+            root_lock(tmp_path, False),
         ):
             pass
         assert str(other.pid) in str(holder(tmp_path))
@@ -37,7 +37,7 @@ def test_the_second_run_hears_who_holds_the_root_and_a_dead_ones_lock_is_nothing
         other.wait()
     assert (tmp_path / ".lock").exists()
     assert holder(tmp_path) is None
-    with holding(tmp_path, False):
+    with root_lock(tmp_path, False):
         pass
     assert not (tmp_path / ".lock").exists()
 
@@ -49,12 +49,12 @@ def test_waiting_goes_on_when_the_other_ends(tmp_path: Path, monkeypatch: pytest
 
     def second() -> None:
         first_holds.wait()
-        with holding(tmp_path, True):
+        with root_lock(tmp_path, True):
             order.append("second")
 
     thread = threading.Thread(target=second)
     thread.start()
-    with holding(tmp_path, False):
+    with root_lock(tmp_path, False):
         first_holds.set()
         thread.join(0.2)
         order.append("first")
@@ -64,17 +64,17 @@ def test_waiting_goes_on_when_the_other_ends(tmp_path: Path, monkeypatch: pytest
 
 def test_in_a_bucket_a_dead_process_of_this_host_is_taken_over_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     root = UPath("memory://locks/root")
-    with holding(root, False):
+    with root_lock(root, False):
         assert str(os.getpid()) in str(holder(root))
-        with pytest.raises(UserError, match="held by process"), holding(root, False):
+        with pytest.raises(UserError, match="held by process"), root_lock(root, False):
             pass
     assert holder(root) is None
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     mark = {"host": socket.gethostname(), "pid": dead.pid, "since": "then", "started": 0.0}
     (root / ".lock").write_text(json.dumps(mark))
-    with holding(root, False):
+    with root_lock(root, False):
         pass
     (root / ".lock").write_text(json.dumps(mark | {"host": "elsewhere"}))
-    with pytest.raises(UserError, match="on elsewhere since then"), holding(root, False):
+    with pytest.raises(UserError, match="on elsewhere since then"), root_lock(root, False):
         pass

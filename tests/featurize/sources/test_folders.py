@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from featurize.errors import UserError
 from featurize.io.addresses import walk
-from featurize.sources import Listing, list_pictures
+from featurize.sources import Listing, list_images
 
 
 def listed(root: Path, **options: object) -> Listing:
-    return list_pictures(f"folder:{root}", "train", options.pop("limit", None), **options)
+    return list_images(f"folder:{root}", "train", options.pop("limit", None), **options)
 
 
 @pytest.fixture
@@ -37,18 +37,18 @@ def test_labels_csv_goes_over_the_folders(flat: Path, header: str) -> None:
     ]
     (flat / "labels.csv").write_text("\ufeff" + "\n".join([header, *lines]) + "\n", encoding="utf-8")
     listing = listed(flat)
-    assert [p.label for p in listing.pictures] == [3, 0, 3, None, None]
+    assert [p.label for p in listing.images] == [3, 0, 3, None, None]
     assert "1 names in labels.csv are of no picture (first: none.png)" in listing.remarks[0]
     assert "2 of 5 pictures have no label (first: sub/e.heic)" in listing.remarks[1]
     # A limit cuts what is listed and not what is known of it.
     cut = listed(flat, limit=2)
-    assert (cut.pictures, cut.remarks) == (listing.pictures[:2], ())
+    assert (cut.images, cut.remarks) == (listing.images[:2], ())
 
 
 def test_named_labels_are_numbered_in_sorted_order_and_a_contradiction_is_named(flat: Path) -> None:
     (flat / "labels.csv").write_text("file,label\na.jpg,dog\nb.PNG,cat\nc.d.webp,dog\n")
     listing = listed(flat)
-    assert [p.label for p in listing.pictures] == [1, 0, 1, None, None]
+    assert [p.label for p in listing.images] == [1, 0, 1, None, None]
     assert "(cat = 0, dog = 1, ...)" in listing.remarks[0]
     (flat / "labels.csv").write_text("file,label\na.jpg,dog\na.jpg,dog\na.jpg,cat\n")
     with pytest.raises(UserError, match=r"Line 4 of .*labels\.csv gives a\.jpg the label cat, an earlier one dog"):
@@ -70,15 +70,15 @@ CAPTIONS = {
 def test_captions_are_read_in_every_format(flat: Path, kind: str) -> None:
     (flat / kind.split()[0]).write_text(CAPTIONS[kind])
     listing = listed(flat)
-    assert [p.captions for p in listing.pictures] == [("One, two", "three"), ("four",), (), (), ()]
+    assert [p.captions for p in listing.images] == [("One, two", "three"), ("four",), (), (), ()]
     assert any("3 of 5 pictures have no caption (first: c.d.webp)" in remark for remark in listing.remarks)
-    assert [p.label for p in listing.pictures] == [None, None, None, 0, 0]  # the folders still are the classes
+    assert [p.label for p in listing.images] == [None, None, None, 0, 0]  # the folders still are the classes
 
 
 def test_labels_and_captions_go_together(flat: Path) -> None:
     (flat / "labels.csv").write_text("file,label\na.jpg,1\nb.PNG,2\n")
     (flat / "captions.jsonl").write_text(json.dumps({"file": "a.jpg", "caption": "x\u2028y"}) + "\n")
-    (first, second, *_) = listed(flat).pictures
+    (first, second, *_) = listed(flat).images
     assert (first.label, first.captions, second.label, second.captions) == (1, ("x y",), 2, ())
 
 
@@ -87,7 +87,7 @@ def test_a_text_beside_a_picture_is_its_caption(flat: Path) -> None:
     (flat / "sub" / "f.txt").write_text("")
     (flat / "README.txt").write_text("about")
     listing = listed(flat)
-    assert [p.captions for p in listing.pictures] == [("a dog on a log",), (), (), (), ()]
+    assert [p.captions for p in listing.images] == [("a dog on a log",), (), (), (), ()]
     assert "1 .txt files are beside no picture (first: README.txt)" in listing.remarks[0]
 
 
@@ -111,8 +111,8 @@ def test_notes_that_make_no_sense_are_one_sentence(flat: Path, name: str, text: 
 def test_chosen_classes_of_a_folder(picture_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list").write_text("class-2\nclass-0\n")
     listing = listed(picture_folder, classes=str(tmp_path / "list"))
-    assert {(p.key[:7], p.label) for p in listing.pictures} == {("class-0", 0), ("class-2", 1)}
-    assert len(listing.pictures) == 40
+    assert {(p.key[:7], p.label) for p in listing.images} == {("class-0", 0), ("class-2", 1)}
+    assert len(listing.images) == 40
 
 
 def test_links_and_hidden_files(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_links_and_hidden_files(tmp_path: Path) -> None:
     (root / "sub" / "up").symlink_to(root)
     (root / "lost.jpg").symlink_to(tmp_path / "nowhere")
     listing = listed(root)
-    assert [p.key for p in listing.pictures] == ["a.jpg", "lost.jpg", "sub/b.jpg"]
+    assert [p.key for p in listing.images] == ["a.jpg", "lost.jpg", "sub/b.jpg"]
     assert "1 files" in listing.remarks[0] and "1 .md" in listing.remarks[0]
 
 

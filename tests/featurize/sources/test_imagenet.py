@@ -11,7 +11,7 @@ import pytest
 import webdataset
 
 from featurize.errors import UserError
-from featurize.sources import Listing, list_pictures, read
+from featurize.sources import Listing, list_images, read
 from featurize.sources import imagenet as imagenet_
 from featurize.sources.class_lists import read_classes
 from tests.featurize.conftest import random_picture
@@ -37,7 +37,7 @@ def tree(root: Path, wnids: tuple[str, ...]) -> Path:
 
 
 def listed(address: object, split: str = "train", **options: object) -> Listing:
-    return list_pictures(f"imagenet:{address}", split, options.pop("limit", None), **options)
+    return list_images(f"imagenet:{address}", split, options.pop("limit", None), **options)
 
 
 def test_the_lists_of_classes_are_imagenets() -> None:
@@ -52,28 +52,28 @@ def test_the_lists_of_classes_are_imagenets() -> None:
 
 def test_the_whole_tree_is_labelled_in_standard_order_and_counted(tmp_path: Path) -> None:
     listing = listed(tree(tmp_path / "train", WNIDS).parent)
-    assert [p.label for p in listing.pictures] == [label for label in range(1000) for _ in range(2)]
-    assert [p.key for p in listing.pictures[:2]] == ["n01440764/n01440764_10026.JPEG", "n01440764/n01440764_3.JPEG"]
+    assert [p.label for p in listing.images] == [label for label in range(1000) for _ in range(2)]
+    assert [p.key for p in listing.images[:2]] == ["n01440764/n01440764_10026.JPEG", "n01440764/n01440764_3.JPEG"]
     assert listing.remarks == ("2,000 pictures are here; the train split of ImageNet-1k has 1,281,167.",)
 
     hundred = listed(tmp_path, classes="imagenet100")
     assert hundred.remarks == ()
-    assert [p.key[:9] for p in hundred.pictures[::2]] == sorted(HUNDRED)
-    assert [p.label for p in hundred.pictures] == [label for label in range(100) for _ in range(2)]
-    assert listed(tmp_path, classes="imagenet100", limit=3).pictures == hundred.pictures[:3]
+    assert [p.key[:9] for p in hundred.images[::2]] == sorted(HUNDRED)
+    assert [p.label for p in hundred.images] == [label for label in range(100) for _ in range(2)]
+    assert listed(tmp_path, classes="imagenet100", limit=3).images == hundred.images[:3]
 
     (tmp_path / "two.txt").write_text(f"{WNIDS[7]} cock\n\n{WNIDS[3]}\ttiger shark\n")
     two = listed(tmp_path, classes=str(tmp_path / "two.txt"))
-    assert [(p.key[:9], p.label) for p in two.pictures[::2]] == [(WNIDS[3], 0), (WNIDS[7], 1)]
+    assert [(p.key[:9], p.label) for p in two.images[::2]] == [(WNIDS[3], 0), (WNIDS[7], 1)]
 
 
 def test_a_partial_tree_is_numbered_by_itself_or_as_the_whole_and_says_so(tmp_path: Path) -> None:
     tree(tmp_path / "val", (WNIDS[0], WNIDS[10]))
     listing = listed(tmp_path, "val")
-    assert {p.label for p in listing.pictures} == {0, 1}
+    assert {p.label for p in listing.images} == {0, 1}
     assert "2 of ImageNet's 1000 classes are here" in listing.remarks[0]
     whole = listed(tmp_path, "val", classes="imagenet")
-    assert {p.label for p in whole.pictures} == {0, 10}
+    assert {p.label for p in whole.images} == {0, 10}
     assert f"998 of the 1000 classes have no folder in {tmp_path}/val: {WNIDS[1]}" in whole.remarks[0]
     with pytest.raises(UserError, match="none of the 100 classes' folders"):
         listed(tmp_path, "val", classes="imagenet100")
@@ -83,12 +83,12 @@ def test_a_partial_tree_is_numbered_by_itself_or_as_the_whole_and_says_so(tmp_pa
 
 def test_kaggles_layout_and_links_to_class_folders_are_followed(tmp_path: Path) -> None:
     tree(tmp_path / "ILSVRC/Data/CLS-LOC/train", WNIDS[:2])
-    assert {p.label for p in listed(tmp_path).pictures} == {0, 1}
+    assert {p.label for p in listed(tmp_path).images} == {0, 1}
     (tmp_path / "linked").mkdir()
     for wnid in WNIDS[:2]:
         (tmp_path / "linked" / wnid).symlink_to(tmp_path / "ILSVRC/Data/CLS-LOC/train" / wnid)
     (tmp_path / "linked" / WNIDS[0] / "circle").symlink_to(tmp_path / "linked" / WNIDS[0])
-    assert len(listed(tmp_path / "linked").pictures) == 4
+    assert len(listed(tmp_path / "linked").images) == 4
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_wrong_list_of_classes_is_one_sentence(tmp_path: Path, text: str, sent
     with pytest.raises(UserError, match="give a file, or one of imagenet, imagenet100"):
         listed(tmp_path, classes="imagenet99")
     with pytest.raises(UserError, match="no class folders to choose"):
-        list_pictures("scenes", "train", None, "imagenet100")
+        list_images("scenes", "train", None, "imagenet100")
 
 
 def test_another_tree_is_refused(picture_folder: Path, tmp_path: Path) -> None:
@@ -170,12 +170,12 @@ def test_the_flat_validation_folder_takes_its_labels_from_any_of_their_files(fla
     ):
         write()
         listing = listed(flat, "val")
-        assert [p.label for p in listing.pictures] == list(VAL)
+        assert [p.label for p in listing.images] == list(VAL)
         assert listing.remarks[0].endswith(f"{file}.")
         assert "5 pictures are here; the val split of ImageNet-1k has 50,000" in listing.remarks[1]
         chosen = flat / "two.txt"
         chosen.write_text(f"{WNIDS[970]}\n{WNIDS[65]}\n")
-        assert [(p.key[-6:], p.label) for p in listed(flat, "val", classes=str(chosen)).pictures] == [
+        assert [(p.key[-6:], p.label) for p in listed(flat, "val", classes=str(chosen)).images] == [
             ("1.JPEG", 0),
             ("2.JPEG", 1),
         ]
@@ -218,8 +218,8 @@ def test_shards_are_labelled_by_cls_or_wnid_and_checked(tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"{WNIDS[9]}\n{WNIDS[5]}\n")
     for samples in ([("0001", 9), ("0002", 5), ("0003", 0)], [(f"{WNIDS[n]}_{n}", None) for n in (9, 5, 0)]):
         path = shards(tmp_path / "train-0.tar", samples)
-        assert [p.label for p in listed(path).pictures] == [9, 5, 0]
-        chosen = listed(f"{tmp_path}/train-{{0..0}}.tar", classes=str(tmp_path / "list"), limit=2).pictures
+        assert [p.label for p in listed(path).images] == [9, 5, 0]
+        chosen = listed(f"{tmp_path}/train-{{0..0}}.tar", classes=str(tmp_path / "list"), limit=2).images
         assert [(p.key, p.label) for p in chosen] == [(samples[0][0], 1), (samples[1][0], 0)]
     with pytest.raises(UserError, match="number the classes in another way; use wds:"):
         listed(shards(tmp_path / "a.tar", [(f"{WNIDS[9]}_1", 9), (f"{WNIDS[5]}_1", 4)]))
@@ -239,26 +239,26 @@ def test_the_official_tar_files_are_read_as_they_are(tmp_path: Path, monkeypatch
                     inner.add(path, path.name)
             outer.add(tmp_path / f"{wnid}.tar", f"{wnid}.tar")
     listing = listed(tmp_path / "ILSVRC2012_img_train.tar")
-    assert [(p.key, p.label) for p in listing.pictures[1:3]] == [
+    assert [(p.key, p.label) for p in listing.images[1:3]] == [
         ("n01440764/n01440764_3", 0),
         ("n01514859/n01514859_10026", 8),
     ]
-    assert all(read(p) == jpeg(0) for p in listing.pictures)
+    assert all(read(p) == jpeg(0) for p in listing.images)
     assert listing.remarks == ()
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
         for number in range(1, 6):
             (tmp_path / "one").write_bytes(jpeg(number))
             tar.add(tmp_path / "one", f"ILSVRC2012_val_{number:08d}.JPEG")
     write_devkit(tmp_path / "ILSVRC2012_devkit_t12" / "data")
-    assert [p.label for p in listed(tmp_path / "ILSVRC2012_img_val.tar", "val").pictures] == list(VAL)
+    assert [p.label for p in listed(tmp_path / "ILSVRC2012_img_val.tar", "val").images] == list(VAL)
 
 
 def test_real_pictures_of_ten_classes(real_data: Path, tmp_path: Path) -> None:
     listing = listed(f"{real_data}/imagenette", "val")
-    assert len(listing.pictures) == 200
+    assert len(listing.images) == 200
     assert "10 of ImageNet's 1000 classes are here" in listing.remarks[0]
-    wanted = {wnid: WNIDS.index(wnid) for wnid in {p.key[:9] for p in listing.pictures}}
-    whole = listed(f"{real_data}/imagenette", "val", classes="imagenet").pictures
+    wanted = {wnid: WNIDS.index(wnid) for wnid in {p.key[:9] for p in listing.images}}
+    whole = listed(f"{real_data}/imagenette", "val", classes="imagenet").images
     assert {p.key[:9]: p.label for p in whole} == wanted
-    originals = listed(f"{real_data}/imagenet-originals/*.tar").pictures
+    originals = listed(f"{real_data}/imagenet-originals/*.tar").images
     assert len({p.label for p in originals}) == len(originals) == 200

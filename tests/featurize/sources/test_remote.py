@@ -17,7 +17,7 @@ import webdataset
 from featurize.errors import UserError
 from featurize.io import addresses
 from featurize.io.files import cache_folder
-from featurize.sources import list_pictures, read
+from featurize.sources import list_images, read
 from tests.featurize.conftest import random_picture
 
 
@@ -118,15 +118,15 @@ def test_shards_on_s3_are_the_same_as_here(bucket: str, large_shards: list[Path]
     system = fsspec.filesystem("s3")
     for shard in large_shards:
         system.put_file(str(shard), f"{bucket}/data/{shard.name}")
-    near = list_pictures(f"wds:{large_shards[0].parent}/s-{{0..1}}.tar", "train", None).pictures
-    far = list_pictures(f"wds:{bucket}/data/s-{{0..1}}.tar", "train", None).pictures
+    near = list_images(f"wds:{large_shards[0].parent}/s-{{0..1}}.tar", "train", None).images
+    far = list_images(f"wds:{bucket}/data/s-{{0..1}}.tar", "train", None).images
     assert far[0].source == f"{bucket}/data/s-0.tar"
     same_but_for_places(far, near)
     for pattern in ("s-*.tar", ""):
-        assert list_pictures(f"wds:{bucket}/data/{pattern}", "train", None).pictures == far
+        assert list_images(f"wds:{bucket}/data/{pattern}", "train", None).images == far
     # Other content of the same length is another version.
     system.pipe_file(f"{bucket}/data/s-0.tar", large_shards[0].read_bytes().replace(b"caption 0", b"caption 1"))
-    again = list_pictures(f"wds:{bucket}/data/s-*.tar", "train", None).pictures
+    again = list_images(f"wds:{bucket}/data/s-*.tar", "train", None).images
     assert again[0].captions == ("caption 1",)
     assert again[0].version != far[0].version
     assert again[-1] == far[-1]
@@ -136,27 +136,27 @@ def test_only_headers_and_annotations_are_fetched_for_a_listing(
     web: Callable[[bool], str], large_shards: list[Path]
 ) -> None:
     address = web(True)
-    far = list_pictures(f"wds:{address}/s-{{0..1}}.tar", "train", None).pictures
+    far = list_images(f"wds:{address}/s-{{0..1}}.tar", "train", None).images
     fetched = sum(size for _, size in Ranges.asked)
     assert fetched < 0.6 * sum(shard.stat().st_size for shard in large_shards)
     assert max(size for _, size in Ranges.asked) <= addresses.WINDOW + 1024
     Ranges.asked.clear()
-    assert list_pictures(f"wds:{address}/s-{{0..1}}.tar", "train", None).pictures == far
+    assert list_images(f"wds:{address}/s-{{0..1}}.tar", "train", None).images == far
     assert not Ranges.asked  # what was found is kept: only the versions are asked for
     for kept in (cache_folder() / "shards").iterdir():
         kept.write_bytes(b"damaged")
-    assert list_pictures(f"wds:{address}/s-{{0..1}}.tar", "train", None).pictures == far
+    assert list_images(f"wds:{address}/s-{{0..1}}.tar", "train", None).images == far
     Ranges.asked.clear()
     assert read(far[3]) == noise(3)
     assert Ranges.asked == [("/s-0.tar", far[3].size)]
-    same_but_for_places(far, list_pictures(f"wds:{large_shards[0].parent}", "train", None).pictures)
+    same_but_for_places(far, list_images(f"wds:{large_shards[0].parent}", "train", None).images)
 
 
 def test_a_server_that_hiccups_is_asked_again_and_one_that_fails_is_named(
     web: Callable[[bool], str], large_shards: list[Path]
 ) -> None:
     address = web(True)
-    (picture, *_) = list_pictures(f"wds:{address}/s-0.tar", "train", 1).pictures
+    (picture, *_) = list_images(f"wds:{address}/s-0.tar", "train", 1).images
     Ranges.failing = 2
     assert read(picture) == noise(0)
     Ranges.failing = 3
@@ -166,7 +166,7 @@ def test_a_server_that_hiccups_is_asked_again_and_one_that_fails_is_named(
 
 def test_a_server_without_ranges_is_named(web: Callable[[bool], str]) -> None:
     with pytest.raises(UserError, match="range"):
-        list_pictures(f"wds:{web(False)}/s-0.tar", "train", None)
+        list_images(f"wds:{web(False)}/s-0.tar", "train", None)
 
 
 def test_a_far_shard_that_is_not_there_or_cut_is_named(
@@ -174,12 +174,12 @@ def test_a_far_shard_that_is_not_there_or_cut_is_named(
 ) -> None:
     for address in (web(True), bucket):
         with pytest.raises(UserError, match=r"nothing\.tar is not there"):
-            list_pictures(f"wds:{address}/nothing.tar", "train", None)
+            list_images(f"wds:{address}/nothing.tar", "train", None)
     fsspec.filesystem("s3").pipe_file(f"{bucket}/cut.tar", large_shards[0].read_bytes()[:100_000])
     with pytest.raises(UserError, match=r"cut\.tar ends early"):
-        list_pictures(f"wds:{bucket}/cut.tar", "train", None)
+        list_images(f"wds:{bucket}/cut.tar", "train", None)
     with pytest.raises(UserError, match="No shard is named like"):
-        list_pictures(f"wds:{bucket}/x*.tar", "train", None)
+        list_images(f"wds:{bucket}/x*.tar", "train", None)
 
 
 def test_folders_imagenet_and_coco_on_s3(bucket: str, tmp_path: Path) -> None:
@@ -200,16 +200,16 @@ def test_folders_imagenet_and_coco_on_s3(bucket: str, tmp_path: Path) -> None:
         "/flat/captions.csv"
     )
     for kind, place, split in (("imagenet", "imagenet", "val"), ("folder", "flat", "train"), ("coco", "coco", "train")):
-        far = list_pictures(f"{kind}:s3://{root}/{place}", split, None)
-        near = list_pictures(f"{kind}:{tmp_path}/{place}", split, None)
-        there = [number for number, picture in enumerate(near.pictures) if picture.size]
-        same_but_for_places(tuple(far.pictures[n] for n in there), tuple(near.pictures[n] for n in there))
-        assert [p.key for p in far.pictures] == [p.key for p in near.pictures]
+        far = list_images(f"{kind}:s3://{root}/{place}", split, None)
+        near = list_images(f"{kind}:{tmp_path}/{place}", split, None)
+        there = [number for number, picture in enumerate(near.images) if picture.size]
+        same_but_for_places(tuple(far.images[n] for n in there), tuple(near.images[n] for n in there))
+        assert [p.key for p in far.images] == [p.key for p in near.images]
         assert len(far.remarks) == len(near.remarks)
     with pytest.raises(FileNotFoundError):
-        read(list_pictures(f"coco:s3://{root}/coco", "train", None).pictures[1])
+        read(list_images(f"coco:s3://{root}/coco", "train", None).images[1])
     with pytest.raises(UserError, match="is not there; check the path of SOURCE"):
-        list_pictures(f"folder:s3://{root}/nowhere", "train", None)
+        list_images(f"folder:s3://{root}/nowhere", "train", None)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for protocol, extra in (("s3", "s3"), ("https", "http"), ("gcs", "gs")):
         addresses._file_system_of.cache_clear()
         with pytest.raises(UserError, match=rf"pip install 'featurize\[{extra}\]'"):
-            list_pictures(f"wds:{protocol}://bucket/a.tar", "train", None)
+            list_images(f"wds:{protocol}://bucket/a.tar", "train", None)
     addresses._file_system_of.cache_clear()
 
 
@@ -229,7 +229,7 @@ def test_a_network_that_fails_during_extraction_is_not_taken_for_a_changed_pictu
 
     from featurize.extraction.block import _crops_of
 
-    (picture, *_) = list_pictures(f"wds:{web(True)}/s-0.tar", "train", 1).pictures
+    (picture, *_) = list_images(f"wds:{web(True)}/s-0.tar", "train", 1).images
     looks, digest = ((16, "bicubic"),), sha256(noise(0)).hexdigest()
     (crop,), _, _ = _crops_of(picture, (0, 0, 108, 108), digest, looks)
     assert crop.shape == (16, 16, 3)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.sources import Listing, list_pictures, read, tar_index
+from featurize.sources import Listing, list_images, read, tar_index
 from featurize.sources import index_cache as kept_index
 from featurize.sources.shards import expand
 from tests.featurize.conftest import random_picture
@@ -37,11 +37,11 @@ def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
 
 
 def listed(*shards: Path) -> Listing:
-    return list_pictures("wds:" + "::".join(map(str, shards)), "train", None)
+    return list_images("wds:" + "::".join(map(str, shards)), "train", None)
 
 
 def test_shards_give_pictures_labels_and_captions_by_key(shard: Path) -> None:
-    pictures = list_pictures(f"wds:{shard}", "train", None).pictures
+    pictures = list_images(f"wds:{shard}", "train", None).images
     assert [picture.key for picture in pictures] == [f"{index:04d}" for index in range(10)]
     assert [picture.label for picture in pictures] == [index % 2 for index in range(10)]
     assert pictures[3].captions == ("picture 3",)
@@ -52,9 +52,9 @@ def test_shards_give_pictures_labels_and_captions_by_key(shard: Path) -> None:
 def test_braces_expand_in_order_and_repeated_keys_take_the_shards_name(shard: Path, tmp_path: Path) -> None:
     for number in range(2):
         shutil.copy(shard, tmp_path / f"s-{number}.tar")
-    listing = list_pictures(f"wds:{tmp_path}/s-{{0..1}}.tar", "train", None)
-    assert len({picture.key for picture in listing.pictures}) == 20
-    assert listing.pictures[10].key == "s-1/0000"
+    listing = list_images(f"wds:{tmp_path}/s-{{0..1}}.tar", "train", None)
+    assert len({picture.key for picture in listing.images}) == 20
+    assert listing.images[10].key == "s-1/0000"
     assert "The key 0000 is in several shards" in listing.remarks[0]
 
 
@@ -65,7 +65,7 @@ def test_keys_with_dots_split_at_the_first(tmp_path: Path) -> None:
         writer.write(
             {"__key__": "folder.v2/name", "seg.png": buffer.getvalue(), "png": buffer.getvalue(), "txt": "two\nlines"}
         )
-    (picture,) = list_pictures(f"wds:{tmp_path}/a.tar", "train", None).pictures
+    (picture,) = list_images(f"wds:{tmp_path}/a.tar", "train", None).images
     assert (picture.key, picture.captions) == ("folder.v2/name", ("two lines",))
 
 
@@ -74,15 +74,15 @@ def test_a_shard_that_ends_early_is_named(shard: Path, tmp_path: Path, kept: flo
     data = shard.read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(UserError, match=r"cut\.tar ends early"):
-        list_pictures(f"wds:{tmp_path}/cut.tar", "train", None)
+        list_images(f"wds:{tmp_path}/cut.tar", "train", None)
 
 
 def test_a_shard_cut_between_two_members_is_named(shard: Path, tmp_path: Path) -> None:
-    pictures = list_pictures(f"wds:{shard}", "train", None).pictures
+    pictures = list_images(f"wds:{shard}", "train", None).images
     end = pictures[5].offset + -(-pictures[5].size // 512) * 512
     (tmp_path / "cut.tar").write_bytes(shard.read_bytes()[:end])
     with pytest.raises(UserError, match=r"cut\.tar ends early"):
-        list_pictures(f"wds:{tmp_path}/cut.tar", "train", None)
+        list_images(f"wds:{tmp_path}/cut.tar", "train", None)
 
 
 def test_members_that_lie_apart_are_joined_and_reported(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_members_that_lie_apart_are_joined_and_reported(tmp_path: Path) -> None:
         tmp_path / "a.tar", ("1.png", png(1)), ("2.png", png(2)), ("1.cls", b"5"), ("2.cls", b"6"), ("1.txt", b"one")
     )
     listing = listed(shard)
-    assert [(p.key, p.label, p.captions) for p in listing.pictures] == [("1", 5, ("one",)), ("2", 6, ())]
+    assert [(p.key, p.label, p.captions) for p in listing.images] == [("1", 5, ("one",)), ("2", 6, ())]
     assert "3 samples do not lie together" in listing.remarks[0]
     assert "1 of 2 pictures have no caption (first: 2)" in listing.remarks[1]
 
@@ -106,7 +106,7 @@ def test_a_repeated_key_hides_no_picture(tmp_path: Path) -> None:
         ("1.jpg", b"x"),
     )
     listing = listed(shard)
-    assert [(p.key, p.label) for p in listing.pictures] == [("1", 1), ("1", 2), ("2", None), ("1", None)]
+    assert [(p.key, p.label) for p in listing.images] == [("1", 1), ("1", 2), ("2", None), ("1", None)]
     assert "2 samples have a key that an earlier one" in listing.remarks[0]
 
 
@@ -120,7 +120,7 @@ def test_captions_without_a_picture_and_hidden_files_are_reported_or_passed_over
         ("README", b"x"),
     )
     listing = listed(shard)
-    assert [p.key for p in listing.pictures] == ["3"]
+    assert [p.key for p in listing.images] == ["3"]
     assert listing.remarks == (
         f"1 samples have labels or captions and no picture, and were passed over (first: 1 in {shard}).",
         f"1 samples have files and no picture, and were passed over (first: 2 in {shard}).",
@@ -130,7 +130,7 @@ def test_captions_without_a_picture_and_hidden_files_are_reported_or_passed_over
 def test_numbered_names_with_dots_are_not_one_sample(tmp_path: Path) -> None:
     members = [(f"d.x/photo.{n}.{e}", png(n) if e == "png" else b"%d" % n) for n in range(3) for e in ("png", "cls")]
     listing = listed(tar_of(tmp_path / "a.tar", *members))
-    assert [(p.key, p.label) for p in listing.pictures] == [(f"d.x/photo.{n}", n) for n in range(3)]
+    assert [(p.key, p.label) for p in listing.images] == [(f"d.x/photo.{n}", n) for n in range(3)]
     assert "keys with dots" in listing.remarks[0]
 
 
@@ -141,14 +141,14 @@ def test_annotations_of_all_kinds(tmp_path: Path) -> None:
         ("2.png", png(2)), ("2.json", b'{"captions": ["x", " ", "y"], "label": true}'), ("2.cls", b" 7\n"),
         ("3.png", png(3)), ("3.cls", b"-1"), ("3.json", b"[1]"),
     )  # fmt: skip
-    assert [(p.label, p.captions) for p in listed(shard).pictures] == [(3, ("a b",)), (7, ("x", "y")), (None, ())]
+    assert [(p.label, p.captions) for p in listed(shard).images] == [(3, ("a b",)), (7, ("x", "y")), (None, ())]
     with pytest.raises(UserError, match=r"sample '1' in .* can't be read"):
         listed(tar_of(tmp_path / "b.tar", ("1.png", png(1)), ("1.cls", b"cat")))
 
 
 def test_a_damaged_header_in_the_middle_is_named(tmp_path: Path) -> None:
     shard = tar_of(tmp_path / "a.tar", *((f"{n}.png", png(n)) for n in range(4)))
-    place = listed(shard).pictures[2].offset - tarfile.BLOCKSIZE
+    place = listed(shard).images[2].offset - tarfile.BLOCKSIZE
     data = bytearray(shard.read_bytes())
     data[place + 3] ^= 1
     shard.write_bytes(data)
@@ -173,7 +173,7 @@ def test_a_large_shard_is_scanned_once_a_version(tmp_path: Path, monkeypatch: py
     assert "1 samples have labels or captions and no picture" in first.remarks[0]
     shard = tar_of(tmp_path / "a.tar", *members[2:], *members[:2], ("x.txt", b"alone"))
     again = listed(shard)
-    assert (again.pictures[0].key, again.pictures[-1].label) == ("0001", 0)
+    assert (again.images[0].key, again.images[-1].label) == ("0001", 0)
 
 
 def test_tars_in_a_tar_are_opened(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_tars_in_a_tar_are_opened(tmp_path: Path) -> None:
         for i, name in enumerate("ab")
     ]
     outer = tar_of(tmp_path / "outer.tar", *((path.name, path.read_bytes()) for path in inner))
-    pictures = listed(outer).pictures
+    pictures = listed(outer).images
     assert [p.key for p in pictures] == ["a/a_1", "a/a_2", "b/b_1", "b/b_2"]
     assert [read(p) for p in pictures] == [png(0), png(9), png(1), png(10)]
     outer.write_bytes(outer.read_bytes().replace(inner[1].read_bytes()[-4096:], b"x" * 4096))
@@ -194,9 +194,9 @@ def test_a_folder_stands_for_its_shards_and_each_is_taken_once(shard: Path, tmp_
     for name in ("b/1.tar", "a/1.tar"):
         (tmp_path / name).parent.mkdir()
         shutil.copy(shard, tmp_path / name)
-    listing = list_pictures(f"wds:{tmp_path}/b::{tmp_path}/a/*.tar::{tmp_path}/b/1.tar", "train", None)
+    listing = list_images(f"wds:{tmp_path}/b::{tmp_path}/a/*.tar::{tmp_path}/b/1.tar", "train", None)
     assert "1 shards are named more than once" in listing.remarks[0]
-    assert [p.key for p in listing.pictures[9:11]] == ["b/1/0009", "a/1/0000"]
+    assert [p.key for p in listing.images[9:11]] == ["b/1/0009", "a/1/0000"]
 
 
 part = st.tuples(
@@ -247,7 +247,7 @@ def test_keys_round_trip(tmp_path_factory: pytest.TempPathFactory, folder: list[
     with webdataset.TarWriter(str(path)) as writer:
         for number, name in enumerate(keys):
             writer.write({"__key__": name, "png": png(number), "cls": number, "txt": f"caption {number}"})
-    pictures = listed(path).pictures
+    pictures = listed(path).images
     assert [(p.key, p.label, p.captions) for p in pictures] == [(k, n, (f"caption {n}",)) for n, k in enumerate(keys)]
     assert [read(p) for p in pictures] == [png(number) for number in range(len(keys))]
 
@@ -277,4 +277,4 @@ def test_any_order_of_members_gives_the_same_samples(
         with pytest.raises(UserError, match="holds no pictures"):
             listed(path)
         return
-    assert {p.key: (p.label, p.captions) for p in listed(path).pictures} == wanted
+    assert {p.key: (p.label, p.captions) for p in listed(path).images} == wanted

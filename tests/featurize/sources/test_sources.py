@@ -10,22 +10,22 @@ import pytest
 from PIL import Image
 
 from featurize.errors import UserError
-from featurize.sources import Listing, Picture, list_pictures
+from featurize.sources import Listing, SourceImage, list_images
 from tests.featurize.conftest import random_picture
 
 
 def test_a_folder_tree_is_sorted_with_a_class_a_folder(picture_folder: Path) -> None:
-    pictures = list_pictures(f"folder:{picture_folder}", "train", None).pictures
+    pictures = list_images(f"folder:{picture_folder}", "train", None).images
     assert [picture.key for picture in pictures] == sorted(picture.key for picture in pictures)
     assert all(picture.label == int(picture.key[6]) for picture in pictures)
-    assert list_pictures(f"folder:{picture_folder}", "train", 7).pictures == pictures[:7]
+    assert list_images(f"folder:{picture_folder}", "train", 7).images == pictures[:7]
 
 
 def test_a_flat_folder_has_no_labels_and_other_files_are_remarked(tmp_path: Path) -> None:
     random_picture(0).save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("x")
-    listing = list_pictures(f"folder:{tmp_path}", "train", None)
-    assert listing.pictures[0].label is None
+    listing = list_images(f"folder:{tmp_path}", "train", None)
+    assert listing.images[0].label is None
     assert "1 files" in listing.remarks[0]
 
 
@@ -49,16 +49,16 @@ def coco(root: Path, *splits: str) -> Path:
 
 
 def test_coco_ties_captions_by_id_and_lists_missing_pictures(tmp_path: Path) -> None:
-    listing = list_pictures(f"coco:{coco(tmp_path, 'train2014')}", "train", None)
-    assert listing.pictures[0].captions == ("a cat on a mat", *(f"caption {n}" for n in range(5)))
-    assert (listing.pictures[1].key, listing.pictures[1].size) == ("lost", 0)
+    listing = list_images(f"coco:{coco(tmp_path, 'train2014')}", "train", None)
+    assert listing.images[0].captions == ("a cat on a mat", *(f"caption {n}" for n in range(5)))
+    assert (listing.images[1].key, listing.images[1].size) == ("lost", 0)
     told = " ".join(listing.remarks)
     assert "names 2 pictures; COCO's train2014 has 82,783" in told
     assert "1 captioned pictures" in told
     assert "1 files" in told and "stray.jpg" in told
     assert "1 of 2 pictures have no caption (first: lost)" in told
     with pytest.raises(UserError, match="captions_val2014"):
-        list_pictures(f"coco:{tmp_path}", "val", None)
+        list_images(f"coco:{tmp_path}", "val", None)
 
 
 def test_cocos_counts_are_checked_against_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +66,16 @@ def test_cocos_counts_are_checked_against_the_published_ones(tmp_path: Path, mon
 
     assert module.COUNTS == {"train2014": 82783, "val2014": 40504, "train2017": 118287, "val2017": 5000}
     monkeypatch.setitem(module.COUNTS, "val2017", 2)
-    told = " ".join(list_pictures(f"coco:{coco(tmp_path, 'val2017')}", "val", None).remarks)
+    told = " ".join(list_images(f"coco:{coco(tmp_path, 'val2017')}", "val", None).remarks)
     assert "COCO's val2017 has" not in told
 
 
 def test_two_years_of_coco_in_one_folder_are_told_apart(tmp_path: Path) -> None:
     coco(tmp_path, "val2014", "val2017")
     with pytest.raises(UserError, match=f"coco2014:{tmp_path} or coco2017:{tmp_path}"):
-        list_pictures(f"coco:{tmp_path}", "val", None)
+        list_images(f"coco:{tmp_path}", "val", None)
     for year in (2014, 2017):
-        (first, _) = list_pictures(f"coco{year}:{tmp_path}", "val", None).pictures
+        (first, _) = list_images(f"coco{year}:{tmp_path}", "val", None).images
         assert first.source == f"{tmp_path}/val{year}/b.jpg"
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_captions_file_is_one_sentence(tmp_path: Path) -> None:
     for text in (path.read_text()[:-20], '{"images": []}', "[]", '{"images": [{"id": 3}], "annotations": []}'):
         path.write_text(text)
         with pytest.raises(UserError, match="no COCO captions file"):
-            list_pictures(f"coco:{tmp_path}", "val", None)
+            list_images(f"coco:{tmp_path}", "val", None)
 
 
 @pytest.mark.parametrize(
@@ -101,27 +101,27 @@ def test_a_damaged_captions_file_is_one_sentence(tmp_path: Path) -> None:
 )
 def test_a_wrong_source_is_one_sentence(source: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        list_pictures(source, "train", None)
+        list_images(source, "train", None)
 
 
 def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no pictures"):
-        list_pictures(f"folder:{tmp_path}", "train", None)
+        list_images(f"folder:{tmp_path}", "train", None)
 
 
 def test_real_coco_and_imagenette(real_data: Path) -> None:
-    coco = list_pictures(f"coco:{real_data}/coco", "val", None).pictures
+    coco = list_images(f"coco:{real_data}/coco", "val", None).images
     assert len(coco) == 80
     assert all(len(picture.captions) >= 5 and "\n" not in "".join(picture.captions) for picture in coco)
-    tree = list_pictures(f"imagenet:{real_data}/imagenette", "val", None).pictures
+    tree = list_images(f"imagenet:{real_data}/imagenette", "val", None).images
     assert len(tree) == 200
     assert {picture.label for picture in tree} == set(range(10))
-    shards = list_pictures(f"wds:{real_data}/imagenette64/val-{{000000..000003}}.tar", "train", None).pictures
+    shards = list_images(f"wds:{real_data}/imagenette64/val-{{000000..000003}}.tar", "train", None).images
     assert len(shards) == 3925
 
 
 def test_a_listings_digest_tells_every_change() -> None:
-    pictures = tuple(Picture(f"{n}", f"/p/{n}.png", 0, n, n % 3, (f"caption {n}",), n) for n in range(5000))
+    pictures = tuple(SourceImage(f"{n}", f"/p/{n}.png", 0, n, n % 3, (f"caption {n}",), n) for n in range(5000))
     digest = Listing(pictures).sha256
     assert Listing(pictures, ("a remark",)).sha256 == digest
     for change in (

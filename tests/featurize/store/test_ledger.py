@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from featurize.errors import UserError
 from featurize.extraction import scan as ledger_lines
 from featurize.extraction.scan import allowed_bad, draft_path
-from featurize.images.decode import SQUARE
+from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
-from featurize.sources import Listing, Picture, list_pictures
+from featurize.sources import Listing, SourceImage, list_images
 from featurize.store.ledger import ledger_path, make_ledger
 from tests.featurize.conftest import random_picture
 
@@ -41,7 +41,7 @@ def mixed_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("max_bad", "stops"), [(3, True), (4, False), ("33%", True), ("34%", False), ("100%", False)])
 def test_max_bad_is_a_count_or_a_share(mixed_folder: Path, tmp_path: Path, max_bad: int | str, stops: bool) -> None:
-    listing = list_pictures(f"folder:{mixed_folder}", "train", None)
+    listing = list_images(f"folder:{mixed_folder}", "train", None)
     root = tmp_path / "out"
     if stops:
         with pytest.raises(UserError, match=f"4 of 12 pictures can't be read, more than --max-bad {max_bad} allows"):
@@ -60,7 +60,7 @@ def test_garbage_stops_the_run_early_and_the_draft_says_which(
     mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_lines, "PER_TASK", 2)
-    listing = list_pictures(f"folder:{mixed_folder}", "train", None)
+    listing = list_images(f"folder:{mixed_folder}", "train", None)
     with pytest.raises(UserError) as stopped:
         make_ledger(tmp_path / "out", "folder", listing, SQUARE, "10%", here)
     # The second bad picture, a.03, is in the second part of two: the other eight are not looked at.
@@ -72,14 +72,14 @@ def test_garbage_stops_the_run_early_and_the_draft_says_which(
     ]
     for path in (mixed_folder / "a.00.png", mixed_folder / "a.03.png"):
         random_picture(0).save(path)
-    relisted = list_pictures(f"folder:{mixed_folder}", "train", 6)
+    relisted = list_images(f"folder:{mixed_folder}", "train", 6)
     assert make_ledger(tmp_path / "out", "folder", relisted, SQUARE, "10%", here).rows == 6
     assert not draft_path(tmp_path / "out").exists()
 
 
 def test_nothing_but_garbage_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no")
-    listing = list_pictures(f"folder:{tmp_path}", "train", None)
+    listing = list_images(f"folder:{tmp_path}", "train", None)
     with pytest.raises(UserError, match="None of the 1 pictures can be read: 1 times"):
         make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, here)
 
@@ -113,7 +113,7 @@ def test_rows_in_are_rows_stored_and_rows_refused(tmp_path_factory: pytest.TempP
         if kind == "lost":
             path.unlink()
         key = "0" if kind == "again" else str(index)
-        pictures.append(Picture(key, str(path), 0, len(data), index % 3, (f"caption {index}",)))
+        pictures.append(SourceImage(key, str(path), 0, len(data), index % 3, (f"caption {index}",)))
     good = [index for index, kind in enumerate(kinds) if kind == "good" or (kind == "again" and index == 0)]
     if not good:
         with pytest.raises(UserError, match="None of the"):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from featurize.errors import UserError
-from featurize.io.files import replacing
+from featurize.io.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,7 +206,7 @@ def save_moments(path: Path, moments: Moments, outliers: Outliers | None = None)
     tensors = {"count": np.array(moments.count), "mean": moments.mean, "scatter": moments.scatter}
     if outliers is not None:
         tensors |= {"outlier_counts": outliers.counts, "outlier_energy": outliers.energy}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary)
 
 
@@ -228,7 +228,7 @@ def save_basis(path: Path, basis: Basis, owner: str) -> None:
         "components": np.ascontiguousarray(basis.components),
         "eigenvalues": basis.eigenvalues,
     }
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"owner": owner})
 
 

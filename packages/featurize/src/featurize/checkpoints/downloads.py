@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from featurize.checkpoints.files import sha256_of
 from featurize.errors import UserError
-from featurize.io.files import cache_folder, replacing
+from featurize.io.files import atomic_write, cache_folder
 
 PIECE = 1 << 20
 TIMEOUT = 30  # seconds without a byte
@@ -105,7 +105,7 @@ def find_weights(option: str | None, place: Place | None, what: str, flag: str =
 
 def _fetch(place: Place, file: Path, what: str, flag: str) -> None:
     bring = f"bring that file from {place.url} to {file}, or name it with {flag} FILE"
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         digest = hashlib.sha256()
         try:
             with urllib.request.urlopen(place.url, timeout=TIMEOUT) as answer, temporary.open("wb") as out:
@@ -136,7 +136,7 @@ def _check(place: Place, file: Path, flag: str) -> None:
     found = sha256_of(file)
     record = file.with_name(f"{file.name}.sha256")
     if place.sha256 is None and not record.is_file():
-        with replacing(record) as temporary:
+        with atomic_write(record) as temporary:
             temporary.write_text(f"{found}  {file.name}\n")
     expected = place.sha256 or record.read_text().split()[0]
     if found != expected:

@@ -16,7 +16,7 @@ from featurize.cli.options import (
     workers_option,
 )
 from featurize.errors import UserError
-from featurize.io.files import place
+from featurize.io.files import resolve_path
 from featurize.recipe import Features, choices, read_request
 
 DEFAULTS = {name: field.default for name, field in Features.model_fields.items()}
@@ -91,7 +91,7 @@ def extract(
         overrides["model_args"] = parse_model_args(model_args)
     request = read_request(recipe, overrides, levels)
     run_extract(request, workers, scheduler, wait)
-    click.echo(describe(place(request.features.out)))
+    click.echo(describe(resolve_path(request.features.out)))
 
 
 @click.command()
@@ -116,18 +116,18 @@ def levels(
     from featurize.execution.interrupt import finishing_tasks
     from featurize.extraction.levels import derive_level
     from featurize.extraction.targets import other_basis
-    from featurize.io.lock import holding
+    from featurize.io.lock import root_lock
     from featurize.store.store import folder_name, sealed_header
 
     features = {key: value for key, value in options.items() if value is not None}
     request = read_request(recipe, features, shapes)
     if not request.levels:
         raise UserError("Which levels? Give SHAPES like 4x4x16,2x2x8, or a recipe (nested.yaml) with levels.")
-    root = place(request.features.out)
+    root = resolve_path(request.features.out)
     base = root / folder_name(request.features.encoder) / "base.zarr"
     # A small base store is pooled sooner than workers start.
     few = workers is None and scheduler is None and sealed_header(base).nbytes < SMALL_STORE
-    with engine(0 if few else workers, scheduler) as run, holding(root, wait), finishing_tasks():
+    with engine(0 if few else workers, scheduler) as run, root_lock(root, wait), finishing_tasks():
         for shape in request.levels:
             click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")
 

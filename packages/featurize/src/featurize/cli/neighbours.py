@@ -12,7 +12,7 @@ from featurize.cli.options import (
     recipe_option,
 )
 from featurize.errors import UserError
-from featurize.io.files import place
+from featurize.io.files import resolve_path
 from featurize.recipe import read_request
 
 
@@ -85,7 +85,7 @@ def knn_viz(
         raise UserError("--raw encodes again with one encoder; name one store root and one encoder.")
     pairs = zip(roots * (len(encoders) if len(roots) == 1 else 1), encoders * (len(roots) if len(encoders) == 1 else 1))
     numbers = run_knn_viz(
-        [Compared(place(root), name) for root, name in pairs],
+        [Compared(resolve_path(root), name) for root, name in pairs],
         out,
         queries,
         neighbours,

@@ -16,7 +16,7 @@ from featurize.cli.options import (
     workers_option,
 )
 from featurize.errors import UserError
-from featurize.io.files import place
+from featurize.io.files import resolve_path
 from featurize.recipe import read_request
 
 
@@ -49,7 +49,7 @@ def ls(folder: str | None) -> None:
     from featurize.reports.ls import catalogue
 
     default = "stores" if Path("stores").is_dir() else "."
-    click.echo(catalogue(place(folder or default)))
+    click.echo(catalogue(resolve_path(folder or default)))
 
 
 @click.command()
@@ -91,17 +91,17 @@ def repair(root: str | None, recipe: Path | None, workers: int | None, scheduler
     from featurize.execution.engine import engine
     from featurize.execution.interrupt import finishing_tasks
     from featurize.integrity.repair import repair as run_repair
-    from featurize.io.lock import holding
+    from featurize.io.lock import root_lock
 
     folder = _root(root, recipe)
     few = workers if workers is not None else _few_workers(folder, scheduler)
-    with engine(few, scheduler) as run, holding(folder, wait), finishing_tasks():
+    with engine(few, scheduler) as run, root_lock(folder, wait), finishing_tasks():
         findings = run_repair(folder, run, click.echo)
     _report(findings, f"{folder} is whole.")
 
 
 def _root(root: str | None, recipe: Path | None) -> Path:
-    return place(root or read_request(recipe, {}, None).features.out)
+    return resolve_path(root or read_request(recipe, {}, None).features.out)
 
 
 def _few_workers(root: Path, scheduler: str | None) -> int | None:

@@ -16,7 +16,7 @@ from featurize.checkpoints.downloads import Place
 from featurize.checkpoints.files import sha256_of
 from featurize.encoders.onednn import on_onednn
 from featurize.errors import UserError
-from featurize.images.decode import CropRule
+from featurize.images.crop import CropRule
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -16,7 +16,7 @@ from featurize.checkpoints.downloads import Place, find_weights
 from featurize.checkpoints.files import fit, read_state_dict, sha256_of, sidecar
 from featurize.encoders import Encoder, EncoderSpec, Kind
 from featurize.errors import UserError
-from featurize.images.decode import INTERPOLATIONS, CropRule
+from featurize.images.crop import INTERPOLATIONS, CropRule
 
 
 def build(spec: EncoderSpec, device: str) -> Encoder:

@@ -20,9 +20,10 @@ from featurize.basis import svd as basis_
 from featurize.basis.svd import Moments, Outliers
 from featurize.errors import UserError
 from featurize.execution.engine import decoding_threads, device_of_worker
-from featurize.images.decode import BadPicture, Box, crop, decode
+from featurize.images.crop import Box, crop
+from featurize.images.decode import BadImage, decode
 from featurize.recipe import Features
-from featurize.sources import Picture, read
+from featurize.sources import SourceImage, read
 from featurize.store.ledger import Ledger
 from featurize.store.store import moments_path, write_block
 
@@ -41,7 +42,7 @@ Look = tuple[int, str]  # how a network sees a crop: its side in pixels, the int
 class Batch:
     """Pictures to encode, and how."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[SourceImage, ...]
     boxes: tuple[Box, ...]
     sha256s: tuple[str, ...]
     features: Features
@@ -241,7 +242,7 @@ def _crops(batch: Batch, looks: tuple[Look, ...], clock: Clock) -> Iterator[tupl
 
 
 def _crops_of(
-    picture: Picture, box: Box, digest: str, looks: tuple[Look, ...]
+    picture: SourceImage, box: Box, digest: str, looks: tuple[Look, ...]
 ) -> tuple[tuple[np.ndarray, ...], float, float]:
     """(uint8 (S, S, 3) for each look, seconds of reading, seconds of decoding and resizing)."""
     start = time.perf_counter()
@@ -249,7 +250,7 @@ def _crops_of(
         data = read(picture)
         read_at = time.perf_counter()
         if sha256(data).hexdigest() != digest:
-            raise BadPicture("its bytes are others")
+            raise BadImage("its bytes are others")
         image = decode(data)
     except UserError:  # a remote place does not answer: that says nothing about the picture
         raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featurize.execution.engine import Run
-from featurize.images.decode import CropRule
+from featurize.images.crop import CropRule
 from featurize.io.files import cache_folder, read_json, write_json
 from featurize.recipe import Features
 from featurize.versions import version

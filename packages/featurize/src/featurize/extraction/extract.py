@@ -17,10 +17,10 @@ from featurize.extraction.block import BlockTask, FitTask, batch_of, check_text,
 from featurize.extraction.cards import Cards, heavy_imports, known_cards, make_cards
 from featurize.extraction.levels import derive_level
 from featurize.extraction.targets import Plan, crop_rule, other_basis, plan_of, with_basis
-from featurize.io.files import place, remove_folder, sweep
-from featurize.io.lock import holding
+from featurize.io.files import remove_folder, remove_leftovers, resolve_path
+from featurize.io.lock import root_lock
 from featurize.recipe import Features, Request, check_basis_choice
-from featurize.sources import list_pictures
+from featurize.sources import list_images
 from featurize.store.ledger import Ledger, check_crop, known_ledger, make_ledger, unchanged_ledger
 from featurize.store.metadata import header_of, is_there
 from featurize.store.store import (
@@ -48,7 +48,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     Interrupted after Ctrl-C, when the blocks in hand are written.
     """
     features = request.features
-    root = place(features.out)
+    root = resolve_path(features.out)
     if features.source is None:
         raise UserError("Which pictures? Name a SOURCE, or a recipe (nested.yaml) with features.source.")
     check_basis_choice(features)
@@ -60,11 +60,11 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     known = known_cards(features)
     if ledger is not None and known is not None and (plan := _done_plan(request, root, known, ledger)) is not None:
         return _finish(plan, run_here)
-    listing = list_pictures(features.source, features.split, features.limit, features.classes)
+    listing = list_images(features.source, features.split, features.limit, features.classes)
     for remark in listing.remarks:
         log.warning(remark)
 
-    if workers is None and len(listing.pictures) <= FEW_PICTURES:
+    if workers is None and len(listing.images) <= FEW_PICTURES:
         workers = 0
     with engine(workers, scheduler, heavy_imports(features)) as run:
         cards = known or make_cards(features, run)
@@ -74,9 +74,9 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
         ledger = known_ledger(root, listing)
         if ledger is not None and (plan := _done_plan(request, root, cards, ledger)) is not None:
             return _finish(plan, run)
-        with holding(root, wait), finishing_tasks():
+        with root_lock(root, wait), finishing_tasks():
             journal = Journal(root)
-            journal("start", request=request.model_dump(mode="json"), pictures=len(listing.pictures))
+            journal("start", request=request.model_dump(mode="json"), pictures=len(listing.images))
             try:
                 ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run, asked)
                 del listing
@@ -87,7 +87,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
                     )
                 paths = _do(plan_of(request, root, cards, ledger), features, ledger, run, journal)
                 paths += _write_captions(root, features, ledger, run, journal)
-                sweep(root)
+                remove_leftovers(root)
                 journal("end")
             except KeyboardInterrupt:
                 journal("interrupted")

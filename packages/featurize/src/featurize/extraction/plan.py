@@ -11,7 +11,7 @@ from featurize.errors import UserError
 from featurize.extraction.cards import EncoderCard, known_cards
 from featurize.extraction.targets import base_channels
 from featurize.recipe import Features, Request
-from featurize.sources import Picture, list_pictures, read
+from featurize.sources import SourceImage, list_images, read
 from featurize.sources.class_lists import read_classes
 from featurize.sources.coco import COUNTS
 from featurize.store.store import folder_name
@@ -73,12 +73,12 @@ def estimate(request: Request, rows: int | None, rate: float | None, measure: bo
     return "\n".join(lines)
 
 
-def _pictures(features: Features) -> tuple[tuple[Picture, ...], str | None]:
+def _pictures(features: Features) -> tuple[tuple[SourceImage, ...], str | None]:
     """The source's pictures; or none and why, where it is not here but published. Raises UserError where it is neither."""
     if features.source is None:
         raise UserError("How many pictures? Give --rows N, or a recipe with features.source.")
     try:
-        return list_pictures(features.source, features.split, features.limit, features.classes).pictures, None
+        return list_images(features.source, features.split, features.limit, features.classes).images, None
     except UserError as error:
         if not _published(features):
             raise UserError(f"{error} Or plan without the pictures: give --rows N.") from None
@@ -142,7 +142,7 @@ def _latent(features: Features) -> tuple[str, tuple[int, int, int], int]:
     return spec.name, (side, side, 4), 8 if spec.name == "vae" else 4
 
 
-def measured_rate(features: Features, pictures: tuple[Picture, ...]) -> float:
+def measured_rate(features: Features, pictures: tuple[SourceImage, ...]) -> float:
     """Pictures a second through reading, decoding, encoder and codec, in this process alone."""
     import numpy as np
 
@@ -150,7 +150,8 @@ def measured_rate(features: Features, pictures: tuple[Picture, ...]) -> float:
     from featurize.encoders import encode, load_encoder
     from featurize.execution.engine import device_of_worker
     from featurize.extraction.block import INNER_BATCH, codec_spec, encoder_spec
-    from featurize.images.decode import crop, decode, square_box
+    from featurize.images.crop import crop, square_box
+    from featurize.images.decode import decode
 
     device = device_of_worker()
     encoder, codec = load_encoder(encoder_spec(features), device), load_codec(codec_spec(features))

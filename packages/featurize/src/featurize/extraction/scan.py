@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.execution.engine import Run, decoding_threads, in_order
-from featurize.images.decode import BadPicture, CropRule, decode_with_mode
-from featurize.io.files import replacing
-from featurize.sources import Picture, read
+from featurize.images.crop import CropRule
+from featurize.images.decode import BadImage, decode_with_mode
+from featurize.io.files import atomic_write
+from featurize.sources import SourceImage, read
 
 PER_TASK = 256  # pictures
 SCHEMA = pa.schema(
@@ -57,7 +58,7 @@ def draft_path(root: Path) -> Path:
     return root / "rows.draft.parquet"
 
 
-def look_at_all(root: Path, pictures: Sequence[Picture], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
+def look_at_all(root: Path, pictures: Sequence[SourceImage], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
     """A line for each picture, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
     parts = [range(start, min(start + PER_TASK, len(pictures))) for start in range(0, len(pictures), PER_TASK)]
     lines: list[pa.RecordBatch] = []
@@ -83,7 +84,7 @@ def allowed_bad(max_bad: int | str, pictures: int) -> int:
     return int(Decimal(max_bad.rstrip("%")) * pictures / 100) if isinstance(max_bad, str) else max_bad
 
 
-def _look_at(pictures: Sequence[Picture]) -> list[_Seen]:
+def _look_at(pictures: Sequence[SourceImage]) -> list[_Seen]:
     threads = decoding_threads()
     if not threads:
         return [_look_at_one(picture) for picture in pictures]
@@ -91,11 +92,11 @@ def _look_at(pictures: Sequence[Picture]) -> list[_Seen]:
         return list(pool.map(_look_at_one, pictures))
 
 
-def _look_at_one(picture: Picture) -> _Seen:
+def _look_at_one(picture: SourceImage) -> _Seen:
     try:
         data = read(picture)
         image, mode = decode_with_mode(data)
-    except BadPicture as error:
+    except BadImage as error:
         return _Seen(reason=str(error))
     except FileNotFoundError:
         return _Seen(reason="the file is not there")
@@ -105,7 +106,7 @@ def _look_at_one(picture: Picture) -> _Seen:
 
 
 def _lines(
-    pictures: Sequence[Picture], seen: Sequence[_Seen], crop: CropRule, keys: set[str], row: int
+    pictures: Sequence[SourceImage], seen: Sequence[_Seen], crop: CropRule, keys: set[str], row: int
 ) -> pa.RecordBatch:
     """The lines of some pictures, the first stored one being `row`; `keys` are those seen before and get these too."""
     lines: list[dict[str, Any]] = []
@@ -141,7 +142,7 @@ def _check_bad(root: Path, table: pa.Table, total: int, max_bad: int | str) -> N
     none_left = len(refused) == len(table) == total
     if not none_left and len(refused) <= allowed_bad(max_bad, total):
         return
-    with replacing(draft_path(root)) as temporary:
+    with atomic_write(draft_path(root)) as temporary:
         pq.write_table(table, temporary)
     of = f"{total}" if len(table) == total else f"the first {len(table)}"
     found = (

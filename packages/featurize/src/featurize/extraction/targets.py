@@ -10,8 +10,8 @@ from featurize.basis import svd as basis_
 from featurize.errors import UserError
 from featurize.extraction.block import INNER_BATCH
 from featurize.extraction.cards import Cards, CodecCard, EncoderCard
-from featurize.images.decode import SQUARE, CropRule
-from featurize.io.files import place
+from featurize.images.crop import SQUARE, CropRule
+from featurize.io.files import resolve_path
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
 from featurize.store.ledger import Ledger
 from featurize.store.metadata import header_of, is_there
@@ -114,7 +114,7 @@ def other_basis(features: Features) -> Path | None:
     """The encoder folder of the store root that `--basis` names."""
     if features.basis in (None, OWN_BASIS):
         return None
-    return place(str(features.basis)) / folder_name(features.encoder)
+    return resolve_path(str(features.basis)) / folder_name(features.encoder)
 
 
 def _basis_rule(features: Features, ledger: Ledger) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from featurize.extraction.cards import known_cards, make_cards
 from featurize.extraction.extract import fitted_basis
 from featurize.extraction.scan import look_at_all
 from featurize.extraction.targets import crop_rule, other_basis
-from featurize.images.decode import SQUARE
+from featurize.images.crop import SQUARE
 from featurize.integrity.verify import arrays_of, has_basis, ledger_problems
 from featurize.io.files import read_json, remove_folder, write_json
 from featurize.recipe import Features
-from featurize.sources import list_pictures
+from featurize.sources import list_images
 from featurize.store.ledger import Ledger, ledger_of, ledger_path, write_ledger
 from featurize.store.store import ArraySpec, sealed_metadata, spec_of
 
@@ -53,11 +53,11 @@ def mend_ledger(root: Path, run: Run, say: Say) -> None:
         )
     say(f"mending {ledger_path(root)}: reading the pictures of {features.source} again")
     asked = [features.source, features.split, features.limit, features.classes]
-    listing = list_pictures(features.source, features.split, features.limit, features.classes)
+    listing = list_images(features.source, features.split, features.limit, features.classes)
     crop = SQUARE
     if features.crop != "square":
         crop = crop_rule(features, (known_cards(features) or make_cards(features, run)).encoder)
-    table = look_at_all(root, listing.pictures, crop, features.max_bad, run)
+    table = look_at_all(root, listing.images, crop, features.max_bad, run)
     ledger = ledger_of(table, features.source, str(crop))
     for spec in filter(None, map(spec_or_none, arrays_of(root))):
         changed = ledger.differences(spec.provenance)

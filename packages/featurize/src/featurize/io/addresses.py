@@ -42,7 +42,7 @@ def find(address: str) -> File:
     if not is_remote(address):
         status = os.stat(address)
         return File(address, status.st_size, status.st_mtime_ns)
-    return _file_of(address, patiently(address, lambda: _file_system(address).info(address)))
+    return _file_of(address, with_retries(address, lambda: _file_system(address).info(address)))
 
 
 def read_range(address: str, offset: int, size: int) -> bytes:
@@ -54,7 +54,7 @@ def read_range(address: str, offset: int, size: int) -> bytes:
     if size == 0:  # no range, but is it there?
         find(address)
         return b""
-    data = patiently(address, lambda: _file_system(address).cat_file(address, start=offset, end=offset + size))
+    data = with_retries(address, lambda: _file_system(address).cat_file(address, start=offset, end=offset + size))
     if len(data) != size:
         raise UserError(
             f"{address} gave {len(data)} bytes where {size} were asked for: it has changed, or its server serves no byte ranges."
@@ -77,7 +77,7 @@ def open_ranged(file: File) -> BinaryIO:
 
 def exists(address: str) -> bool:
     if is_remote(address):
-        return bool(patiently(address, lambda: _file_system(address).exists(address)))
+        return bool(with_retries(address, lambda: _file_system(address).exists(address)))
     return Path(address).exists()
 
 
@@ -85,7 +85,7 @@ def is_folder(address: str) -> bool:
     if address.startswith(("http://", "https://")):
         return False
     if is_remote(address):
-        return bool(patiently(address, lambda: _file_system(address).isdir(address)))
+        return bool(with_retries(address, lambda: _file_system(address).isdir(address)))
     return Path(address).is_dir()
 
 
@@ -114,7 +114,7 @@ def matching(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return sorted(glob(pattern))
     system = _file_system(pattern)
-    return sorted(system.unstrip_protocol(name) for name in patiently(pattern, lambda: system.glob(pattern)))
+    return sorted(system.unstrip_protocol(name) for name in with_retries(pattern, lambda: system.glob(pattern)))
 
 
 def subfolders(root: str) -> list[str]:
@@ -145,7 +145,7 @@ def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, Fil
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def patiently(address: str, action: Callable[[], T]) -> T:
+def with_retries(address: str, action: Callable[[], T]) -> T:
     """What the action gives, tried again a few times: a network that hiccups must not end a run of days.
 
     Raises FileNotFoundError, and UserError when there is no answer at the end or no permission.
@@ -201,7 +201,7 @@ def _entries(folder: str) -> list[tuple[str, File | None]]:
     """(name, file or None for a folder) right in a folder, sorted as the paths of all files below it would be."""
     found: list[tuple[str, File | None]] = []
     if is_remote(folder):
-        for entry in patiently(folder, lambda: _file_system(folder).ls(folder, detail=True)):
+        for entry in with_retries(folder, lambda: _file_system(folder).ls(folder, detail=True)):
             address = _file_system(folder).unstrip_protocol(entry["name"].rstrip("/"))
             found.append(
                 (address.rpartition("/")[2], None if entry["type"] == "directory" else _file_of(address, entry))
@@ -226,7 +226,7 @@ def _below(folder: str, prefix: str, above: frozenset[str]) -> list[tuple[str, F
     """(prefix + path, file) of every file below a folder; `above` are the real folders on the way to it."""
     if is_remote(folder):
         system = _file_system(folder)
-        found = patiently(folder, lambda: system.find(folder, detail=True))
+        found = with_retries(folder, lambda: system.find(folder, detail=True))
         start = len(system._strip_protocol(folder)) + 1
         pairs = [(prefix + name[start:], _file_of(system.unstrip_protocol(name), info)) for name, info in found.items()]
         return sorted((pair for pair in pairs if "/." not in f"/{pair[0]}"), key=lambda pair: pair[0])

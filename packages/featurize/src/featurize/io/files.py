@@ -13,7 +13,7 @@ from typing import Any, cast
 from featurize.errors import UserError
 
 
-def place(address: str | Path) -> Path:
+def resolve_path(address: str | Path) -> Path:
     """The path that an address names: a local one made absolute, or for `s3://bucket/root` and its like a UPath.
 
     A UPath has the methods of a Path and reaches its files through fsspec. Raises UserError for a protocol that is unknown
@@ -51,7 +51,7 @@ def is_local(path: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary local path, which takes the place of `path` when the block ends without an error.
 
     The data is on the disk before the name is, so that a power cut leaves the old file or the new one, never half of it. In
@@ -84,7 +84,7 @@ def to_disk(path: Path) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -98,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def sweep(root: Path) -> None:
+def remove_leftovers(root: Path) -> None:
     """Remove what killed processes left half-written below a local folder: zarr's files under other names, and ours."""
     if is_local(root):
         for pattern in ("*.partial", ".*.tmp"):

@@ -25,7 +25,7 @@ POLL = 1.0  # seconds between two looks while waiting
 
 
 @contextmanager
-def holding(root: Path, wait: bool) -> Iterator[None]:
+def root_lock(root: Path, wait: bool) -> Iterator[None]:
     """Hold the store root while the block runs.
 
     On a disk the kernel keeps the lock and drops it when its process dies, however it dies. A bucket has no such thing: there

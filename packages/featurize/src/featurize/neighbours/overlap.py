@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featurize.io.files import replacing
+from featurize.io.files import atomic_write
 from featurize.neighbours.search import shared_share
 
 
@@ -35,5 +35,5 @@ def draw_overlap(names: list[str], matrix_SS: np.ndarray, neighbours: int, out: 
         axes.text(column, line, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_title(f"{neighbours} nearest neighbours in common, %", fontsize=10)
     figure.colorbar(image, shrink=0.7)
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

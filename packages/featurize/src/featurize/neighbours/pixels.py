@@ -13,7 +13,8 @@ from tqdm import tqdm
 from featurize.errors import UserError
 from featurize.execution.engine import device_of_worker
 from featurize.extraction.block import encoder_spec
-from featurize.images.decode import crop, decode
+from featurize.images.crop import crop
+from featurize.images.decode import decode
 from featurize.neighbours.spaces import PIXEL_SIDE, FileSpace
 from featurize.recipe import Features
 from featurize.sources import read

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from featurize.io.files import replacing
-from featurize.sources import Picture
+from featurize.io.files import atomic_write
+from featurize.sources import SourceImage
 
 THUMBNAIL = 88
 GAP = 4
@@ -40,7 +40,7 @@ class Panel:
 def draw_sheet(
     panels: list[Panel],
     queries: np.ndarray,
-    picture_of: Callable[[int], Picture],
+    picture_of: Callable[[int], SourceImage],
     thumbnail_of: Callable[[int], np.ndarray],
     out: Path,
 ) -> None:
@@ -85,15 +85,15 @@ def draw_sheet(
         draw.line((0, y, sheet.width, y), fill="lightgray")
     for column in range(1, len(panels)):
         draw.line((column * width - 8, 0, column * width - 8, sheet.height), fill="lightgray")
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _legend(picture: Picture) -> str:
+def _legend(picture: SourceImage) -> str:
     return picture.captions[0] if picture.captions else "" if picture.label is None else f"class {picture.label}"
 
 
-def _colour(query: Picture, neighbour: Picture) -> str:
+def _colour(query: SourceImage, neighbour: SourceImage) -> str:
     if query.label is None or neighbour.label is None:
         return PLAIN
     return SAME if query.label == neighbour.label else OTHER

@@ -10,7 +10,7 @@ import numpy as np
 
 from featurize.basis.svd import effective_rank
 from featurize.errors import UserError
-from featurize.io.files import read_json, replacing
+from featurize.io.files import atomic_write, read_json
 from featurize.neighbours.spaces import level_paths
 from featurize.store.store import is_sealed, seal_path, sealed_header
 
@@ -54,7 +54,7 @@ def draw_info(root: Path, out: Path) -> None:
                 one.legend(fontsize=8)
             else:
                 one.text(0.5, 0.5, "no level is sealed", ha="center", transform=one.transAxes)
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 

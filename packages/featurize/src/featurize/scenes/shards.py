@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featurize.errors import UserError
-from featurize.io.files import replacing
+from featurize.io.files import atomic_write
 from featurize.scenes.drawing import draw_scene
 
 
@@ -33,7 +33,7 @@ def write_shards(count: int, size: int, split: str, out: Path, seed: int = 0, pe
     with tqdm(total=count, desc=f"scenes {split}", unit="picture") as progress:
         for first, path in zip(firsts, paths):
             with (
-                replacing(path) as part,
+                atomic_write(path) as part,
                 part.open("wb") as file,
                 webdataset.TarWriter(file, user="scenes", group="scenes", mtime=0) as tar,
             ):

@@ -21,7 +21,7 @@ EXTENSIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class SourceImage:
     """One picture of a source, not yet read.
 
     `source` is a file or a remote address, of which the bytes [offset, offset + size) are the picture; for drawn pictures
@@ -41,7 +41,7 @@ class Picture:
 class Listing:
     """All pictures of a source, in its order, with what was odd about it in sentences."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[SourceImage, ...]
     remarks: tuple[str, ...] = ()
 
     @cached_property
@@ -49,8 +49,8 @@ class Listing:
         """Digest of what was listed and of the files' versions: the same files need no second look."""
         digest = hashlib.sha256()
         line = attrgetter("key", "source", "offset", "size", "label", "captions", "version")
-        for start in range(0, len(self.pictures), 4096):
-            digest.update(json.dumps([line(picture) for picture in self.pictures[start : start + 4096]]).encode())
+        for start in range(0, len(self.images), 4096):
+            digest.update(json.dumps([line(picture) for picture in self.images[start : start + 4096]]).encode())
         return digest.hexdigest()
 
 
@@ -58,7 +58,7 @@ class Listing:
 class Index:
     """The pictures of a shard, in its order, and what was odd: (what, how often, where first)."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[SourceImage, ...]
     odd: tuple[tuple[str, int, str], ...]
 
 
@@ -75,7 +75,7 @@ class Query:
 Lister = Callable[[Query], Listing]
 
 
-def list_pictures(source: str, split: str, limit: int | None, classes: str | None = None) -> Listing:
+def list_images(source: str, split: str, limit: int | None, classes: str | None = None) -> Listing:
     """The pictures of SOURCE (`scenes[:SIZE]`, `wds:SHARDS`, `folder:DIR`, `imagenet:PLACE`, `coco:DIR`).
 
     Raises UserError for an unknown kind, a place that is not there, and a source without pictures.
@@ -92,23 +92,23 @@ def list_pictures(source: str, split: str, limit: int | None, classes: str | Non
             f"SOURCE '{source}' has no class folders to choose by --classes; it goes with imagenet: and folder:."
         )
     listing = listers[kind]()(Query(address, split, limit, classes))
-    if not listing.pictures:
+    if not listing.images:
         raise UserError(f"SOURCE '{source}' holds no pictures; check the path and the kind of source.")
-    return replace(listing, remarks=(*listing.remarks, *_gaps(listing.pictures)))
+    return replace(listing, remarks=(*listing.remarks, *_gaps(listing.images)))
 
 
-def read(picture: Picture) -> bytes:
+def read(picture: SourceImage) -> bytes:
     """The bytes of the picture file. Raises FileNotFoundError, and UserError for a remote place that does not answer."""
     if picture.source.startswith("scenes:"):
-        from featurize.sources import scenes as drawn
+        from featurize.sources import scenes as scenes_
 
-        return drawn.read(picture)
+        return scenes_.read(picture)
     from featurize.io.addresses import read_range
 
     return read_range(picture.source, picture.offset, picture.size)
 
 
-def _gaps(pictures: Sequence[Picture]) -> list[str]:
+def _gaps(pictures: Sequence[SourceImage]) -> list[str]:
     """Some pictures with, some without: seldom what was meant."""
     gaps = {
         "label": [picture.key for picture in pictures if picture.label is None],

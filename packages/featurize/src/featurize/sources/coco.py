@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from featurize.errors import UserError
 from featurize.io.addresses import existing_folder, exists, is_folder, read_text, walk
-from featurize.sources import Listing, Picture, Query
+from featurize.sources import Listing, Query, SourceImage
 
 COUNTS = {
     "train2014": 82_783,
@@ -53,7 +53,7 @@ def _list_year(root: str, query: Query, year: int) -> Listing:
         key = image["file_name"].rpartition(".")[0]
         place = (file.address, 0, file.size) if file else (f"{root}/{name}/{image['file_name']}", 0, 0)
         told = tuple(captions.pop(image["id"], ()))
-        pictures.append(Picture(key, *place, None, told, file.version if file else 0))
+        pictures.append(SourceImage(key, *place, None, told, file.version if file else 0))
     if query.limit is not None:
         return Listing(tuple(pictures))
     remarks = []

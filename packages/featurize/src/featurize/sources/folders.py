@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.io.addresses import AT_ONCE, File, existing_folder, subfolders, walk
-from featurize.sources import EXTENSIONS, Listing, Picture, Query
+from featurize.sources import EXTENSIONS, Listing, Query, SourceImage
 from featurize.sources.annotations import NOTES, Notes, read_notes, sidecar_caption
 from featurize.sources.class_lists import read_classes
 
@@ -50,12 +50,12 @@ def list_tree(root: str, classes: Sequence[str], limit: int | None, chosen: bool
     notes_files: dict[str, File] = {}
     labels = {name: label for label, name in enumerate(classes)}
 
-    def found() -> Iterator[Picture]:
+    def found() -> Iterator[SourceImage]:
         for path, file in walk(root, folders):
             stem, _, extension = path.rpartition(".")
             if extension.lower() in EXTENSIONS and stem:
                 top, slash, _ = path.partition("/")
-                yield Picture(path, file.address, 0, file.size, labels[top] if slash else None, (), file.version)
+                yield SourceImage(path, file.address, 0, file.size, labels[top] if slash else None, (), file.version)
             elif path in NOTES:
                 notes_files[path] = file
             elif extension == "txt":
@@ -83,7 +83,7 @@ def list_tree(root: str, classes: Sequence[str], limit: int | None, chosen: bool
     return Listing(tuple(pictures), tuple(remarks))
 
 
-def _noted(pictures: list[Picture], notes: Notes, whole: bool) -> tuple[list[Picture], list[str]]:
+def _noted(pictures: list[SourceImage], notes: Notes, whole: bool) -> tuple[list[SourceImage], list[str]]:
     """The pictures with the labels and captions that the notes have under their path, with or without its extension."""
     noted = []
     unused = set(notes.named)
@@ -98,7 +98,7 @@ def _noted(pictures: list[Picture], notes: Notes, whole: bool) -> tuple[list[Pic
     return noted, remarks
 
 
-def _with_sidecars(pictures: list[Picture], texts: dict[str, File], whole: bool) -> tuple[list[Picture], list[str]]:
+def _with_sidecars(pictures: list[SourceImage], texts: dict[str, File], whole: bool) -> tuple[list[SourceImage], list[str]]:
     beside = [texts.pop(picture.key.rpartition(".")[0], None) for picture in pictures]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         captions = pool.map(lambda file: sidecar_caption(file) if file else (), beside)

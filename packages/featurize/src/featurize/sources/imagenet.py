@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featurize.errors import UserError
 from featurize.io.addresses import existing_folder, is_folder, is_remote, subfolders
-from featurize.sources import Listing, Picture, Query
+from featurize.sources import Listing, Query, SourceImage
 from featurize.sources.class_lists import read_classes
 from featurize.sources.folders import list_tree
 from featurize.sources.shards import list_shards
@@ -68,7 +68,7 @@ def _checked(wnids: Sequence[str], listing: Listing, query: Query) -> list[str]:
             f"{len(wnids)} of ImageNet's 1000 classes are here, numbered among themselves; --classes imagenet numbers them "
             "as in the whole."
         ]
-    return _counted(len(listing.pictures), query)
+    return _counted(len(listing.images), query)
 
 
 def _counted(found: int, query: Query) -> list[str]:
@@ -81,22 +81,22 @@ def _counted(found: int, query: Query) -> list[str]:
 def _list_flat(root: str, query: Query) -> Listing:
     """The official validation folder, `ILSVRC2012_val_00000001.JPEG` and so on, labelled from a file beside it."""
     listing = list_tree(root, (), None)
-    if not listing.pictures or not all(VAL_NAME.match(picture.key) for picture in listing.pictures):
+    if not listing.images or not all(VAL_NAME.match(picture.key) for picture in listing.images):
         raise UserError(
             f"{root} is no ImageNet tree: it has neither folders named like n01440764 nor pictures named like "
             f"ILSVRC2012_val_00000001.JPEG; use folder:{root}."
         )
-    wnids, remark = _val_wnids(root, listing.pictures)
+    wnids, remark = _val_wnids(root, listing.images)
     return _chosen(query, listing, wnids, (remark,))
 
 
 def _list_tars(query: Query) -> Listing:
     """Shards with integer `.cls`, or with wnids in the keys (`n01440764_10026`); the official tar files as they are."""
     listing = list_shards(replace(query, limit=None if query.classes else query.limit))
-    if all(VAL_NAME.match(picture.key) and picture.label is None for picture in listing.pictures):
-        wnids, remark = _val_wnids(str(Path(listing.pictures[0].source).parent), listing.pictures)
+    if all(VAL_NAME.match(picture.key) and picture.label is None for picture in listing.images):
+        wnids, remark = _val_wnids(str(Path(listing.images[0].source).parent), listing.images)
         return _chosen(query, listing, wnids, (remark,))
-    wnids = [_wnid_of(picture) for picture in listing.pictures]
+    wnids = [_wnid_of(picture) for picture in listing.images]
     if not any(wnids):
         raise UserError(
             f"The shards {query.address} have no labels: neither .cls nor wnids in the keys; use wds:{query.address}."
@@ -104,7 +104,7 @@ def _list_tars(query: Query) -> Listing:
     return _chosen(query, listing, wnids, ())
 
 
-def _wnid_of(picture: Picture) -> str | None:
+def _wnid_of(picture: SourceImage) -> str | None:
     """By the picture's label or by the wnid in its key, which must not contradict each other."""
     known = read_classes("imagenet")
     found = WNID.search(picture.key)
@@ -123,7 +123,7 @@ def _wnid_of(picture: Picture) -> str | None:
     return wnid
 
 
-def _val_wnids(folder: str, pictures: Sequence[Picture]) -> tuple[list[str | None], str]:
+def _val_wnids(folder: str, pictures: Sequence[SourceImage]) -> tuple[list[str | None], str]:
     """The wnid of each official validation picture, and where that is said."""
     truth = None if is_remote(folder) else find_val_labels(Path(folder))
     if truth is None:
@@ -144,7 +144,7 @@ def _chosen(query: Query, listing: Listing, wnids: Sequence[str | None], remarks
     labels = {wnid: label for label, wnid in enumerate(classes or read_classes("imagenet"))}
     pictures = [
         replace(picture, label=labels.get(wnid or ""))
-        for picture, wnid in zip(listing.pictures, wnids, strict=True)
+        for picture, wnid in zip(listing.images, wnids, strict=True)
         if classes is None or wnid in labels
     ]
     if classes is None:

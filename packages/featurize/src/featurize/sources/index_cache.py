@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurize.io.addresses import File, is_remote
-from featurize.io.files import cache_folder, replacing
-from featurize.sources import Index, Picture
+from featurize.io.files import atomic_write, cache_folder
+from featurize.sources import Index, SourceImage
 
 RULES = 1  # to be raised when the same shard gives another index
 WORTH_KEEPING = 1000  # pictures; of a shard here with fewer the scan is as fast as the file
@@ -40,7 +40,7 @@ def kept_or(shard: File, scan: Callable[[], Index]) -> Index:
     with suppress(OSError, pa.ArrowException, KeyError, ValueError):
         return _load(path, shard)
     index = scan()
-    if is_remote(shard.address) or len(index.pictures) >= WORTH_KEEPING:
+    if is_remote(shard.address) or len(index.images) >= WORTH_KEEPING:
         with suppress(OSError, pa.ArrowException):
             _save(path, index)
     return index
@@ -51,7 +51,7 @@ def _load(path: Path, shard: File) -> Index:
         table = pq.read_table(file)
     columns = (table[field.name].to_pylist() for field in SCHEMA)
     pictures = tuple(
-        Picture(key, shard.address, offset, size, label, tuple(captions), shard.version)
+        SourceImage(key, shard.address, offset, size, label, tuple(captions), shard.version)
         for key, offset, size, label, captions in zip(*columns, strict=True)
     )
     odd = json.loads(table.schema.metadata[b"odd"])
@@ -59,7 +59,7 @@ def _load(path: Path, shard: File) -> Index:
 
 
 def _save(path: Path, index: Index) -> None:
-    columns = {field.name: [getattr(picture, field.name) for picture in index.pictures] for field in SCHEMA}
+    columns = {field.name: [getattr(picture, field.name) for picture in index.images] for field in SCHEMA}
     table = pa.table(columns, SCHEMA).replace_schema_metadata({"odd": json.dumps(index.odd)})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)

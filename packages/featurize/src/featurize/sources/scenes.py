@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featurize.errors import UserError
-from featurize.sources import Listing, Picture, Query
+from featurize.sources import Listing, Query, SourceImage
 
 DEFAULT_COUNT = {"train": 6000, "val": 2000}
 DEFAULT_SIZE  = 32  # fmt: skip
@@ -19,14 +19,14 @@ def list_scenes(query: Query) -> Listing:
         raise UserError(f"SOURCE 'scenes:{size}' needs a size in pixels from 8 to 1024, like scenes:64.")
     place = f"scenes:{query.split}:{int(size or DEFAULT_SIZE)}"
 
-    def picture(index: int) -> Picture:
+    def picture(index: int) -> SourceImage:
         story = tell_scene(SEED, query.split, index)
-        return Picture(f"{query.split}-{index:08d}", place, index, 0, story.label, story.captions)
+        return SourceImage(f"{query.split}-{index:08d}", place, index, 0, story.label, story.captions)
 
     return Listing(tuple(picture(index) for index in range(query.limit or DEFAULT_COUNT[query.split])))
 
 
-def read(picture: Picture) -> bytes:
+def read(picture: SourceImage) -> bytes:
     """The scene as a PNG file's bytes."""
     from featurize.scenes import draw_scene
 

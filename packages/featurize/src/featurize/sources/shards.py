@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.io.addresses import AT_ONCE, is_remote, matching
-from featurize.sources import Index, Listing, Picture, Query
+from featurize.sources import Index, Listing, Query, SourceImage
 from featurize.sources.tar_index import index_of
 
 
@@ -27,14 +27,14 @@ def list_shards(query: Query) -> Listing:
     which may hold a `label` as well. Only headers and annotations are read, of a remote shard by ranges.
     """
     shards, remarks = expand(query.address)
-    pictures: list[Picture] = []
+    pictures: list[SourceImage] = []
     odd: Counter[str] = Counter()
     first: dict[str, str] = {}
     for shard, index in zip(shards, _indices(shards)):
         for kind, count, where in index.odd:
             odd[kind] += count
             first.setdefault(kind, f"{where} in {shard}")
-        pictures += index.pictures
+        pictures += index.images
         if query.limit is not None and len(pictures) >= query.limit:
             pictures = pictures[: query.limit]
             break
@@ -79,7 +79,7 @@ def _indices(shards: Sequence[str]) -> Iterator[Index]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _repeated_across_shards(pictures: Sequence[Picture]) -> str | None:
+def _repeated_across_shards(pictures: Sequence[SourceImage]) -> str | None:
     """A key that is in more than one shard."""
     homes: dict[str, str] = {}
     return next((p.key for p in pictures if homes.setdefault(p.key, p.source) != p.source), None)

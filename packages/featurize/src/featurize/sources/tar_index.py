@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from featurize.errors import UserError
-from featurize.io.addresses import File, find, open_ranged, patiently
-from featurize.sources import EXTENSIONS, Index, Picture
+from featurize.io.addresses import File, find, open_ranged, with_retries
+from featurize.sources import EXTENSIONS, Index, SourceImage
 from featurize.sources.index_cache import kept_or
 
 ANNOTATIONS = ("cls", "txt", "json")
@@ -44,7 +44,7 @@ def index_of(address: str) -> Index:
     """The index of the shard at an address. Raises UserError for one that is not there, compressed, cut short or damaged."""
     try:
         shard = find(address)
-        return kept_or(shard, lambda: patiently(address, lambda: _scan(shard)))
+        return kept_or(shard, lambda: with_retries(address, lambda: _scan(shard)))
     except FileNotFoundError:
         raise UserError(f"The shard {address} is not there; check the path after wds:.") from None
 
@@ -79,7 +79,7 @@ def _scan(shard: File) -> Index:
             continue
         label, captions = _annotations(shard, sample)
         pictures.append(
-            Picture(sample.key, shard.address, picture.offset, picture.size, label, captions, shard.version)
+            SourceImage(sample.key, shard.address, picture.offset, picture.size, label, captions, shard.version)
         )
     return Index(tuple(pictures), tuple((what, count, first[what]) for what, count in odd.items()))
 

@@ -21,7 +21,7 @@ from featurize.checkpoints.downloads import PLACES, find_weights
 from featurize.checkpoints.files import fit, sha256_of, sidecar
 from featurize.errors import UserError
 from featurize.execution.engine import Run, device_of_worker
-from featurize.io.files import replacing
+from featurize.io.files import atomic_write
 from featurize.recipe import Features
 from featurize.store.ledger import Ledger, captions_digest
 from featurize.store.store import FORMAT, ArraySpec, is_sealed, prepare, rows_of, seal, write_block
@@ -222,7 +222,7 @@ def embed_prompts(prompts: Path, out: Path, spec: TextSpec, run: Run) -> Path:
             "truncated": pa.array([seen_part(line, tokens) is not None for line in lines], pa.bool_()),
         }
     )
-    with replacing(out / "prompts.parquet") as temporary:
+    with atomic_write(out / "prompts.parquet") as temporary:
         pq.write_table(table.replace_schema_metadata({"format": FORMAT, "keys_sha256": keys}), temporary)
     return path
 
