@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nestgen.errors import UserError
-from nestgen.images import CELL, GAP, draw_sheet, folders_sheet, picture_path, read_pictures, write_picture
+from nestgen.images import CELL, GAP, draw_sheet, folders_sheet, image_path, read_images, write_image
 
 
 def pictures(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -42,8 +42,8 @@ def test_folders_stand_under_each_other(tmp_path: Path) -> None:
     folders = [tmp_path / "L1", tmp_path / "L2"]
     for folder, row in zip(folders, rows):
         for index, picture in enumerate(row):
-            write_picture(picture, picture_path(folder, index))
-    np.testing.assert_array_equal(read_pictures(folders[1], 3), rows[1])
+            write_image(picture, image_path(folder, index))
+    np.testing.assert_array_equal(read_images(folders[1], 3), rows[1])
     expected = draw_sheet([row[:2] for row in rows], ["L = 1", "L = 2"])
     np.testing.assert_array_equal(folders_sheet(folders, ["L = 1", "L = 2"], 2), expected)
     assert sorted(path.name for path in folders[0].iterdir()) == [f"{i:06d}.png" for i in range(3)]
@@ -52,14 +52,14 @@ def test_folders_stand_under_each_other(tmp_path: Path) -> None:
 def test_what_makes_no_sheet_is_said_in_a_sentence(tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     for folder, side in ((small, 8), (large, 16)):
-        write_picture(pictures(1, side)[0], picture_path(folder, 0))
-    with pytest.raises(UserError, match=r"has no 000001\.png; draw 2 samples"):
-        read_pictures(small, 2)
+        write_image(pictures(1, side)[0], image_path(folder, 0))
+    with pytest.raises(UserError, match=r"has no 000001\.png; run `nestgen sample` with --count 2"):
+        read_images(small, 2)
     with pytest.raises(UserError, match=r"16x16 pixels and .*small of 8x8"):
         folders_sheet([small, large], ["a", "b"], 1)
-    write_picture(pictures(1, 16)[0], picture_path(small, 1))
+    write_image(pictures(1, 16)[0], image_path(small, 1))
     with pytest.raises(UserError, match=r"000001\.png has another size"):
-        read_pictures(small, 2)
-    picture_path(small, 1).write_bytes(b"no picture")
+        read_images(small, 2)
+    image_path(small, 1).write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"000001\.png is damaged"):
-        read_pictures(small, 2)
+        read_images(small, 2)

@@ -14,7 +14,7 @@ import torch
 
 from nestgen import NestedPipeline
 from nestgen.errors import UserError
-from nestgen.images import read_pictures
+from nestgen.images import read_images
 from nestgen.recipe.recipe import load_recipe
 from nestgen.sampling.card import Request
 from nestgen.sampling.latents import open_latents
@@ -39,7 +39,7 @@ def run(trained: Trained, tmp_path: Path) -> Path:
 def test_draws_what_the_command_draws(run: Path, tmp_path: Path) -> None:
     found = NestedPipeline.from_run(run).sample(5, seed=2)
     pictures = np.stack([np.asarray(image) for image in found.images])
-    np.testing.assert_array_equal(pictures, read_pictures(tmp_path / "s", 5))
+    np.testing.assert_array_equal(pictures, read_images(tmp_path / "s", 5))
     for level in range(3):
         kept = open_latents(tmp_path / "s", level).read_all()
         np.testing.assert_array_equal(found.latents[level].permute(0, 2, 3, 1).numpy(), kept)

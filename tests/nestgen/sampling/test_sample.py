@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from nestgen.cli.main import main
 from nestgen.errors import UserError
 from nestgen.files import read_json
-from nestgen.images import read_pictures
+from nestgen.images import read_images
 from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
 from nestgen.sampling import card as cards
 from nestgen.sampling import latents
@@ -39,7 +39,7 @@ def test_writes_pictures_latents_card_and_a_sheet_beside(recipe: Recipe, tmp_pat
     assert (tmp_path / "s-sheet.png").is_file()
     z_0 = levels(out)[0]
     expected = np.clip(np.rint((z_0 + 1) * 127.5), 0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(read_pictures(out, 4), expected)
+    np.testing.assert_array_equal(read_images(out, 4), expected)
     card = read_json(out / "sample.json")
     assert (card["count"], card["seed"], card["depth"]) == (4, 0, 3)
     assert [(level["sampler"], level["steps"]) for level in card["levels"]] == [("dpm++-single", 5)] * 3
@@ -55,7 +55,7 @@ def test_an_image_does_not_depend_on_the_batch(recipe: Recipe, tmp_path: Path) -
         out = draw(recipe, tmp_path / f"by-{batch}", count=count, batch=batch)
         for one, other in zip(whole, levels(out)):
             assert np.abs(one[:count] - other).max() < 1e-4 * one.std()  # the stated tolerance
-        pictures = [read_pictures(folder, count).astype(int) for folder in (tmp_path / "whole", out)]
+        pictures = [read_images(folder, count).astype(int) for folder in (tmp_path / "whole", out)]
         assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a value half way between two may round either way
 
 
@@ -65,7 +65,7 @@ def test_equal_batches_are_equal_to_the_bit(recipe: Recipe, tmp_path: Path) -> N
 
 def test_images_and_seeds_differ(recipe: Recipe, tmp_path: Path) -> None:
     pictures = np.concatenate(
-        [read_pictures(draw(recipe, tmp_path / str(seed), count=3, seed=seed), 3) for seed in (0, 1)]
+        [read_images(draw(recipe, tmp_path / str(seed), count=3, seed=seed), 3) for seed in (0, 1)]
     )
     assert len(np.unique(pictures, axis=0)) == 6
 
@@ -169,7 +169,7 @@ def test_new_weights_redraw_what_depends_on_them(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = draw(recipe, tmp_path / "s")
-    top, before = times_of(out, 2), read_pictures(out, 7)
+    top, before = times_of(out, 2), read_images(out, 7)
     weights = run_dir(recipe, 1) / "checkpoints" / "00000007" / "ema.safetensors"
     tensors = load_file(weights)
     tensors["final_layer.bias"] += 0.1
@@ -178,7 +178,7 @@ def test_new_weights_redraw_what_depends_on_them(
     assert "z_1 and below are drawn anew, because z_1.checkpoint_sha256 was" in capsys.readouterr().out
     assert times_of(out, 2) == top
     assert files(out) == files(draw(recipe, tmp_path / "fresh"))
-    assert not np.array_equal(read_pictures(out, 7), before)
+    assert not np.array_equal(read_images(out, 7), before)
 
 
 def test_another_seed_or_depth_leaves_nothing_of_before(recipe: Recipe, tmp_path: Path) -> None:

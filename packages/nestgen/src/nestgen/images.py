@@ -1,4 +1,4 @@
-"""Sheets: rows of pictures in one picture, with a title in the margin of each row."""
+"""The images of a sample folder, and sheets: rows of images in one, with a title in the margin of each row."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from nestgen.errors import UserError
 from nestgen.files import replacing
 
-GAP = 4  # pixels between pictures
-CELL = 96  # smaller pictures are enlarged by a whole factor to at most this side, so that 32 px can be seen
+GAP = 4  # pixels between images
+CELL = 96  # smaller images are enlarged by a whole factor to at most this side, so that 32 px can be seen
 
 
 def draw_sheet(rows: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Image.Image:
-    """One picture of the rows, each uint8 (columns, height, width, 3); only the columns may differ between rows.
+    """One image of the rows, each uint8 (columns, height, width, 3); only the number of columns may differ between rows.
 
     `titles`, one per row or none at all, may hold line breaks and stand in a margin at the left.
     """
@@ -33,8 +33,8 @@ def draw_sheet(rows: Sequence[np.ndarray], titles: Sequence[str] = ()) -> Image.
         top = GAP + index * (height + GAP)
         if titles:
             draw.text((2 * GAP, top + height // 2), titles[index], fill="black", font=font, anchor="lm")
-        for column, picture in enumerate(row):
-            enlarged = np.repeat(np.repeat(picture, factor, axis=0), factor, axis=1)
+        for column, image in enumerate(row):
+            enlarged = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
             sheet.paste(Image.fromarray(enlarged), (margin + GAP + column * (width + GAP), top))
     return sheet
 
@@ -46,44 +46,48 @@ def _margin(titles: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.Imag
 
 
 def folders_sheet(folders: Sequence[Path], titles: Sequence[str], count: int) -> Image.Image:
-    """A row for each sample folder: its first `count` pictures. The same seeds stand under each other.
+    """A row for each sample folder: its first `count` images. The same seeds stand under each other.
 
-    Raises UserError for a folder with fewer pictures, and for pictures of different sizes.
+    Raises UserError for a folder with fewer images, and for images of different sizes.
     """
-    rows = [read_pictures(folder, count) for folder in folders]
+    rows = [read_images(folder, count) for folder in folders]
     for folder, row in zip(folders, rows):
         if row.shape != rows[0].shape:
             raise UserError(
-                f"{folder} holds pictures of {row.shape[2]}x{row.shape[1]} pixels and {folders[0]} of "
+                f"{folder} holds images of {row.shape[2]}x{row.shape[1]} pixels and {folders[0]} of "
                 f"{rows[0].shape[2]}x{rows[0].shape[1]}; a sheet takes one size"
             )
     return draw_sheet(rows, titles)
 
 
-def picture_path(folder: Path, index: int) -> Path:
-    """Path of the picture of image `index`: 000000.png, 000001.png, ..."""
+def image_path(folder: Path, index: int) -> Path:
+    """Path of image `index`: 000000.png, 000001.png, ..."""
     return folder / f"{index:06d}.png"
 
 
-def read_pictures(folder: Path, count: int) -> np.ndarray:
-    """Pictures 0 to count - 1 of a sample folder as uint8 (count, height, width, 3)."""
-    pictures = []
+def read_images(folder: Path, count: int) -> np.ndarray:
+    """Images 0 to count - 1 of a sample folder, uint8 (count, height, width, 3).
+
+    Raises UserError for one that is missing, damaged or of another size than those before it.
+    """
+    images = []
     for index in range(count):
-        path = picture_path(folder, index)
+        path = image_path(folder, index)
         if not path.is_file():
-            raise UserError(f"{folder} has no {path.name}; draw {count} samples or more with `nestgen sample`")
+            raise UserError(f"{folder} has no {path.name}; run `nestgen sample` with --count {count} or more")
         try:
-            with Image.open(path) as picture:
-                pictures.append(np.asarray(picture.convert("RGB")))
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
         except OSError:
             raise UserError(f"{path} is damaged; remove it and run `nestgen sample` again") from None
-        if pictures[-1].shape != pictures[0].shape:
-            raise UserError(f"{path} has another size than the pictures before it; sample into an empty folder")
-    return np.stack(pictures)
+        if images[-1].shape != images[0].shape:
+            raise UserError(f"{path} has another size than the images before it; sample into an empty folder")
+    return np.stack(images)
 
 
-def write_picture(picture: Image.Image | np.ndarray, path: Path) -> None:
-    """Write a PNG of a picture, or of uint8 (height, width, 3)."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def write_image(image: Image.Image | np.ndarray, path: Path) -> None:
+    """Writes a PNG of an image, or of uint8 (height, width, 3)."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")

@@ -169,9 +169,9 @@ def hierarchy(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The sheet, a PNG.")
 def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None:
     """Draws a sheet with a row for each sample folder: the same seeds stand under each other."""
-    from nestgen.images import folders_sheet, write_picture
+    from nestgen.images import folders_sheet, write_image
 
     names = titles.split(",")
     if len(names) != len(folders):
         raise click.BadParameter(f"{len(names)} titles for {len(folders)} folders", param_hint="--titles")
-    write_picture(folders_sheet(folders, names, count), out)
+    write_image(folders_sheet(folders, names, count), out)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nestgen.errors import UserError
 from nestgen.files import write_json
-from nestgen.images import draw_sheet, picture_path, read_pictures, write_picture
+from nestgen.images import draw_sheet, image_path, read_images, write_image
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.captions import Prompts, check_encoder, check_text, open_prompts
 from nestgen.sampling.card import Request, describe, settle
@@ -123,12 +123,12 @@ class Drawer:
 
     def decode(self, rows: range) -> None:
         """Writes the pictures of a block of images that are not all there."""
-        if all(picture_path(self.out, index).is_file() for index in rows):
+        if all(image_path(self.out, index).is_file() for index in rows):
             return
         indices = iter(rows)
         for z_BCHW in open_latents(self.out, 0).read(rows).split(self.request.batch):
             for picture, index in zip(self.decoder(z_BCHW), indices):
-                write_picture(picture, picture_path(self.out, index))
+                write_image(picture, image_path(self.out, index))
 
 
 def sample(recipe: Recipe, out: Path, request: Request, processes: int = 1) -> None:
@@ -257,7 +257,7 @@ def _finish(out: Path, card: dict[str, object]) -> None:
     sheet = out.resolve().with_name(f"{out.resolve().name}-sheet.png")
     shown = min(int(str(card["count"])), 64)
     if not sheet.is_file() or not (out / "sample.json").is_file():
-        pictures = read_pictures(out, shown)
-        write_picture(draw_sheet([pictures[first : first + 8] for first in range(0, shown, 8)]), sheet)
+        pictures = read_images(out, shown)
+        write_image(draw_sheet([pictures[first : first + 8] for first in range(0, shown, 8)]), sheet)
         write_json(out / "sample.json", card)
     print(f"{card['count']} samples of {card['depth']} level(s) in {out}, the first {shown} in {sheet}")

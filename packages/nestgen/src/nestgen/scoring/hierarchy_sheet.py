@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nestgen.files import write_json
-from nestgen.images import draw_sheet, write_picture
+from nestgen.images import draw_sheet, write_image
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.card import Request, describe
 from nestgen.sampling.decoder import Decoder, load_decoder
@@ -115,9 +115,7 @@ def hierarchy(
     for row in rows:
         if (frozen := row.card.get("frozen")) and frozen[0] in shares:
             row.card["kept"] = shares[frozen[0]]
-    write_picture(
-        draw_sheet([row.pictures for row in rows], ["\n".join([row.title, *_kept(row)]) for row in rows]), out
-    )
+    write_image(draw_sheet([row.pictures for row in rows], ["\n".join([row.title, *_kept(row)]) for row in rows]), out)
     write_json(out.with_suffix(".json"), {"rows": [row.card for row in rows], "samples": card})
     for row in rows:
         parts = [f"{row.title.replace(chr(10), ' '):<28} variation {row.card['variation']:.2f} of 255", *_kept(row)]

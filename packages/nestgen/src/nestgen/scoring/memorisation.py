@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nestgen.files import write_json
-from nestgen.images import draw_sheet, read_pictures, write_picture
+from nestgen.images import draw_sheet, read_images, write_image
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.descent import device
@@ -50,7 +50,7 @@ def nearest(
     recipe = recipe.depth(card["depth"])
     training, held_out = training_root(recipe), reference_root(recipe, reference)
     shown = min(count, card["count"])
-    pictures, titles = [read_pictures(samples, shown)], ["samples"]
+    pictures, titles = [read_images(samples, shown)], ["samples"]
     levels: list[dict[str, Any]] = []
     z_0 = open_real(recipe, 0, training, card["levels"][0]["store_fingerprint"])
     decode = load_decoder(z_0.attributes["codec"], vae, str(device()))
@@ -71,7 +71,7 @@ def nearest(
         levels.append(found)
         pictures.append(decode(real_latents(z_0, found["rows"], recipe.seed)))
         titles.append(f"nearest\nby z_{level}")
-    write_picture(draw_sheet(pictures, titles), out)
+    write_image(draw_sheet(pictures, titles), out)
     write_json(out.with_suffix(".json"), {"samples": card, "training": str(z_0.path.parent.parent), "levels": levels})
     for found in levels:
         print(_line(found))

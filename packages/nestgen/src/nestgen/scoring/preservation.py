@@ -12,7 +12,7 @@ import torch
 from nestgen import randomness as noise
 from nestgen.errors import UserError
 from nestgen.files import read_json
-from nestgen.images import read_pictures
+from nestgen.images import read_images
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.card import check_drawn_alike
 from nestgen.sampling.decoder import load_decoder
@@ -54,7 +54,7 @@ def kept(
     theirs, strange = (
         _colours(decode(real_latents(z_0, rows[:shown].tolist(), recipe.seed))) for rows in (sources, others)
     )
-    found["colours"] = _nearer(_colours(read_pictures(samples, shown)), theirs, strange)
+    found["colours"] = _nearer(_colours(read_images(samples, shown)), theirs, strange)
     frozen = [number for number, level in enumerate(card["levels"]) if "frozen" in level]
     chance = {"class": by_chance, "features": 0.5, "colours": 0.5}
     return {"frozen_from": min(frozen), **found, "chance": chance, "samples": count}

@@ -125,9 +125,9 @@ def inception_space(recipe: Recipe, pictures: Path, weights: Path, samples: Path
 
 def recipe_side(samples: Path) -> int:
     """Side of the pictures of a sample folder."""
-    from nestgen.images import read_pictures
+    from nestgen.images import read_images
 
-    return int(read_pictures(samples, 1).shape[1])
+    return int(read_images(samples, 1).shape[1])
 
 
 def statistics_folder(recipe: Recipe) -> Path:

@@ -14,7 +14,7 @@ from nestgen import randomness as noise
 from nestgen.diffusion.process import process_of
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
-from nestgen.images import draw_sheet, write_picture
+from nestgen.images import draw_sheet, write_image
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe, store_path
 from nestgen.runs import loss_log as losses
@@ -73,7 +73,7 @@ class Preview:
         losses.append(folder / "scores.jsonl", {"step": step, "frechet_distance": distance})
         picture = _picture_maker(self.feed)
         rows = [picture(one[:SHOWN]) for one in (self.real_BCHW, z_BCHW)]
-        write_picture(draw_sheet(rows, ["real", f"step {step}"]), folder / "previews" / f"{step:08d}.png")
+        write_image(draw_sheet(rows, ["real", f"step {step}"]), folder / "previews" / f"{step:08d}.png")
         return {"frechet_distance": distance}
 
 
