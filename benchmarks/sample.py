@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmarks.plain_uvit import PlainUViT
 from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
 from benchmarks.train_step import recipe_of
+from nestgen.denoiser.config import SIZES, denoiser_config
 from nestgen.denoiser.flops import count
-from nestgen.denoiser.uvit import SIZES, Denoiser, denoiser_config
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.process import betas, process_of
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe

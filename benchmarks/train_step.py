@@ -11,8 +11,8 @@ from accelerate import Accelerator
 
 from benchmarks.plain_uvit import PlainTraining, PlainUViT
 from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
+from nestgen.denoiser.config import SIZES, denoiser_config
 from nestgen.denoiser.flops import count
-from nestgen.denoiser.uvit import SIZES, denoiser_config
 from nestgen.diffusion.process import betas
 from nestgen.recipe.recipe import Recipe
 from nestgen.training.feed import Batch, Feed

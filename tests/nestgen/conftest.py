@@ -174,7 +174,8 @@ def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
     def write(**settings: Any) -> Path:
         import torch
 
-        from nestgen.denoiser.uvit import Denoiser, denoiser_config
+        from nestgen.denoiser.config import denoiser_config
+        from nestgen.denoiser.uvit import Denoiser
         from nestgen.recipe.recipe import load_recipe, run_dir
         from nestgen.runs.checkpoint import save_checkpoint
         from nestgen.runs.folder import describe
@@ -219,7 +220,7 @@ def fresh_accelerator() -> Iterator[None]:
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Denoisers of size nano are smaller still in this process; SHRINK makes them so in another."""
-    from nestgen.denoiser.uvit import SIZES
+    from nestgen.denoiser.config import SIZES
     from tests.nestgen.training_runs import LITTLE
 
     monkeypatch.setitem(SIZES, "nano", LITTLE)

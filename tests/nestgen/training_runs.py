@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from nestgen.denoiser.uvit import initial_denoiser
 from nestgen.recipe.recipe import Recipe, run_dir
 from nestgen.runs.checkpoint import PARTS, newest
-from nestgen.training.step import initial_denoiser
 
 LITTLE = (32, 2, 2)  # D, depth and heads that prove of a training what nano's do, in a fifth of the time
-SHRINK = f"from nestgen.denoiser import uvit; uvit.SIZES['nano'] = {LITTLE}"
+SHRINK = f"from nestgen.denoiser import config; config.SIZES['nano'] = {LITTLE}"
 TRAIN = f"{SHRINK}; from nestgen.training.train import train; train(recipe, 0)"
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nestgen.denoiser.condition_path import stack
-from nestgen.denoiser.uvit import DenoiserConfig
+from nestgen.denoiser.condition_path import condition_stack
+from nestgen.denoiser.config import DenoiserConfig
 
 
 def plain_uvit(
@@ -55,7 +55,7 @@ def plain_uvit(
         return x + linear(hidden, f"{name}.mlp.fc2")
 
     def stacked(c: Tensor, shape: tuple[int, int, int], name: str) -> Tensor:
-        for layer, module in enumerate(stack(shape, config.grid, d)):
+        for layer, module in enumerate(condition_stack(shape, config.grid, d)):
             weight, bias = w[f"{name}.{layer}.weight"], w[f"{name}.{layer}.bias"]
             op = F.conv_transpose2d if isinstance(module, torch.nn.ConvTranspose2d) else F.conv2d
             c = op(c[None], weight, bias, stride=module.stride, padding=module.padding)[0]

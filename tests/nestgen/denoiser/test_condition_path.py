@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestgen.denoiser.condition_path import stack
+from nestgen.denoiser.condition_path import condition_stack
 
 # denoiser.md's table: (condition shape, token grid, D) and the parameters of each layer of its stack
 TABLE = [
@@ -30,7 +30,7 @@ def test_stacks_of_the_table(
     layers: list[tuple[int, int, int]],
     parameters: list[int] | None,
 ) -> None:
-    found = stack(shape, grid, dim)
+    found = condition_stack(shape, grid, dim)
     assert [(m.kernel_size[0], m.stride[0], m.padding[0]) for m in found] == layers
     assert [type(m).__name__ for m in found] == ["ConvTranspose2d", "Conv2d"][: len(layers)]
     if parameters:
@@ -43,7 +43,7 @@ SIDE = st.integers(1, 20)
 @given(SIDE, SIDE, SIDE, SIDE, st.integers(1, 3))
 @settings(max_examples=100, deadline=None)
 def test_any_pair_of_shapes_has_a_stack(h: int, w: int, rows: int, columns: int, channels: int) -> None:
-    layers = stack((h, w, channels), (rows, columns), 2)
+    layers = condition_stack((h, w, channels), (rows, columns), 2)
     condition = torch.randn(1, channels, h, w, dtype=torch.float64, requires_grad=True)
     tokens = layers.double()(condition)
     assert tokens.shape == (1, 2, rows, columns)

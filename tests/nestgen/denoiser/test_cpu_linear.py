@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from nestgen.denoiser.cpu_linear import HAS_ONEDNN, Linear
+from nestgen.denoiser.cpu_linear import HAS_ONEDNN, Linear, onednn_works
 
 BY_ONEDNN = "mkldnn::_linear_pointwise"
 
@@ -52,3 +52,15 @@ def test_other_precisions_are_torchs() -> None:
         y = Linear(16, 8)(x)
     assert y.dtype == torch.bfloat16
     assert Linear(16, 8, device="meta")(x.to("meta")).shape == (4, 8)
+
+
+def test_torchs_own_layer_is_taken_where_the_private_operator_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*arguments: object) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    for product in (gone, lambda x, weight, bias: x @ weight.T):  # not there; no bias added
+        monkeypatch.setattr("nestgen.denoiser.cpu_linear._product", product)
+        assert not onednn_works()
+    monkeypatch.setattr("nestgen.denoiser.cpu_linear.HAS_ONEDNN", False)
+    layer, x = Linear(16, 8), torch.randn(4, 16)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -11,8 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nestgen.cli.info import show
+from nestgen.denoiser.config import SIZES, DenoiserConfig
 from nestgen.denoiser.flops import PAPER, Counts, count, growth
-from nestgen.denoiser.uvit import SIZES, Denoiser, DenoiserConfig
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.recipe.recipe import load_recipe
 
 Shape = tuple[int, int, int]

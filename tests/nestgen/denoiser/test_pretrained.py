@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nestgen.denoiser.pretrained import published, read_weights
-from nestgen.denoiser.uvit import Denoiser, DenoiserConfig
+from nestgen.denoiser.config import DenoiserConfig
+from nestgen.denoiser.pretrained import read_weights, uvit_weights
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import load_recipe, run_dir
 from nestgen.training.train import train
@@ -78,8 +79,8 @@ def test_the_output_is_that_of_the_unconditional_network(tmp_path: Path, config:
     else:  # x = GELU(x) - GELU(-x), but for rounding
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
     # and back again: the same layout, the same bytes
-    assert published(denoiser.state_dict()).keys() == state.keys()
-    for name, tensor in published(denoiser.state_dict()).items():
+    assert uvit_weights(denoiser.state_dict()).keys() == state.keys()
+    for name, tensor in uvit_weights(denoiser.state_dict()).items():
         assert torch.equal(tensor, state[name])
 
 
@@ -117,7 +118,7 @@ def test_bad_files_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("code2.pth", "cannot be read as weights"),
         ("text.pth", "cannot be read as weights"),
         ("cut.safetensors", "cannot be read as weights"),
-        ("list.pth", "is no state dict"),
+        ("list.pth", "is not a state dict"),
     ]:
         with pytest.raises(UserError, match=says) as caught:
             read_weights(tmp_path / name, denoiser)

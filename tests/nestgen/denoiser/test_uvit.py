@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nestgen.denoiser.blocks import sinusoids
-from nestgen.denoiser.uvit import Denoiser, DenoiserConfig, narrow
+from nestgen.denoiser.config import DenoiserConfig, bottleneck_warning
+from nestgen.denoiser.uvit import Denoiser
 from tests.nestgen.denoiser.plain_uvit import plain_uvit
 
 SMALL = DenoiserConfig(shape=(8, 4, 3), patch=2, dim=32, depth=4, heads=4)
@@ -257,8 +258,8 @@ def test_bfloat16_autocast_is_near() -> None:
 
 def test_a_patch_of_more_values_than_a_token_is_told() -> None:
     wide = replace(SMALL, shape=(16, 8, 3), patch=4)  # 48 values, width 32
-    assert narrow(replace(wide, dim=48)) is None
-    sentence = narrow(wide)
+    assert bottleneck_warning(replace(wide, dim=48)) is None
+    sentence = bottleneck_warning(wide)
     assert sentence is not None
     assert "4x4x3 has 48 values" in sentence
     # What the sentence says of the loss, 1 - 32 / 48: of white noise, a linear map to the width and back leaves it.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nestgen import randomness as noise
-from nestgen.denoiser.uvit import DenoiserConfig
+from nestgen.denoiser.config import DenoiserConfig
 from nestgen.diffusion.process import Process
 from nestgen.recipe.level_sampling import LevelSampling
 from nestgen.sampling.descent import sample_below

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nestgen.denoiser.flops import PAPER, Printed, count, growth, training_petaflops
-from nestgen.denoiser.uvit import denoiser_config, narrow
+from nestgen.denoiser.config import bottleneck_warning, denoiser_config
+from nestgen.denoiser.flops import PAPER, PublishedGrowth, count, growth, training_petaflops
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe, run_dir, store_path
 from nestgen.recipe.sections import Level, shape_name
@@ -52,7 +52,7 @@ def _levels(recipe: Recipe) -> str:
 
 
 def _warnings(recipe: Recipe) -> list[str]:
-    found = [(number, narrow(denoiser_config(recipe, number))) for number in range(len(recipe.levels))]
+    found = [(number, bottleneck_warning(denoiser_config(recipe, number))) for number in range(len(recipe.levels))]
     return [f"warning: of z_{number}, {sentence}" for number, sentence in found if sentence]
 
 
@@ -95,7 +95,7 @@ def _training(recipe: Recipe) -> str:
     ) + _table(rows)
 
 
-def _paper(recipe: Recipe) -> Printed | None:
+def _paper(recipe: Recipe) -> PublishedGrowth | None:
     shapes = tuple(level.shape for level in recipe.levels)
     return next(
         (one for one in PAPER if one.size == recipe.denoiser.size and one.shapes[: len(shapes)] == shapes), None

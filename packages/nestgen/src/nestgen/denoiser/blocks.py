@@ -12,7 +12,7 @@ from nestgen.denoiser.cpu_linear import Linear
 
 
 def sinusoids(number_B: Tensor, dim: int) -> Tensor:
-    """(B, dim) of numbers the network is told: cosines, then sines, of 10000^(-i / (dim / 2)) number."""
+    """Embedding (B, dim) of a number for each sample: cosines, then sines, of 10000^(-i / (dim / 2)) number."""
     half = dim // 2
     exponents = torch.arange(half, device=number_B.device, dtype=number_B.dtype) / half
     angles_BD = number_B[:, None] * torch.exp(-math.log(10000) * exponents)

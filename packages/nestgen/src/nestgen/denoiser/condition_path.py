@@ -13,7 +13,7 @@ from nestgen.denoiser.cpu_linear import Linear
 MIDDLE = 64  # channels between the two layers of a stack
 
 
-def _up(small: int, large: int, narrowest: int) -> tuple[int, int, int]:
+def _deconvolution(small: int, large: int, narrowest: int) -> tuple[int, int, int]:
     """(kernel, stride, padding) of a deconvolution from `small` to exactly `large` >= `small` places.
 
     (small - 1) stride + kernel - 2 padding = large, with the largest stride that leaves no gap and the
@@ -25,7 +25,7 @@ def _up(small: int, large: int, narrowest: int) -> tuple[int, int, int]:
     return kernel + 2 * padding, stride, padding
 
 
-def _down(large: int, small: int) -> tuple[int, int, int]:
+def _convolution(large: int, small: int) -> tuple[int, int, int]:
     """(kernel, stride, padding) of a convolution from `large`, a multiple of `small`, to `small` places.
 
     Windows overlap by one place, so that none of `large` is left out.
@@ -34,7 +34,7 @@ def _down(large: int, small: int) -> tuple[int, int, int]:
     return stride + 1, stride, 1
 
 
-def stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int) -> nn.Sequential:
+def condition_stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int) -> nn.Sequential:
     """The (de)convolutions from a condition (h, w, c) to one vector of `dim` per token of `grid`.
 
     The rule: a condition smaller than the grid goes straight to it, by one deconvolution. Any other first
@@ -43,12 +43,12 @@ def stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int
     """
     *sides, channels = condition_shape
     if all(side < tokens for side, tokens in zip(sides, grid)):
-        kernel, stride, padding = zip(*(_up(side, tokens, 1) for side, tokens in zip(sides, grid)))
+        kernel, stride, padding = zip(*(_deconvolution(side, tokens, 1) for side, tokens in zip(sides, grid)))
         return nn.Sequential(nn.ConvTranspose2d(channels, dim, kernel, stride, padding))
     middle = [tokens * max(2, -(-side // tokens)) for side, tokens in zip(sides, grid)]
-    kernel, stride, padding = zip(*(_up(side, large, 3) for side, large in zip(sides, middle)))
+    kernel, stride, padding = zip(*(_deconvolution(side, large, 3) for side, large in zip(sides, middle)))
     up = nn.ConvTranspose2d(channels, MIDDLE, kernel, stride, padding)
-    kernel, stride, padding = zip(*(_down(large, tokens) for large, tokens in zip(middle, grid)))
+    kernel, stride, padding = zip(*(_convolution(large, tokens) for large, tokens in zip(middle, grid)))
     return nn.Sequential(up, nn.Conv2d(MIDDLE, dim, kernel, stride, padding))
 
 
@@ -68,19 +68,19 @@ class Site(nn.Module):
     ) -> None:
         super().__init__()
         nearest, *further = condition_shapes
-        self.stack = stack(nearest, grid, dim)
-        self.further = nn.ModuleList(stack(shape, grid, dim) for shape in further)
+        self.stack = condition_stack(nearest, grid, dim)
+        self.further = nn.ModuleList(condition_stack(shape, grid, dim) for shape in further)
         self.fc1 = Linear(2 * dim, 2 * dim)
         self.act = nn.GELU()
         self.fc2 = Linear(2 * dim, dim)
         self.residual = mode == "residual"
 
     @torch.no_grad()
-    def start_as_identity(self) -> None:
+    def initialise_as_identity(self) -> None:
         """Sets the two layers so that the image tokens come out as they went in, whatever the condition.
 
         `residual` adds 0. `replace` computes x = GELU(x) - GELU(-x), which holds exactly. Measured on scenes
-        (z_0 32x32x3 given 8x8x16, nano, 240 steps): held-out loss 0.061 for `residual`, 0.063 for `replace`, which
+        (z_0 32x32x3 conditioned on 8x8x16, nano, 240 steps): held-out loss 0.061 for `residual`, 0.063 for `replace`, which
         reaches 0.070 from random layers.
         """
         if self.residual:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nestgen.denoiser.blocks import Attention
-from nestgen.denoiser.uvit import Denoiser, DenoiserConfig
+from nestgen.denoiser.config import DenoiserConfig
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.recipe.recipe import Recipe
 
 
@@ -77,13 +78,13 @@ def count(config: DenoiserConfig) -> Counts:
 
 
 def training_petaflops(recipe: Recipe, counts: Counts) -> float:
-    """Of a denoiser's training: a backward pass takes twice its forward pass, for each picture of each step."""
+    """Operations of a denoiser's training, in PFlops: of each image of each step, three times its forward pass."""
     options = recipe.training
     return 3 * counts.gflops_true * options.batch * options.steps / 1e6
 
 
 def growth(before: Sequence[DenoiserConfig], after: Sequence[DenoiserConfig]) -> Counts:
-    """What a level more adds to a hierarchy's denoisers: its own, and the condition paths that it gives others."""
+    """What one more level adds to a hierarchy: its own denoiser, and the condition paths that others get for it."""
     return _total(after) - _total(before)
 
 
@@ -92,7 +93,7 @@ def _total(configs: Sequence[DenoiserConfig]) -> Counts:
 
 
 @dataclass(frozen=True)
-class Printed:
+class PublishedGrowth:
     """The paper's growth columns for a hierarchy: millions of parameters (where legible) and GFlops, per L."""
 
     name: str
@@ -103,14 +104,14 @@ class Printed:
 
 
 PAPER = (
-    Printed(
+    PublishedGrowth(
         "COCO",
         "small",
         ((32, 32, 4), (8, 8, 64), (6, 6, 56), (4, 4, 48), (2, 2, 40)),
         (44.13, 58.06, 59.58, 59.51, 59.48),
         (22.70, 8.54, 1.42, 0.72, 0.71),
     ),
-    Printed(
+    PublishedGrowth(
         "ImageNet-100",
         "medium",
         ((32, 32, 4), (6, 6, 32), (4, 4, 24), (2, 2, 16)),

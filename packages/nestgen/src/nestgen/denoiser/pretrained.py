@@ -22,30 +22,30 @@ ADDED = ("sites.", "sigma_embed.", "null_condition", "null_further.", "null_cont
 
 def read_weights(file: Path, denoiser: Denoiser) -> dict[str, Tensor]:
     """The weights of a file that fit a denoiser, by name. Raises UserError that lists what does not fit."""
-    found = _read(file)
-    wanted = denoiser.state_dict()
-    missing = [name for name in wanted if name not in found and not name.startswith(ADDED)]
-    unknown = [name for name in found if name not in wanted]
-    other = [
-        f"{name} {list(found[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
+    loaded = _read(file)
+    expected = denoiser.state_dict()
+    missing = [name for name in expected if name not in loaded and not name.startswith(ADDED)]
+    unexpected = [name for name in loaded if name not in expected]
+    mismatched = [
+        f"{name} {list(loaded[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in loaded and loaded[name].shape != expected[name].shape
     ]
     faults = [
         f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("it lacks", missing), ("the denoiser has no", unknown), ("it has", other))
+        for what, names in (("it lacks", missing), ("the denoiser has no", unexpected), ("it has", mismatched))
         if names
     ]
     if faults:
         raise UserError(
             f"{file} does not fit this level's denoiser: {'; '.join(faults)}; set denoiser.size, labels, text and qk_norm "
-            "and the level's shape and patch as its network has them"
+            "and the level's shape and patch to those of that network"
         )
-    return {name: tensor.to(wanted[name].dtype) for name, tensor in found.items()}
+    return {name: tensor.to(expected[name].dtype) for name, tensor in loaded.items()}
 
 
-def published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that U-ViT has, of a denoiser's: those of `nnet.pth`."""
+def uvit_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a denoiser's weights that U-ViT has, as in its `nnet.pth`."""
     return {name: tensor for name, tensor in weights.items() if not name.startswith(ADDED)}
 
 
@@ -62,5 +62,5 @@ def _read(file: Path) -> dict[str, Tensor]:
             f"{file} cannot be read as weights ({type(error).__name__}); --init takes a torch state dict or safetensors"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{file} is no state dict: expected tensors by name, as in U-ViT's nnet_ema.pth")
+        raise UserError(f"{file} is not a state dict: expected tensors by name, as in U-ViT's nnet_ema.pth")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}

@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nestgen.denoiser.uvit import Denoiser, DenoiserConfig
+from nestgen.denoiser.config import DenoiserConfig
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
 
 FORMAT = "nestgen-checkpoint/2"

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nestgen.denoiser.uvit import denoiser_config
+from nestgen.denoiser.config import denoiser_config
 from nestgen.errors import UserError
 from nestgen.files import replacing, write_json
 from nestgen.recipe.sections import shape_name

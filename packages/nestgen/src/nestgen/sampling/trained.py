@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestgen.denoiser.uvit import Denoiser, DenoiserConfig, denoiser_config
+from nestgen.denoiser.config import DenoiserConfig, denoiser_config
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.process import Process, trained_process
 from nestgen.diffusion.solvers import Denoise
 from nestgen.errors import UserError

@@ -13,9 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestgen.denoiser.uvit import Denoiser, denoiser_config
+from nestgen.denoiser.uvit import initial_denoiser
 from nestgen.diffusion.process import process_of
-from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import ema
 from nestgen.runs.checkpoint import Checkpoint, save_checkpoint
@@ -26,13 +25,6 @@ from nestgen.training.fsdp import like, shard, whole
 def learning_rate(options: TrainingOptions, step: int) -> float:
     """Of the optimiser step that follows `step` steps: linear warm-up, then constant."""
     return options.lr * min(1.0, (step + 1) / max(1, options.warmup))
-
-
-def initial_denoiser(recipe: Recipe, level: int) -> Denoiser:
-    """A level's denoiser with its first weights, which depend on the recipe and the level only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed * 1000 + level)
-        return Denoiser(denoiser_config(recipe, level))
 
 
 @dataclass(frozen=True)

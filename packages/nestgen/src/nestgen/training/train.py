@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from nestgen.denoiser.config import bottleneck_warning
 from nestgen.denoiser.flops import count
 from nestgen.denoiser.pretrained import read_weights
-from nestgen.denoiser.uvit import narrow
 from nestgen.errors import LostPartner, UserError
 from nestgen.files import sha256_of
 from nestgen.recipe.recipe import Recipe, run_dir
@@ -74,7 +74,7 @@ def _train(accelerator: Accelerator, feed: Feed, folder: Path, init: Path | None
         values = {"run": folder.name, "seed": recipe.seed, **_flat(recipe.training)}
         accelerator.init_trackers(recipe.name, values, {"wandb": {"dir": str(folder), "name": folder.name}})
     accelerator.print(_plan(accelerator, feed))
-    if warning := narrow(trainer.denoiser.config):
+    if warning := bottleneck_warning(trainer.denoiser.config):
         accelerator.print(f"warning: {warning}")
     if accelerator.is_main_process:
         lay_folder(folder, recipe.file, meta, _parameters(recipe, level), first)
