@@ -9,20 +9,12 @@ from nestgen.recipe.recipe import Recipe, run_dir, store_path
 from nestgen.recipe.sections import Level, shape_name
 from nestgen.runs.checkpoint import newest
 from nestgen.stores.store import open_store
+from nestgen.text import table
 
 
 def show(recipe: Recipe) -> str:
     """The whole text of `nestgen info`."""
     return "\n\n".join([_levels(recipe), _growth(recipe), _training(recipe), _stores(recipe), _denoisers(recipe)])
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Columns two spaces apart: the first flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
 
 
 def _levels(recipe: Recipe) -> str:
@@ -48,7 +40,7 @@ def _levels(recipe: Recipe) -> str:
     return (
         f"{recipe.file}: {recipe.name}, {len(recipe.levels)} level(s), denoiser {recipe.denoiser.size}, {labels}\n"
         "GFlops are of one picture's forward pass by the paper's convention, which leaves out attention products.\n\n"
-    ) + "\n".join([_table(rows), *_warnings(recipe)])
+    ) + "\n".join([table(rows), *_warnings(recipe)])
 
 
 def _warnings(recipe: Recipe) -> list[str]:
@@ -81,7 +73,7 @@ def _growth(recipe: Recipe) -> str:
             row += (f"{paper.parameters[number]:.2f}M", f"{paper.gflops[number]:.2f}")
         rows.append(row)
     note = f"; beside it the paper's {paper.name}" if paper else ""
-    return f"What each L adds (its denoiser, and the condition path it gives the level below){note}\n\n" + _table(rows)
+    return f"What each L adds (its denoiser, and the condition path it gives the level below){note}\n\n" + table(rows)
 
 
 def _training(recipe: Recipe) -> str:
@@ -92,7 +84,7 @@ def _training(recipe: Recipe) -> str:
         rows.append((name, f"{petaflops:.4g}", f"{petaflops / 0.1 / 3600:.3g}"))
     return (
         f"Training: {options.steps:,} steps of {options.batch:,} pictures, three forward passes each, attention included\n\n"
-    ) + _table(rows)
+    ) + table(rows)
 
 
 def _paper(recipe: Recipe) -> PublishedGrowth | None:

@@ -20,6 +20,7 @@ from nestgen.files import replacing, write_json
 from nestgen.recipe.sections import shape_name
 from nestgen.runs import loss_log as losses
 from nestgen.runs.checkpoint import Checkpoint, checkpoints
+from nestgen.text import short
 from nestgen.training.feed import Feed
 
 # Training options that do not decide the weights of a given step, beyond rounding: they may change as a run goes on.
@@ -83,7 +84,7 @@ def find_checkpoint(folder: Path, meta: dict[str, Any], say: Callable[[str], Non
             continue
         old, new = _decisive(found.meta), _decisive(meta | {"init": meta["init"] or found.meta["init"]})
         changed = [
-            f"{key} was {_short(old.get(key))} and is {_short(new.get(key))}"
+            f"{key} was {short(old.get(key))} and is {short(new.get(key))}"
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
         ]
@@ -94,11 +95,6 @@ def find_checkpoint(folder: Path, meta: dict[str, Any], say: Callable[[str], Non
             )
         return found
     return None
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 40 else f"{text[:12]}..."
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from nestgen.sampling.latents import held, remove_latents
 from nestgen.sampling.real import Source
 from nestgen.sampling.trained import Model
 from nestgen.stores.store import Store
+from nestgen.text import first_difference
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def settle(out: Path, card: dict[str, Any]) -> int:
     drawn_otherwise = [level for level in stale if kept[level] is not None]
     if drawn_otherwise:
         top = max(drawn_otherwise)
-        why = _difference(kept[top] or {}, _settings(card, top))
+        why = first_difference(kept[top] or {}, _settings(card, top))
         print(f"{out}: {'z_0 is' if top == 0 else f'z_{top} and below are'} drawn anew, because {why}")
     if _kept(out / "latents" / "pictures.json") != decoding or held_count != card["count"]:
         (out / "sample.json").unlink(missing_ok=True)
@@ -135,7 +136,7 @@ def check_drawn_alike(of: Path, theirs: Sequence[Any], ours: Sequence[Any]) -> N
     before, after = ({f"z_{level}": card for level, card in enumerate(cards)} for cards in (theirs, ours))
     if before != after:
         raise UserError(
-            f"the samples of {of} were drawn otherwise: {_difference(before, after)}; give the --set and --sigma that they "
+            f"the samples of {of} were drawn otherwise: {first_difference(before, after)}; give the --set and --sigma that they "
             "were drawn with, or draw them again"
         )
 
@@ -146,24 +147,3 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return read_json(path)
     except UserError:
         return None
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first setting that differs, in words."""
-    before, after = _flat(old), _flat(new)
-    names = [name for name in (*after, *before) if before.get(name) != after.get(name)]
-    name = names[0] if names else "its card"
-    return f"{name} was {_short(before.get(name))} and is {_short(after.get(name))}"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 40 else f"{text[:12]}..."
-
-
-def _flat(document: Any, name: str = "") -> dict[str, Any]:
-    """Leaves of a JSON document by their path: z_1.guidance."""
-    if not isinstance(document, Mapping):
-        return {name: document}
-    items = [(f"{name}.{key}" if name else str(key), value) for key, value in document.items()]
-    return {path: leaf for key, value in items for path, leaf in _flat(value, key).items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from nestgen.errors import UserError
 from nestgen.files import read_json, replacing, write_json
+from nestgen.text import short, table
 
 # Keys of a score that say how it was measured. Scores of one space are comparable if all of these agree.
 MEASURED = ("samples", "dimensions", "pooled_from", "weights_sha256")
@@ -44,9 +45,7 @@ def check_comparable(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> 
             pairs.append((f"reference{where}", one["reference"]["sha256"], other["reference"]["sha256"]))
         for what, one, other in pairs:
             if one != other:
-                raise UserError(
-                    f"{paths[0]} and {path} cannot be compared: {what} is {_short(one)} and {_short(other)}"
-                )
+                raise UserError(f"{paths[0]} and {path} cannot be compared: {what} is {short(one)} and {short(other)}")
 
 
 def compare(paths: Sequence[Path]) -> str:
@@ -64,7 +63,7 @@ def compare(paths: Sequence[Path]) -> str:
         floors = [score["floor"] for _, score in lines if "floor" in score]
         if floors:
             rows.append(("real to real", *(_number(floors[0].get(key)) for key in SHOWN)))
-        tables.append(head + "\n" + _table(rows))
+        tables.append(head + "\n" + table(rows))
     return "\n\n".join(tables)
 
 
@@ -75,7 +74,7 @@ def _names(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
         key for key in dict.fromkeys(key for one in flat for key in one) if len({str(one.get(key)) for one in flat}) > 1
     ]
     return [
-        ", ".join([str(path), *(f"{key} {_short(one[key])}" for key in keys if key in one)])
+        ", ".join([str(path), *(f"{key} {short(one[key])}" for key in keys if key in one)])
         for path, one in zip(paths, flat)
     ]
 
@@ -91,21 +90,8 @@ def _settings(card: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 40 else f"{text[:12]}..."
 
 
 def grid(paths: Sequence[Path], space: str | None, key: str, picture: Path) -> str:
@@ -136,7 +122,7 @@ def grid(paths: Sequence[Path], space: str | None, key: str, picture: Path) -> s
     for depth in sorted({entry["depth"] for entry in entries}):
         line = {entry["sigma"]: entry for entry in entries if entry["depth"] == depth}
         rows.append((str(depth), *(_cell(line.get(sigma)) for sigma in (None, *sigmas))))
-    return f"{key.replace('_', ' ')} in {space}\n{_table(rows)}"
+    return f"{key.replace('_', ' ')} in {space}\n{table(rows)}"
 
 
 def _last_common(cards: Sequence[dict[str, Any]]) -> str:
