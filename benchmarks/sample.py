@@ -15,7 +15,7 @@ from benchmarks.train_step import recipe_of
 from nestgen.denoiser.config import SIZES, denoiser_config
 from nestgen.denoiser.flops import count
 from nestgen.denoiser.uvit import Denoiser
-from nestgen.diffusion.process import betas, process_of
+from nestgen.diffusion.process import betas, level_process
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.descent import device, sample_below
@@ -27,7 +27,7 @@ def models_of(recipe: Recipe) -> tuple[Model, ...]:
     models = []
     for level in range(len(recipe.levels)):
         denoiser = Denoiser(denoiser_config(recipe, level)).requires_grad_(False).eval().to(device())
-        weights = Weights(denoiser, process_of(recipe, level), {}, "")
+        weights = Weights(denoiser, level_process(recipe, level), {}, "")
         models.append(Model(level, weights, level_sampling(recipe, level)))
     return tuple(models)
 

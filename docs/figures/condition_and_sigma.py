@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nestgen import randomness as noise
-from nestgen.diffusion.process import process_of
+from nestgen.diffusion.process import level_process
 from nestgen.recipe.recipe import load_recipe, run_dir, store_path
 from nestgen.runs.checkpoint import load_denoiser
 from nestgen.stores.latent import to_latent
@@ -38,7 +38,7 @@ def main(file: Path, rows: int, out: Path) -> None:
     recipe = load_recipe(file)
     assert recipe.evaluation.reference is not None, "evaluation.reference names the held-out rows"
     denoiser, meta = load_denoiser(run_dir(recipe, 0))
-    process, root = process_of(recipe, 0), address(recipe.root, recipe.evaluation.reference)
+    process, root = level_process(recipe, 0), address(recipe.root, recipe.evaluation.reference)
     z_store, above = (open_store(store_path(recipe, level, root)) for level in (0, 1))
     rows = min(rows, z_store.rows)
     chosen, views = np.arange(rows), np.zeros(rows, np.int64)
@@ -53,7 +53,7 @@ def main(file: Path, rows: int, out: Path) -> None:
     t_B = process.time((torch.arange(rows, dtype=torch.float64) + 0.5) / rows)[
         noise.generator(1, "t", 0).permutation(rows)
     ]
-    z_t_BCHW, told_B = process.add_noise(z_BCHW, eps_BCHW, t_B), process.told(t_B)
+    z_t_BCHW, told_B = process.add_noise(z_BCHW, eps_BCHW, t_B), process.time_embedding_input(t_B)
 
     def loss(condition_BCHW: torch.Tensor | None, sigma: float) -> float:
         parts = []

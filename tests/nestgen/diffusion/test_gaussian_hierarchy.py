@@ -114,7 +114,7 @@ def solution(kind: str) -> np.ndarray:
             condition = (torch.from_numpy(noised),)
         mean, covariance = optimal.posterior(condition, IMAGES)
         values, vectors = np.linalg.eigh(covariance)
-        times = torch.tensor([1.0, process.first], dtype=torch.float64)
+        times = torch.tensor([1.0, process.end_time], dtype=torch.float64)
         (a_1, a_0), (s_1, s_0) = process.alpha(times).tolist(), process.sigma(times).tolist()
         stretch = np.sqrt((a_0**2 * values + s_0**2) / (a_1**2 * values + s_1**2))
         z = noise.normal(0, f"sample/z{level}", range(IMAGES), (D,)).numpy()

@@ -67,7 +67,7 @@ def test_flow_is_the_straight_path_and_its_shift_that_of_times() -> None:
     torch.testing.assert_close(flow.alpha(t), 1 - t)
     torch.testing.assert_close(flow.sigma(t), t)
     torch.testing.assert_close(shifted.sigma(t), 3 * t / (1 + 2 * t))
-    torch.testing.assert_close(flow.told(t), (999 * t).float())
+    torch.testing.assert_close(flow.time_embedding_input(t), (999 * t).float())
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -85,11 +85,11 @@ def test_eps_and_latent_follow_from_every_prediction(kind: Any, prediction: Any)
 def test_times_of_training_and_what_the_network_is_told() -> None:
     u = torch.tensor([0.0, 0.0009999, 0.001, 0.5, 0.9999999], dtype=torch.float64)
     discrete, vp = Process("discrete"), Process("vp")
-    assert discrete.told(discrete.time(u)).tolist() == [1, 1, 2, 501, 1000]
-    torch.testing.assert_close(vp.told(vp.time(u)), (999 * u).float())
+    assert discrete.time_embedding_input(discrete.training_time(u)).tolist() == [1, 1, 2, 501, 1000]
+    torch.testing.assert_close(vp.time_embedding_input(vp.training_time(u)), (999 * u).float())
     # every n in 1..1000 comes out as an exact whole number
-    told = discrete.told(discrete.time((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000))
-    torch.testing.assert_close(told, torch.arange(1, 1001).float(), rtol=0, atol=0)
+    inputs = discrete.time_embedding_input(discrete.training_time((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000))
+    torch.testing.assert_close(inputs, torch.arange(1, 1001).float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +125,7 @@ def test_the_best_predictor_of_gaussian_data_has_the_known_loss(kind: Any, predi
         weighted = torch.clamp((alpha / sigma) ** 2, max=5) * latent_left if weighting == "min-snr" else left
         return covariance / variance, left, weighted
 
-    t = process.time((torch.arange(n, dtype=torch.float64) + 0.5) / n)  # evenly, so that only z and eps are random
+    t = process.training_time((torch.arange(n, dtype=torch.float64) + 0.5) / n)  # evenly, so that only z and eps are random
     z, eps = torch.randn(2, n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     z = s * z
     best = known(t)[0].float()[:, None, None, None] * process.add_noise(z, eps, t)

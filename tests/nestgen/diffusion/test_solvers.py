@@ -17,7 +17,7 @@ from nestgen.diffusion.solvers import SAMPLERS, Denoise, orders, sample_level
 from nestgen.errors import UserError
 
 KINDS = ("discrete", "vp")
-Eps = Callable[[Tensor, Tensor], Tensor]  # what a network predicts of (z, what it is told)
+Eps = Callable[[Tensor, Tensor], Tensor]  # what a network predicts of (z, what it is inputs)
 TOLD_PER_T = {"discrete": 1000, "vp": 999}
 
 
@@ -25,9 +25,9 @@ def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def network(z: Tensor, told: Tensor) -> Tensor:
+def network(z: Tensor, inputs: Tensor) -> Tensor:
     """A smooth eps that is neither linear in z nor in time."""
-    t = (told / 1000)[:, None, None, None]
+    t = (inputs / 1000)[:, None, None, None]
     return torch.tanh(z * (0.5 + t)) + 0.3 * torch.sin(3 * z + 2 * t) * (1 - t)
 
 
@@ -36,8 +36,8 @@ def denoise(eps: Eps, kind: str) -> Denoise:
     process = Process(kind)  # type: ignore[arg-type]
 
     def x(z: Tensor, t: Tensor) -> Tensor:
-        told = process.told(t).expand(len(z))
-        return (z - float(process.sigma(t)) * eps(z, told)) / float(process.alpha(t))
+        inputs = process.time_embedding_input(t).expand(len(z))
+        return (z - float(process.sigma(t)) * eps(z, inputs)) / float(process.alpha(t))
 
     return x
 
@@ -64,8 +64,8 @@ def published(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
         return log_alpha(t) - float(np.log(sigma(t)))
 
     def x(z: Tensor, t: float) -> Tensor:
-        told = torch.full((len(z),), t * TOLD_PER_T[kind], dtype=torch.float64)
-        return (z - sigma(t) * eps(z, told)) / np.exp(log_alpha(t))
+        inputs = torch.full((len(z),), t * TOLD_PER_T[kind], dtype=torch.float64)
+        return (z - sigma(t) * eps(z, inputs)) / np.exp(log_alpha(t))
 
     if kind == "discrete":
         times = np.linspace(1, 1 / 1000, calls + 1)
@@ -111,7 +111,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def test_single_step_is_the_published_algorithm(kind: str, calls: int) -> None:
     z = noise(0, 8, 3, 4, 4)
     expected = published(network, kind, z, calls)
-    # 1e-6, not rounding: the network is told float32 times
+    # 1e-6, not rounding: the network is inputs float32 times
     assert difference(draw(network, kind, z, calls, "dpm++-single"), expected) < 1e-6
     in_float32 = draw(network, kind, z.float(), calls, "dpm++-single")
     assert in_float32.dtype == torch.float32
@@ -183,8 +183,8 @@ def gaussian(kind: str, mean: Tensor, std: Tensor, last: float) -> tuple[Eps, Ca
         alpha, sigma = process.alpha(t), process.sigma(t)
         return alpha * mean, sigma, alpha**2 * std**2 + sigma**2
 
-    def eps(z: Tensor, told: Tensor) -> Tensor:
-        centre, sigma, variance = moments(told.double()[:, None, None, None] / TOLD_PER_T[kind])
+    def eps(z: Tensor, inputs: Tensor) -> Tensor:
+        centre, sigma, variance = moments(inputs.double()[:, None, None, None] / TOLD_PER_T[kind])
         return sigma * (z - centre) / variance
 
     def solution(z: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def gaussian(kind: str, mean: Tensor, std: Tensor, last: float) -> tuple[Eps, Ca
 def test_converges_to_the_exact_solution(kind: str, sampler: str, error_at_50: float) -> None:
     mean = torch.tensor([0.7, -1.0], dtype=torch.float64)[:, None, None]
     std = torch.tensor([0.4, 1.5], dtype=torch.float64)[:, None, None]
-    last = 1 / 1000 if sampler == "unipc" else Process(kind).first  # diffusers' grid ends at 1/1000
+    last = 1 / 1000 if sampler == "unipc" else Process(kind).end_time  # diffusers' grid ends at 1/1000
     eps, solution = gaussian(kind, mean, std, last)
     z = noise(2, 64, 2, 1, 1)
     exact = solution(z)
@@ -240,19 +240,19 @@ def test_calls_the_network_as_often_as_asked(kind: str, sampler: str, steps: int
 
 
 def test_the_network_is_told_u_vits_labels() -> None:
-    told: list[float] = []
+    inputs: list[float] = []
 
     def record(z: Tensor, time: Tensor) -> Tensor:
-        told.append(float(time[0]))
+        inputs.append(float(time[0]))
         return z
 
     for sampler in ("dpm++-single", "dpm++-multi", "ddim"):
-        told.clear()
+        inputs.clear()
         draw(record, "discrete", noise(5, 1, 1, 1, 1), 50, sampler)
-        assert told == pytest.approx([1000 - 19.98 * i for i in range(50)], rel=1e-6)  # fractional, 1-based
-    told.clear()
+        assert inputs == pytest.approx([1000 - 19.98 * i for i in range(50)], rel=1e-6)  # fractional, 1-based
+    inputs.clear()
     draw(record, "discrete", noise(5, 1, 1, 1, 1), 27, "unipc")
-    assert told == [1000 - 37 * i for i in range(27)]  # diffusers' 999, 962, ... are one less
+    assert inputs == [1000 - 37 * i for i in range(27)]  # diffusers' 999, 962, ... are one less
 
 
 def test_more_steps_than_the_grid_has_are_refused() -> None:

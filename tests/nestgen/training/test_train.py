@@ -250,12 +250,12 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     denoiser, _ = load_denoiser(run_dir(recipe, 0))
 
     process, n = Process("discrete"), 8000
-    t = process.time(noise.uniform(1, "t", range(n), ()))
+    t = process.training_time(noise.uniform(1, "t", range(n), ()))
     z, eps = 0.7 * noise.normal(1, "z", range(n), (3, 2, 2)), noise.normal(1, "eps", range(n), (3, 2, 2))
     z_t = process.add_noise(z, eps, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
-    reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.told(t)), best))
+    reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.time_embedding_input(t)), best))
     assert np.isclose(known, 0.293, atol=0.005)
     assert known < reached < 1.01 * known
 
@@ -281,8 +281,8 @@ def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[...,
 
     process, n, classes = model.weights.process, 32 * 64, torch.arange(64)
     z, eps = rows_BCHW.repeat(32, 1, 1, 1), noise.normal(1, "eps", range(n), (3, 4, 4))
-    t = process.time(noise.uniform(1, "t", range(n), ()))
-    z_t, told = process.add_noise(z, eps, t), process.told(t)
+    t = process.training_time(noise.uniform(1, "t", range(n), ()))
+    z_t, told = process.add_noise(z, eps, t), process.time_embedding_input(t)
     with torch.inference_mode():
         reached = process.loss(model.weights.denoiser(z_t, told, label_B=classes.repeat(32)), z, eps, t).item()
     alpha, sigma = (one.float()[:, None] for one in (process.alpha(t), process.sigma(t)))

@@ -2,7 +2,7 @@
 
 U-ViT's two diffusions and the straight path of flow matching; the network predicts eps, v or the flow's velocity, and
 from each of them follow the others. Times t are float64 tensors on the CPU, 0 < t <= 1: one per sample (B), or one for
-all of them (). The network is told another number, `told(t)`.
+all of them (). The network's time embedding gets another number, `time_embedding_input(t)`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Process:
     """`discrete`: 1000 steps, log alpha interpolated between them. `vp`: the VP-SDE, beta from 0.1 to 20. `flow`:
     alpha = 1 - t, sigma = t (Lipman et al. 2022, arXiv 2210.02747).
 
-    `prediction` is what the network says of (z, eps):
+    `prediction` is what the network predicts from z_t, of (z, eps):
 
         eps        eps
         v          alpha eps - sigma z      (Salimans and Ho 2022, arXiv 2202.00512)
@@ -63,17 +63,17 @@ class Process:
     shift: float = 1.0
 
     @property
-    def first(self) -> float:
+    def end_time(self) -> float:
         """The time at which sampling ends: U-ViT's 1/1000, 1e-4 for `vp`, and 0 for `flow`."""
         return {"discrete": 1 / STEPS, "vp": 1e-4, "flow": 0.0}[self.kind]
 
-    def time(self, uniform: Tensor) -> Tensor:
-        """Training times from uniform numbers in [0, 1): n / 1000 with n in 1..1000, else t itself."""
+    def training_time(self, uniform: Tensor) -> Tensor:
+        """Training times from uniform numbers in [0, 1): n / 1000 with n in 1..1000, or for continuous times t itself."""
         uniform = uniform.double()
         return (torch.floor(uniform * STEPS) + 1) / STEPS if self.kind == "discrete" else uniform
 
-    def told(self, t: Tensor) -> Tensor:
-        """What the network is told, float32: n = 1000 t, or 999 t for continuous times."""
+    def time_embedding_input(self, t: Tensor) -> Tensor:
+        """The number whose sinusoids the network gets, float32: n = 1000 t, or 999 t for continuous times."""
         return (t * (STEPS if self.kind == "discrete" else 999)).float()
 
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -124,30 +124,30 @@ class Process:
 
     def add_noise(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor) -> Tensor:
         """alpha(t) z + sigma(t) eps."""
-        alpha, sigma = self._weights(t, z_BCHW)
+        alpha, sigma = self._alpha_sigma(t, z_BCHW)
         return alpha * z_BCHW + sigma * eps_BCHW
 
     def target(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor) -> Tensor:
-        """What the network is to predict."""
+        """The network's target (B, C, H, W), by `prediction`."""
         if self.prediction == "eps":
             return eps_BCHW
         if self.prediction == "velocity":
             return eps_BCHW - z_BCHW
-        alpha, sigma = self._weights(t, z_BCHW)
+        alpha, sigma = self._alpha_sigma(t, z_BCHW)
         return alpha * eps_BCHW - sigma * z_BCHW
 
     def eps(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
-        """The noise in z_t according to a network's output."""
+        """The noise eps in z_t that follows from a network's output, (B, C, H, W)."""
         if self.prediction == "eps":
             return output_BCHW
-        alpha, sigma = self._weights(t, output_BCHW)
+        alpha, sigma = self._alpha_sigma(t, output_BCHW)
         if self.prediction == "velocity":
             return (z_t_BCHW + alpha * output_BCHW) / (alpha + sigma)
         return (sigma * z_t_BCHW + alpha * output_BCHW) / (alpha**2 + sigma**2)
 
     def latent(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
-        """The latent z in z_t according to a network's output."""
-        alpha, sigma = self._weights(t, output_BCHW)
+        """The latent z in z_t that follows from a network's output, (B, C, H, W)."""
+        alpha, sigma = self._alpha_sigma(t, output_BCHW)
         if self.prediction == "eps":
             return (z_t_BCHW - sigma * output_BCHW) / alpha
         if self.prediction == "velocity":
@@ -155,7 +155,7 @@ class Process:
         return (alpha * z_t_BCHW - sigma * output_BCHW) / (alpha**2 + sigma**2)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight of the squared error of the prediction, float64.
+        """Weight of the prediction's squared error in the loss, float64.
 
         `min-snr` weighs the error of the latent by min(SNR, 5), SNR = (alpha / sigma)^2 (Hang et al. 2023, arXiv
         2303.09556). The prediction's error is that of the latent times alpha / sigma for eps,
@@ -164,10 +164,10 @@ class Process:
         alpha, sigma = self.alpha(t), self.sigma(t)
         if self.weighting == "uniform":
             return torch.ones_like(alpha)
-        of_latent = torch.minimum(alpha**2, GAMMA * sigma**2)  # times 1 / sigma^2, so that sigma may be 0
+        latent_weight = torch.minimum(alpha**2, GAMMA * sigma**2)  # times 1 / sigma^2, so that sigma may be 0
         if self.prediction == "eps":
-            return of_latent / alpha**2
-        return of_latent / (alpha**2 + sigma**2 if self.prediction == "v" else alpha + sigma) ** 2
+            return latent_weight / alpha**2
+        return latent_weight / (alpha**2 + sigma**2 if self.prediction == "v" else alpha + sigma) ** 2
 
     def loss(self, output_BCHW: Tensor, z_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Weighted mean squared error of the prediction, in float32 whatever the precision of the output."""
@@ -175,20 +175,20 @@ class Process:
         weight_B = self.weight(t_B).to(error_BCHW.device, torch.float32)
         return (weight_B * error_BCHW.square().flatten(1).mean(1)).mean()
 
-    def _weights(self, t: Tensor, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(t) and sigma(t) as factors of a batch."""
+    def _alpha_sigma(self, t: Tensor, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t), (B, 1, 1, 1) or (1, 1, 1, 1), on the device and in the precision of a batch."""
         alpha, sigma = (
-            weight(t).to(like_BCHW.device, like_BCHW.dtype).reshape(-1, 1, 1, 1) for weight in (self.alpha, self.sigma)
+            weight(t).to(z_BCHW.device, z_BCHW.dtype).reshape(-1, 1, 1, 1) for weight in (self.alpha, self.sigma)
         )
         return alpha, sigma
 
 
-def process_of(recipe: Recipe, level: int) -> Process:
+def level_process(recipe: Recipe, level: int) -> Process:
     """The process of a level."""
     options = recipe.process
     return Process(options.kind, options.prediction, options.weighting, recipe.levels[level].shift)
 
 
-def trained_process(meta: dict[str, Any]) -> Process:
+def process_from_meta(meta: dict[str, Any]) -> Process:
     """The process that a checkpoint's `meta` records."""
     return Process(**meta["process"], shift=meta["levels"][meta["level"]]["shift"])

@@ -1,6 +1,6 @@
 """Samplers: from noise to a latent along the process's ODE, with a given number of network calls.
 
-All solve the same ODE from time 1 to the process's first. They see the network only through x(z, t), the latent it
+All solve the same ODE from time 1 to the process's `end_time`. They see the network only through x(z, t), the latent it
 predicts from z at time t, guidance included, so they serve networks that predict noise, velocity or anything else.
 """
 
@@ -28,7 +28,7 @@ def sample_level(
     sampler: str,
     callback: Callable[[int, Tensor], object] = lambda call, x_BCHW: None,
 ) -> Tensor:
-    """The latent that standard normal noise flows to at the process's first time, in `steps` calls of `denoise`.
+    """The latent that standard normal noise flows to at the process's `end_time`, in `steps` calls of `denoise`.
 
     `sampler` is one of SAMPLERS; `callback` gets the number of each call, from 0, and the latent it predicted.
     """
@@ -43,12 +43,12 @@ def sample_level(
 
 
 def time_grid(process: Process, steps: int) -> Tensor:
-    """Times (steps + 1) from 1 down to the process's first, float64, spaced as U-ViT does: evenly in log-SNR for
+    """Times (steps + 1) from 1 down to the process's `end_time`, float64, spaced as U-ViT does: evenly in log-SNR for
     `vp`, evenly in t for the others.
     """
     if process.kind != "vp":
-        return torch.linspace(1.0, process.first, steps + 1, dtype=torch.float64)
-    start, end = process.half_log_snr(torch.tensor([1.0, process.first], dtype=torch.float64)).tolist()
+        return torch.linspace(1.0, process.end_time, steps + 1, dtype=torch.float64)
+    start, end = process.half_log_snr(torch.tensor([1.0, process.end_time], dtype=torch.float64)).tolist()
     return process.time_of(torch.linspace(start, end, steps + 1, dtype=torch.float64))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nestgen.denoiser.config import DenoiserConfig, denoiser_config
 from nestgen.denoiser.uvit import Denoiser
-from nestgen.diffusion.process import Process, trained_process
+from nestgen.diffusion.process import Process, process_from_meta
 from nestgen.diffusion.solvers import Denoise
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
@@ -87,7 +87,7 @@ class Model:
 
         def denoise(z_BCHW: Tensor, t: Tensor) -> Tensor:
             s, w = self._strengths(float(t))
-            told_B = one.process.told(t).to(z_BCHW.device).expand(len(z_BCHW))
+            told_B = one.process.time_embedding_input(t).to(z_BCHW.device).expand(len(z_BCHW))
             all_given = given.arguments(self.sampling.sigmas, len(z_BCHW), z_BCHW.device)
             if s:
                 both = one.denoiser(z_BCHW.repeat(2, 1, 1, 1), told_B.repeat(2), **self._and_nothing(given, all_given))
@@ -170,7 +170,7 @@ def _weights(checkpoint: Checkpoint, device: torch.device) -> Weights:
     except FileNotFoundError:
         raise UserError(f"{checkpoint.path} is gone: it is being trained; sample once its training has ended") from None
     denoiser = denoiser.to(device).requires_grad_(False).eval()
-    return Weights(denoiser, trained_process(checkpoint.meta), checkpoint.meta, sha256)
+    return Weights(denoiser, process_from_meta(checkpoint.meta), checkpoint.meta, sha256)
 
 
 def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: Weights, runs: Path) -> Weights:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nestgen import randomness as noise
-from nestgen.diffusion.process import process_of
+from nestgen.diffusion.process import level_process
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.stores.latent import to_latent
@@ -213,7 +213,7 @@ def make_batch(feed: Feed, step: int, process: int = 0, processes: int = 1, pin:
     batch = Batch(
         z_BCHW=z_BCHW,
         eps_BCHW=normal("eps", shape),
-        t_B=process_of(feed.recipe, feed.level).time(u_BN[:, 3]),
+        t_B=level_process(feed.recipe, feed.level).training_time(u_BN[:, 3]),
         conditions=tuple(conditions),
         sigma_BK=torch.stack(sigmas, 1) if sigmas else None,
         keep_B=u_BN[:, 1] >= options.condition_drop if conditions else None,

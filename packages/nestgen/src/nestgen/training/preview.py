@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestgen import randomness as noise
-from nestgen.diffusion.process import process_of
+from nestgen.diffusion.process import level_process
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
 from nestgen.images import draw_sheet, write_image
@@ -50,7 +50,7 @@ class Preview:
     def draw(self, folder: Path, step: int) -> dict[str, float]:
         """Samples from the checkpoint of a step: writes previews/<step>.png and a line of scores.jsonl; returns scores."""
         denoiser, _ = load_denoiser(folder)
-        process = process_of(self.feed.recipe, self.feed.level)
+        process = level_process(self.feed.recipe, self.feed.level)
         sampling = level_sampling(self.feed.recipe, self.feed.level)
         parts = []
         for first in range(0, len(self.noise_BCHW), BATCH):
@@ -61,7 +61,7 @@ class Preview:
             }
 
             def denoise(z_BCHW: Tensor, t: Tensor, given: dict[str, Tensor | list[Tensor]] = given) -> Tensor:
-                told_B = process.told(t).expand(len(z_BCHW))
+                told_B = process.time_embedding_input(t).expand(len(z_BCHW))
                 return process.latent(denoiser(z_BCHW, told_B, **given), z_BCHW, t)
 
             with torch.inference_mode():

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from nestgen.denoiser.uvit import initial_denoiser
-from nestgen.diffusion.process import process_of
+from nestgen.diffusion.process import level_process
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import ema
 from nestgen.runs.checkpoint import Checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ class Trainer:
     ) -> None:
         recipe, device = feed.recipe, accelerator.device
         self.accelerator, self.options = accelerator, recipe.training
-        self.process = process_of(recipe, feed.level)
+        self.process = level_process(recipe, feed.level)
         self.denoiser = initial_denoiser(recipe, feed.level)
         self.denoiser.load_state_dict(start, strict=False)
         self.denoiser.checkpointing = self.options.checkpoint_activations
@@ -98,7 +98,7 @@ class Trainer:
     def _backward(self, batch: Batch, last: bool) -> Tensor:
         """Adds the gradients of a part of the batch; only with the last do the processes share them."""
         z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
-        told_B = self.process.told(batch.t_B).to(z_t_BCHW.device)
+        told_B = self.process.time_embedding_input(batch.t_B).to(z_t_BCHW.device)
         if self.sharded:
             self.denoiser.set_requires_gradient_sync(last)  # type: ignore[operator]
         alone = not last and not self.sharded
