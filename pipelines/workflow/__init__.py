@@ -1,11 +1,12 @@
 """The Python of the workflow; `pipelines/Snakefile` says which step runs when.
 
 plan          a recipe's section `grid`: which hierarchies are trained, sampled and scored, and their names
-rehearsal     the recipe that is run: as given, with keys of --config, or made small
-sigma_choice  picks σ by the scores of a depth, for the steps that follow
+steps         what the Snakefile takes from a plan: paths of files, options of commands
+rehearsal     the recipe that is run: as given, with keys of --config in it, or made small
+sigma_choice  chooses σ by the scores of a depth, for the steps that follow
 stale_locks   removes Snakemake's locks that a killed workflow left behind
 report        one experiment as a page, report.html
-evidence      what of an experiment is kept in pipelines/results, for
+evidence      copies the results of an experiment to pipelines/results, for
 results       a page per recipe: the paper's numbers beside the measured ones
 
 Imports: `nestgen`'s public functions, never `featurize`; both packages' work is done by their commands.

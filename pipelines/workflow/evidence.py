@@ -1,4 +1,4 @@
-"""What a page of results is made of: kept beside it, so that a page can be written anew without the experiment."""
+"""What a page of results is made of, copied beside it so that the page can be written again without the experiment."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nestgen.recipe.yaml12 import read_yaml
 from workflow.plan import Cell, Plan
 
-# The pictures of an experiment, and what they show.
-PICTURES = {
+# Image files of an experiment, with their captions on the page.
+IMAGES = {
     "samples.png": "The same seeds at each depth.",
     "table.png": "Fréchet distance over depth and σ.",
-    "hierarchy.png": "Levels frozen from k up, the rest drawn anew.",
+    "hierarchy.png": "Levels frozen from k up, the rest sampled anew.",
     "knn.png": "Nearest neighbours at each level.",
     "knn-overlap.png": "Share of nearest neighbours that two levels have in common.",
 }
-OF_THE_SOURCE = "knn.png"  # shows its pictures: photos have terms of their own and stay with the experiment
+SOURCE_IMAGES = "knn.png"  # shows images of the source; photos have their own licence terms and are not copied
 NUMBERS = ("table.json", "hierarchy.json", "knn.json")
 CARDS, COST, RECIPE, NOTES = "cards", "cost.json", "recipe.yaml", "notes.md"
 
 
-def keep(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
-    """Copy what an experiment's folder holds of a recipe to `out`, in place of what an earlier run left there.
+def collect(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
+    """Copy the results in an experiment's folder to `out`, replacing those of an earlier run.
 
-    Nothing happens where it was not run. Cards of anything else than this recipe, as of a rehearsal, do not count. What was
-    written by hand, `notes.md`, stays.
+    Does nothing where the recipe was not run there; score cards of another recipe, or of a rehearsal, do not count.
+    `notes.md`, which is written by hand, stays as it is.
     """
-    cards = {cell.name: card for cell in plan.cells() if (card := _card(plan, cell, experiment)) is not None}
+    cards = {cell.name: card for cell in plan.cells() if (card := _score_card(plan, cell, experiment)) is not None}
     if not was_run(plan, experiment, cards):
         return
     out.mkdir(parents=True, exist_ok=True)
-    are_ours = str(plan.document["features"].get("source")).startswith("scenes:")
-    for name in (*PICTURES, *NUMBERS):
+    is_synthetic = str(plan.features.get("source")).startswith("scenes:")
+    for name in (*IMAGES, *NUMBERS):
         (out / name).unlink(missing_ok=True)
-        if (experiment / name).is_file() and (are_ours or name != OF_THE_SOURCE):
+        if (experiment / name).is_file() and (is_synthetic or name != SOURCE_IMAGES):
             shutil.copyfile(experiment / name, out / name)
     shutil.rmtree(out / CARDS, ignore_errors=True)
     for name, card in cards.items():
@@ -51,43 +50,43 @@ def keep(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
 
 
 def was_run(plan: Plan, folder: Path, cards: Mapping[str, Any]) -> bool:
-    """Whether there is anything to show. A recipe of no hierarchy leaves the nearest neighbours only."""
+    """Whether there is a result. A recipe without hierarchies has nearest neighbours only."""
     return bool(cards) if plan.depths else (folder / "knn.json").is_file()
 
 
-def cards_of(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
-    """The score cards that are kept of a recipe, by the cell's name."""
+def score_cards(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
+    """A recipe's collected score cards, by the cell's name."""
     files = {cell.name: out / CARDS / f"{cell.name}.json" for cell in plan.cells()}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
-def cost_of(out: Path) -> dict[str, Any] | None:
-    """`denoisers` that were trained, and `hours` that it took on one device."""
+def training_cost(out: Path) -> dict[str, Any] | None:
+    """`denoisers`: how many were trained; `hours`: time of their training on one device."""
     return json.loads((out / COST).read_text()) if (out / COST).is_file() else None
 
 
-def is_of_another(recipe: Path, out: Path) -> bool:
-    """Whether the recipe has changed since it was run."""
-    return (out / RECIPE).is_file() and _document(out / RECIPE) != _document(recipe)
+def recipe_changed(recipe: Path, out: Path) -> bool:
+    """Whether the recipe's values are others than when it was run."""
+    return (out / RECIPE).is_file() and read_yaml(out / RECIPE) != read_yaml(recipe)
 
 
-def notes_of(out: Path) -> str:
-    """What was written by hand: where the run disagrees with the paper, and what was tried."""
+def notes(out: Path) -> str:
+    """Text written by hand: where the run disagrees with the paper, and what was tried."""
     return (out / NOTES).read_text(encoding="utf-8").strip() if (out / NOTES).is_file() else ""
 
 
 def training_seconds(log: Path) -> float:
-    """Seconds that a denoiser's steps took, by the rates in its log."""
-    batch = _document(log.parent / "recipe.yaml")["training"]["batch"]
-    seconds, before = 0.0, 0
+    """Seconds that a denoiser's training steps took, by the rates in its log."""
+    recipe: Any = read_yaml(log.parent / "recipe.yaml")
+    seconds, previous_step = 0.0, 0
     for line in log.read_text().splitlines():
         record = json.loads(line)
-        seconds += (record["step"] - before) * batch / record["samples_per_second"]
-        before = record["step"]
+        seconds += (record["step"] - previous_step) * recipe["training"]["batch"] / record["samples_per_second"]
+        previous_step = record["step"]
     return seconds
 
 
-def _card(plan: Plan, cell: Cell, experiment: Path) -> dict[str, Any] | None:
+def _score_card(plan: Plan, cell: Cell, experiment: Path) -> dict[str, Any] | None:
     path = experiment / "samples" / cell.name / "evaluation.json"
     card = json.loads(path.read_text()) if path.is_file() else None
     return card if card and card["samples"]["recipe"] == plan.run_name(cell.seed) else None
@@ -96,10 +95,6 @@ def _card(plan: Plan, cell: Cell, experiment: Path) -> dict[str, Any] | None:
 def _logs(plan: Plan, experiment: Path) -> Iterator[Path]:
     for seed in plan.seeds:
         yield from (experiment / "runs" / plan.run_name(seed)).glob("*/log.jsonl")
-
-
-def _document(recipe: Path) -> Any:
-    return yaml.safe_load(recipe.read_text(encoding="utf-8"))
 
 
 def _write(file: Path, content: Any) -> None:

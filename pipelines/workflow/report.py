@@ -1,4 +1,4 @@
-"""Puts an experiment's pictures, loss curves and scores into one self-contained page."""
+"""Writes an experiment's images, loss curves and scores as one self-contained page."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import click
 import jinja2
 import matplotlib
-import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+
+from nestgen.recipe.yaml12 import read_yaml
 
 matplotlib.use("Agg")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -26,23 +27,23 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
     """Write the report of the experiment in the working directory: CELLS are the best hierarchies of each depth."""
     cards = [json.loads(Path(f"samples/{cell}/evaluation.json").read_text()) for cell in cells]
-    looked = json.loads(Path("hierarchy.json").read_text())
+    hierarchy = json.loads(Path("hierarchy.json").read_text())
     page = (
         jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
         .render(
-            recipe=yaml.safe_load(Path("nested.yaml").read_text()),
+            recipe=read_yaml(Path("nested.yaml")),
             recipe_text=Path("nested.yaml").read_text(),
             knn=json.loads(Path("knn.json").read_text()),
-            hierarchy=looked,
-            kept=next((row["kept"] for row in looked["rows"] if "kept" in row), None),
+            hierarchy=hierarchy,
+            preserved=next((row["kept"] for row in hierarchy["rows"] if "kept" in row), None),
             spaces=score_table(cards),
             best=[(card["samples"]["depth"], _sigmas(card)) for card in cards],
             table=table(Path("table.json")),
             card=cards[-1]["samples"],
-            picture=embedded,
-            losses=drawn(loss_curves(runs)),
-            scores=drawn(score_bars(cards)),
+            image=image_address,
+            losses=figure_address(loss_curves(runs)),
+            scores=figure_address(score_bars(cards)),
         )
     )
     draft = out.with_name(f".{out.name}.tmp")
@@ -51,7 +52,7 @@ def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
 
 
 def score_table(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per space: its name, dimensions, the floor (real against real), and the distance for each L or None."""
+    """A row per space: its name, dimensions, the floor (real against real), and the distance for each L or None."""
     lines: dict[str, dict[str, Any]] = {}
     for card in cards:
         for score in card["scores"]:
@@ -70,26 +71,26 @@ def _sigmas(card: dict[str, Any]) -> list[float]:
 
 
 def table(path: Path) -> dict[str, Any] | None:
-    """Scores over depths and σ, where several σ were tried: for each depth the mean and spread at each σ."""
+    """Scores over depths and σ: for each depth the mean and spread at each σ. None where only one σ was tried."""
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
-    sigmas = sorted({cell["sigma"] for cell in found["cells"] if cell["sigma"] is not None})
+    scores = json.loads(path.read_text())
+    sigmas = sorted({cell["sigma"] for cell in scores["cells"] if cell["sigma"] is not None})
     lines: dict[int, dict[Any, Any]] = {}
-    for cell in found["cells"]:
+    for cell in scores["cells"]:
         lines.setdefault(cell["depth"], {})[cell["sigma"]] = cell
-    return {**found, "sigmas": sigmas, "lines": lines}
+    return {**scores, "sigmas": sigmas, "lines": lines}
 
 
 def score_bars(cards: list[dict[str, Any]]) -> Figure:
     """Fréchet distance over L in the encoder's space and in z_0's, each relative to L = 1."""
     figure, axes = pyplot.subplots(figsize=(5, 2.6), layout="constrained")
     depths = [card["samples"]["depth"] for card in cards]
-    shown = [line for line in score_table(cards) if None not in line["distances"]]
-    for number, line in enumerate(shown):
+    complete = [line for line in score_table(cards) if None not in line["distances"]]
+    for number, line in enumerate(complete):
         heights = [distance / line["distances"][0] for distance in line["distances"]]
-        places = [depth + (number - (len(shown) - 1) / 2) * 0.35 for depth in depths]
-        axes.bar(places, heights, width=0.33, label=line["space"])
+        positions = [depth + (number - (len(complete) - 1) / 2) * 0.35 for depth in depths]
+        axes.bar(positions, heights, width=0.33, label=line["space"])
     axes.set_xticks(depths, [f"L = {depth}" for depth in depths])
     axes.set_ylabel("Fréchet distance / that of L = 1")
     axes.legend(frameon=False)
@@ -110,16 +111,16 @@ def loss_curves(runs: Path) -> Figure:
     return figure
 
 
-def drawn(figure: Figure) -> str:
-    """The figure as a data address."""
+def figure_address(figure: Figure) -> str:
+    """The figure as a data: URL."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     pyplot.close(figure)
     return _address(buffer.getvalue())
 
 
-def embedded(path: str) -> str:
-    """A picture file as a data address."""
+def image_address(path: str) -> str:
+    """An image file as a data: URL."""
     return _address(Path(path).read_bytes())
 
 

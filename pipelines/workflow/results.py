@@ -1,4 +1,4 @@
-"""Writes a page per recipe: the paper's numbers beside those measured here, what they cost, and the pictures."""
+"""Writes a page per recipe: the paper's numbers beside the measured ones, what they cost, and images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 import click
-import yaml
 
 from nestgen.denoiser.config import denoiser_config
 from nestgen.denoiser.flops import count, training_petaflops
 from nestgen.recipe.recipe import load_recipe
+from nestgen.recipe.yaml12 import read_yaml
 from workflow import evidence
 from workflow.plan import Cell, Plan, read_plan
 
-HERE = Path(__file__).parents[1]
+PIPELINES = Path(__file__).parents[1]
 NOT_RUN = "not run"
 count_once = functools.cache(count)  # recipes share most of their denoisers
 FID = "Inception"  # the space whose Fréchet distance is called FID
@@ -27,7 +27,7 @@ FID = "Inception"  # the space whose Fréchet distance is called FID
 
 @dataclass(frozen=True)
 class Measured:
-    """A score of one hierarchy over its seeds."""
+    """A score of one hierarchy: mean and standard deviation over its seeds."""
 
     mean: float
     std: float | None
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of a recipe that was run: its score cards by the cell's name."""
+    """The collected results of a recipe: its score cards by the cell's name."""
 
     plan: Plan
     recipe: Path
@@ -48,29 +48,29 @@ class Outcome:
 
     @property
     def was_run(self) -> bool:
-        """Whether there is anything to show."""
+        """Whether there is a result."""
         return evidence.was_run(self.plan, self.folder, self.cards)
 
     def scores(self, cell: Cell, space: str) -> Measured | None:
-        """Of a hierarchy in a space, over the seeds that are scored; None where none is."""
+        """Score of a hierarchy in a space, over the seeds that are scored; None where none is."""
         names = [one.name for one in self.plan.cells(cell.depth) if one.sigmas == cell.sigmas]
         cards = [self.cards[name] for name in names if name in self.cards]
-        found = [s["frechet_distance"] for card in cards for s in card["scores"] if s["space"] == space]
-        return Measured(fmean(found), stdev(found) if len(found) > 1 else None, len(found)) if found else None
+        values = [s["frechet_distance"] for card in cards for s in card["scores"] if s["space"] == space]
+        return Measured(fmean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
 
     @property
     def spaces(self) -> list[str]:
-        """That say something of pictures and that every card has: Inception's first, then the encoder's, then z_0's."""
+        """The spaces of images that every card has: Inception's first, then the encoder's, then z_0's."""
         each = [
             [score["space"] for score in card["scores"] if not re.fullmatch(r"z_[1-9]\d*", score["space"])]
             for card in self.cards.values()
         ]
-        return [space for space in reversed(each[0]) if all(space in one for one in each)] if each else []
+        return [space for space in reversed(each[0]) if all(space in spaces for spaces in each)] if each else []
 
     def best(self, depth: int, space: str) -> tuple[Cell, Measured] | None:
         """The best hierarchy of a depth."""
-        found = [(cell, self.scores(cell, space)) for cell in self.plan.cells(depth, self.plan.seeds[0])]
-        scored = [(cell, score) for cell, score in found if score is not None]
+        scores = [(cell, self.scores(cell, space)) for cell in self.plan.cells(depth, self.plan.seeds[0])]
+        scored = [(cell, score) for cell, score in scores if score is not None]
         return min(scored, key=lambda pair: pair[1].mean) if scored else None
 
 
@@ -78,41 +78,41 @@ class Outcome:
 @click.argument("names", metavar="[RECIPE]...", nargs=-1)
 @click.option(
     "--experiments", type=click.Path(path_type=Path), default=Path("experiments"), show_default=True,
-    help="Folder of the experiments, one each by its recipe's name.",
+    help="Folder of the experiments, each under its recipe's name.",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", help="Folder of the pages.")
+@click.option("--out", type=click.Path(path_type=Path), default=PIPELINES / "results", help="Folder of the pages.")
 def main(names: Sequence[str], experiments: Path, out: Path) -> None:
-    """Write the pages of the RECIPEs, and the list of all; without RECIPE those of all recipes."""
-    paper = yaml.safe_load((HERE / "paper.yaml").read_text(encoding="utf-8"))
-    recipes = {file.stem: file for file in sorted((HERE / "recipes").glob("*.yaml"))}
+    """Write the pages of the RECIPEs (by default of all) and the list of all recipes."""
+    paper: Any = read_yaml(PIPELINES / "paper.yaml")
+    recipes = {file.stem: file for file in sorted((PIPELINES / "recipes").glob("*.yaml"))}
     for name in names or recipes:
         if name not in recipes:
-            raise click.ClickException(f"there is no recipe {name}; there are {', '.join(recipes)}")
+            raise click.ClickException(f"there is no recipe {name}; the recipes are {', '.join(recipes)}")
         plan = read_plan(recipes[name])
-        evidence.keep(plan, recipes[name], experiments / plan.name, out / name)
-    outcomes = {name: outcome(file, out / name) for name, file in recipes.items()}
+        evidence.collect(plan, recipes[name], experiments / plan.name, out / name)
+    outcomes = {name: read_outcome(file, out / name) for name, file in recipes.items()}
     for name in names or recipes:
         (out / f"{name}.md").write_text(page(outcomes, name, paper.get(name, {})), encoding="utf-8")
         click.echo(out / f"{name}.md")
     (out / "README.md").write_text(index(outcomes, paper), encoding="utf-8")
 
 
-def outcome(recipe: Path, folder: Path) -> Outcome:
-    """What there is of a recipe."""
+def read_outcome(recipe: Path, folder: Path) -> Outcome:
+    """The collected results of a recipe, if there are any."""
     plan = read_plan(recipe)
-    return Outcome(plan, recipe, folder, evidence.cards_of(plan, folder))
+    return Outcome(plan, recipe, folder, evidence.score_cards(plan, folder))
 
 
 def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -> str:
     """The page of a recipe."""
-    found = outcomes[name]
+    outcome = outcomes[name]
     parts = [
         f"# {name}",
-        f"{paper.get('table', 'No table of the paper')}. [Recipe](../recipes/{name}.yaml): {what_is_run(found.plan)}.",
-        f"State: {state(found)}.",
+        f"{paper.get('table', 'No table of the paper')}. [Recipe](../recipes/{name}.yaml): {what_is_run(outcome.plan)}.",
+        f"State: {state(outcome)}.",
     ]
-    if found.plan.depths:
-        parts += ["## Scores", scores(found, paper.get("fid") or {})]
+    if outcome.plan.depths:
+        parts += ["## Scores", scores(outcome, paper.get("fid") or {})]
     if paper.get("beside"):
         parts.append(
             "In the same table of the paper: "
@@ -122,22 +122,22 @@ def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -
     parts += [
         line
         for other, depth in (paper.get("compare") or {}).items()
-        if (line := compared(found, outcomes[other], depth))
+        if (line := compared(outcome, outcomes[other], depth))
     ]
-    if shown := shows(found):
-        parts += ["## What it shows", shown]
-    if written := evidence.notes_of(found.folder):
-        parts += ["## Where it disagrees, and what was tried", written]
-    if found.plan.depths:
-        parts += ["## Cost", cost(found)]
-    pictures = [
+    if claims := shows(outcome):
+        parts += ["## What it shows", claims]
+    if notes := evidence.notes(outcome.folder):
+        parts += ["## Where it disagrees, and what was tried", notes]
+    if outcome.plan.depths:
+        parts += ["## Cost", cost(outcome)]
+    images = [
         f"![{text}]({name}/{file})\n\n*{text}*"
-        for file, text in evidence.PICTURES.items()
-        if (found.folder / file).is_file()
+        for file, text in evidence.IMAGES.items()
+        if (outcome.folder / file).is_file()
     ]
-    if found.was_run and pictures:
-        parts += ["## Pictures", *pictures]
-    if found.cards:
+    if outcome.was_run and images:
+        parts += ["## Pictures", *images]
+    if outcome.cards:
         parts.append(
             f"The score cards, with all that each number was computed on, are in [{name}/cards]({name}/{evidence.CARDS})."
         )
@@ -145,65 +145,61 @@ def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -
 
 
 def what_is_run(plan: Plan) -> str:
-    """Depths, σ and seeds in words."""
+    """Depths, σ and seeds as text."""
     if not plan.depths:
         return "nearest neighbours only, nothing is trained"
     sigmas = f", σ in {{{', '.join(f'{one:g}' for one in plan.grid.sigmas)}}}" if plan.grid.sigmas else ""
     return f"L = {', '.join(map(str, plan.depths))}{sigmas}, {len(plan.seeds)} seed(s)"
 
 
-def state(found: Outcome) -> str:
-    """In words: not run, complete, or how much of it."""
-    if not found.was_run:
+def state(outcome: Outcome) -> str:
+    """Not run, complete, or how many hierarchies are scored."""
+    if not outcome.was_run:
         return NOT_RUN
-    total = len(found.plan.cells())
-    done = "complete" if len(found.cards) == total else f"{len(found.cards)} of {total} hierarchies are scored"
-    if evidence.is_of_another(found.recipe, found.folder):
-        done += f", by [the recipe as it was]({found.plan.name}/{evidence.RECIPE})"
+    total = len(outcome.plan.cells())
+    done = "complete" if len(outcome.cards) == total else f"{len(outcome.cards)} of {total} hierarchies are scored"
+    if evidence.recipe_changed(outcome.recipe, outcome.folder):
+        done += f", by [the recipe as it was]({outcome.plan.name}/{evidence.RECIPE})"
     return done
 
 
-def scores(found: Outcome, fid: Mapping[str, float]) -> str:
-    """A line for each hierarchy: the paper's FID, the measured one, the difference, and other spaces' distances."""
-    others = [space for space in found.spaces if space != FID]
-    measured_fid = bool(fid) or FID in found.spaces
+def scores(outcome: Outcome, fid: Mapping[str, float]) -> str:
+    """A row for each hierarchy: the paper's FID, the measured one, the difference, and distances in other spaces."""
+    others = [space for space in outcome.spaces if space != FID]
+    measured_fid = bool(fid) or FID in outcome.spaces
     head = ["L", "σ of the top level"]
     head += ["paper's FID", "FID here", "difference"] if measured_fid else []
     head += [f"Fréchet distance, {space}" for space in others] or ([] if measured_fid else ["Fréchet distance"])
     rows = [head, ["---"] * len(head)]
-    for cell in found.plan.cells(seed=found.plan.seeds[0]):
-        printed = fid.get(_plain(cell))
+    for cell in outcome.plan.cells(seed=outcome.plan.seeds[0]):
+        printed = fid.get(Cell(cell.depth, cell.sigmas).name)
         row = [str(cell.depth), ", ".join(f"{one:g}" for one in cell.sigmas)]
         if measured_fid:
-            here = found.scores(cell, FID)
+            here = outcome.scores(cell, FID)
             row += ["" if printed is None else f"{printed:.2f}", str(here or NOT_RUN)]
             row.append("" if here is None or printed is None else f"{here.mean - printed:+.2f}")
-        row += [str(found.scores(cell, space) or NOT_RUN) for space in others] or ([] if measured_fid else [NOT_RUN])
+        row += [str(outcome.scores(cell, space) or NOT_RUN) for space in others] or ([] if measured_fid else [NOT_RUN])
         rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _plain(cell: Cell) -> str:
-    return Cell(cell.depth, cell.sigmas).name
-
-
-def compared(found: Outcome, other: Outcome, depth: int) -> str:
-    """The best of this recipe beside the best of another at one depth, in the spaces that both are scored in."""
+def compared(outcome: Outcome, other: Outcome, depth: int) -> str:
+    """The best score of this recipe beside another's best at one depth, in the spaces that both have."""
     name = other.plan.name
-    common = [space for space in found.spaces if space in other.spaces]
+    common = [space for space in outcome.spaces if space in other.spaces]
     lines = []
     for space in common:
-        ours, theirs = found.best(max(found.plan.depths), space), other.best(depth, space)
+        ours, theirs = outcome.best(max(outcome.plan.depths), space), other.best(depth, space)
         if ours and theirs:
             lines.append(f"{space}: {ours[1]} here, {theirs[1]} there")
     return f"Beside L = {depth} of [{name}]({name}.md): " + ("; ".join(lines) if lines else NOT_RUN) + "."
 
 
-def shows(found: Outcome) -> str:
-    """The paper's claims as numbers: what depth is worth, and what σ is."""
+def shows(outcome: Outcome) -> str:
+    """The paper's claims as numbers: what depth gains, and what σ gains."""
     lines = []
-    for space in found.spaces:
-        best = {depth: one for depth in found.plan.depths if (one := found.best(depth, space))}
+    for space in outcome.spaces:
+        best = {depth: one for depth in outcome.plan.depths if (one := outcome.best(depth, space))}
         if 1 in best:
             first = best[1][1]
             for depth, (cell, score) in best.items():
@@ -213,7 +209,7 @@ def shows(found: Outcome) -> str:
                         f"- {space}: L = {depth}{sigma} is {score.mean / first.mean:.2f} of L = 1 ({score} against {first})."
                     )
         if 2 in best and best[2][0].sigmas:
-            at = {cell.sigmas[0]: found.scores(cell, space) for cell in found.plan.cells(2, found.plan.seeds[0])}
+            at = {cell.sigmas[0]: outcome.scores(cell, space) for cell in outcome.plan.cells(2, outcome.plan.seeds[0])}
             if at.get(0.0) and best[2][0].sigmas[0] > 0:
                 lines.append(f"- {space}: at L = 2, σ = {best[2][0].sigmas[0]:g} gives {best[2][1]}, σ = 0 {at[0.0]}.")
             elif at.get(0.0):
@@ -221,18 +217,20 @@ def shows(found: Outcome) -> str:
     return "\n".join(lines)
 
 
-def cost(found: Outcome) -> str:
-    """Hours of training by the logs, and what the denoisers take."""
-    cost = evidence.cost_of(found.folder)
-    measured = (
-        f"{cost['denoisers']} denoisers were trained, in {cost['hours']:.2f} hours of one device" if cost else None
+def cost(outcome: Outcome) -> str:
+    """Hours of training by the logs, and the computed cost of the denoisers."""
+    measured = evidence.training_cost(outcome.folder)
+    trained = (
+        f"{measured['denoisers']} denoisers were trained, in {measured['hours']:.2f} hours of one device"
+        if measured
+        else f"Training: {NOT_RUN}"
     )
-    return f"{measured or f'Training: {NOT_RUN}'}. By count:\n\n{by_count(found.plan)}"
+    return f"{trained}. By count:\n\n{by_count(outcome.plan)}"
 
 
 def by_count(plan: Plan) -> str:
     """GFlops of each denoiser, and the petaflops of all its runs' training."""
-    recipe = load_recipe(HERE / "recipes" / f"{plan.name}.yaml")
+    recipe = load_recipe(PIPELINES / "recipes" / f"{plan.name}.yaml")
     rows, total = [["denoiser", "parameters", "GFlops a picture", "trainings", "PFlops of each"], ["---"] * 5], 0.0
     kinds: dict[tuple[int, bool], int] = {}
     for name in plan.all_denoisers():
@@ -251,8 +249,8 @@ def by_count(plan: Plan) -> str:
 def index(outcomes: Mapping[str, Outcome], paper: Mapping[str, Any]) -> str:
     """The list of all recipes."""
     rows = [
-        f"| [{name}]({name}.md) | {paper.get(name, {}).get('table', '')} | {state(found)} |"
-        for name, found in outcomes.items()
+        f"| [{name}]({name}.md) | {paper.get(name, {}).get('table', '')} | {state(outcome)} |"
+        for name, outcome in outcomes.items()
     ]
     return (
         "# Results\n\nA page for each recipe, by `pipelines/results.py`: the paper's numbers beside those measured here.\n"

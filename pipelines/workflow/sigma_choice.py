@@ -1,38 +1,37 @@
-"""Chooses σ by the scores of a depth's hierarchies, and tells later steps of the workflow what was chosen."""
+"""Chooses σ by the scores of a depth's hierarchies, and prints the choice for later steps of the workflow."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-existing = click.Path(path_type=Path, exists=True, dir_okay=False)
+existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.group()
 def main() -> None:
-    """Choose σ, and say what was chosen."""
+    """Choose σ, and print what was chosen."""
 
 
 @main.command()
-@click.argument("cards", type=existing, nargs=-1, required=True)
-@click.option("--space", help="Space of the Fréchet distance; the last that all cards have by default.")
+@click.argument("cards", type=existing_file, nargs=-1, required=True)
+@click.option("--space", help="Space of the Fréchet distance; by default the last that all cards have.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def best(cards: tuple[Path, ...], space: str | None, out: Path) -> None:
     """Write the best σ among the score CARDS of one depth to OUT."""
-    chosen = choose({path.parent.name: json.loads(path.read_text()) for path in cards}, space)
+    choice = choose({path.parent.name: json.loads(path.read_text()) for path in cards}, space)
     draft = out.with_name(f".{out.name}.tmp")
-    draft.write_text(json.dumps(chosen, indent=1) + "\n")
+    draft.write_text(json.dumps(choice, indent=1) + "\n")
     draft.replace(out)
-    click.echo(
-        f"σ {', '.join(f'{one:g}' for one in chosen['sigmas'])} of {chosen['cell']} is best in {chosen['space']}"
-    )
+    sigmas = ", ".join(f"{sigma:g}" for sigma in choice["sigmas"])
+    click.echo(f"σ {sigmas} of {choice['cell']} is best in {choice['space']}")
 
 
-def choose(cards: dict[str, dict[str, Any]], space: str | None) -> dict[str, Any]:
+def choose(cards: Mapping[str, Mapping[str, Any]], space: str | None) -> dict[str, Any]:
     """The σ with the smallest Fréchet distance, averaged over the seeds; of equal ones the smaller.
 
     `cards` are score cards of `nestgen evaluate` by their cell's name. Raises ClickException where a card lacks the space.
@@ -50,29 +49,29 @@ def choose(cards: dict[str, dict[str, Any]], space: str | None) -> dict[str, Any
         distances.setdefault(sigmas, []).append(distance)
         names.setdefault(sigmas, name)  # of the first seed
     means = {sigmas: sum(values) / len(values) for sigmas, values in distances.items()}
-    sigmas = min(means, key=lambda one: (means[one], one))
-    tried = [{"sigmas": list(one), "mean": means[one], "distances": distances[one]} for one in sorted(means)]
-    return {"sigmas": list(sigmas), "cell": names[sigmas], "space": space, "tried": tried}
+    smallest = min(means, key=lambda sigmas: (means[sigmas], sigmas))
+    tried = [
+        {"sigmas": list(sigmas), "mean": means[sigmas], "distances": distances[sigmas]} for sigmas in sorted(means)
+    ]
+    return {"sigmas": list(smallest), "cell": names[smallest], "space": space, "tried": tried}
 
 
 @main.command()
-@click.argument("chosen", type=existing)
+@click.argument("choice", type=existing_file)
 @click.option("--then", help="σ of one more level.")
-def sigmas(chosen: Path, then: str | None) -> None:
-    """Print the σ in the file CHOSEN as --sigma takes them."""
-    print(",".join([f"{one:g}" for one in json.loads(chosen.read_text())["sigmas"]] + ([then] if then else [])))
+def sigmas(choice: Path, then: str | None) -> None:
+    """Print the σ in the file CHOICE, written by `best`, as the option --sigma takes them."""
+    chosen = [f"{sigma:g}" for sigma in json.loads(choice.read_text())["sigmas"]]
+    print(",".join([*chosen, *([then] if then else [])]))
 
 
 @main.command()
 @click.argument("cells", nargs=-1, required=True)
-@click.option("--prefix", default="", help="Put before each.")
+@click.option("--prefix", default="", help="Put before each name.")
 def cells(cells: Sequence[str], prefix: str) -> None:
-    """Print cells' names: each of CELLS is one, or a file written by `best`."""
-    print(
-        " ".join(
-            prefix + (json.loads(Path(one).read_text())["cell"] if one.endswith(".json") else one) for one in cells
-        )
-    )
+    """Print names of cells: each of CELLS is one, or a file written by `best`."""
+    names = [json.loads(Path(cell).read_text())["cell"] if cell.endswith(".json") else cell for cell in cells]
+    print(" ".join(prefix + name for name in names))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lets a workflow that was killed be started again: Snakemake's own lock of the folder outlives the process that made it."""
+"""Lets a killed workflow be started again: Snakemake's own lock of the folder outlives the process that made it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import fcntl
 from io import TextIOWrapper
 from pathlib import Path
 
-_held: dict[Path, TextIOWrapper] = {}
+_own_locks: dict[Path, TextIOWrapper] = {}  # open until this process ends
 
 
-def forget_locks_of_the_dead(folder: Path) -> bool:
-    """Remove Snakemake's locks of a folder where no workflow is alive; False where one is.
+def remove_stale_locks(folder: Path) -> bool:
+    """Remove Snakemake's locks of a folder where no workflow is running; False where one is.
 
-    Whoever works in a folder holds a lock that the system takes back when the process ends, however it ends. A second
-    workflow does not get it, leaves everything as it is, and Snakemake refuses it as ever.
+    Every workflow holds a file lock that the system releases when its process ends, however it ends. A second workflow
+    can't take it, changes nothing, and Snakemake then refuses it as usual.
     """
-    notes = folder.resolve() / ".snakemake"
-    notes.mkdir(exist_ok=True)
-    alive = _held.get(notes) or (notes / "alive").open("w")
+    state = folder.resolve() / ".snakemake"
+    state.mkdir(exist_ok=True)
+    lock = _own_locks.get(state) or (state / "alive").open("w")
     try:
-        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another holds it, or this file system has no locks
-        alive.close()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process holds it, or this file system has no locks
+        lock.close()
         return False
-    _held[notes] = alive  # until this process ends
-    for lock in notes.glob("locks/*.lock"):
-        lock.unlink(missing_ok=True)
+    _own_locks[state] = lock
+    for stale in state.glob("locks/*.lock"):
+        stale.unlink(missing_ok=True)
     return True

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.pipelines.conftest import PIPELINES, Snakemake
 
@@ -35,7 +34,7 @@ APART = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli import
 
 def write(folder: Path, **changes: Any) -> Path:
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(SMALL | changes))
+    path.write_text(json.dumps(SMALL | changes))
     return path
 
 

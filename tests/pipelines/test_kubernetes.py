@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from tests.pipelines.conftest import PIPELINES
 
@@ -42,7 +42,7 @@ def test_a_job_of_the_workflow_becomes_a_pod(kubectl: Path) -> None:
     )
     assert asked == "job.batch/nested-job-7"
     assert (kubectl / "words").read_text().strip() == "create -f - -o name"
-    spec = yaml.safe_load((kubectl / "input").read_text())["spec"]["template"]["spec"]
+    spec = YAML(typ="safe").load(kubectl / "input")["spec"]["template"]["spec"]
     [container] = spec["containers"]
     assert (container["image"], container["command"]) == ("r.example/n:1", ["sh", "/shared/x/.snakemake/tmp.1/job.sh"])
     assert container["resources"]["limits"] == {"memory": "32000M", "nvidia.com/gpu": 1}
@@ -73,10 +73,10 @@ def test_the_profile_s_rules_are_the_workflow_s() -> None:
     """As on SLURM: a rule that is renamed would lose its GPU silently."""
     text = (PIPELINES / "Snakefile").read_text()
     for name in ("kubernetes", "slurm"):
-        profile = yaml.safe_load((PIPELINES / "profiles" / name / "config.yaml").read_text())
+        profile = YAML(typ="safe").load(PIPELINES / "profiles" / name / "config.yaml")
         for rule in {**profile["set-resources"], **profile["set-threads"]}:
             assert f"rule {rule}:" in text or f"use rule train as {rule} with:" in text
-    workflow, *_ = [one for one in yaml.safe_load_all((PROFILE / "workflow.yaml").read_text()) if one["kind"] == "Job"]
+    workflow, *_ = [one for one in YAML(typ="safe").load_all(PROFILE / "workflow.yaml") if one["kind"] == "Job"]
     assert (
         PIPELINES.parent / workflow["spec"]["template"]["spec"]["containers"][0]["args"][0].partition("=")[2]
     ).is_dir()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ def plan(tmp_path: Path) -> Callable[..., Any]:
         from workflow.plan import read_plan
 
         file = tmp_path / "small.yaml"
-        file.write_text(yaml.safe_dump({"features": {"out": "s"}, "levels": LEVELS, "grid": grid, **more}))
+        file.write_text(json.dumps({"features": {"out": "s"}, "levels": LEVELS, "grid": grid, **more}))
         return read_plan(file)
 
     return read
@@ -31,39 +31,39 @@ def names(cells: list[Any]) -> list[str]:
 
 
 def test_without_a_grid_each_depth_has_the_recipe_s_sigma(plan: Callable[..., Any]) -> None:
-    found = plan()
-    assert (found.name, found.depths, found.seeds) == ("small", (1, 2, 3, 4), (None,))
-    assert names(found.cells()) == ["L1", "L2", "L3", "L4"]
-    assert found.denoisers(found.cells(3)[0]) == ["z0-given-z1-sigma0.5", "z1-given-z2-sigma1", "z2-top"]
-    assert not any(found.searched(depth) for depth in found.depths)
+    parsed = plan()
+    assert (parsed.name, parsed.depths, parsed.seeds) == ("small", (1, 2, 3, 4), (None,))
+    assert names(parsed.cells()) == ["L1", "L2", "L3", "L4"]
+    assert parsed.denoisers(parsed.cells(3)[0]) == ["z0-given-z1-sigma0.5", "z1-given-z2-sigma1", "z2-top"]
+    assert not any(parsed.searched(depth) for depth in parsed.depths)
 
 
 def test_greedy_tries_sigma_on_the_top_level_and_keeps_what_was_chosen_below(plan: Callable[..., Any]) -> None:
-    found = plan({"depths": [1, 2, 3], "sigmas": [0, 1.5]})
-    assert names(found.cells()) == ["L1", "L2-sigma0", "L2-sigma1.5", "L3-sigma0", "L3-sigma1.5"]
-    assert [cell.given for cell in found.cells()] == [None, None, None, 2, 2]
+    parsed = plan({"depths": [1, 2, 3], "sigmas": [0, 1.5]})
+    assert names(parsed.cells()) == ["L1", "L2-sigma0", "L2-sigma1.5", "L3-sigma0", "L3-sigma1.5"]
+    assert [cell.sigmas_from for cell in parsed.cells()] == [None, None, None, 2, 2]
     # D_0 of L = 3 is that of the chosen L = 2, so it is no dependency of its own.
-    assert found.denoisers(found.cells(3)[1]) == ["z1-given-z2-sigma1.5", "z2-top"]
-    assert len(found.all_denoisers()) == 3 + 2 * 2  # a top for each depth, and each level given the next at each sigma
+    assert parsed.denoisers(parsed.cells(3)[1]) == ["z1-given-z2-sigma1.5", "z2-top"]
+    assert len(parsed.all_denoisers()) == 3 + 2 * 2  # a top for each depth, and each level given the next at each sigma
 
 
 def test_greedy_starts_from_the_recipe_s_sigma_where_the_depth_below_is_not_run(plan: Callable[..., Any]) -> None:
-    found = plan({"depths": [1, 3], "sigmas": [0, 1]})
-    cell = found.cells(3)[0]
-    assert (cell.name, cell.given) == ("L3-sigma0", None)
-    assert found.denoisers(cell) == ["z0-given-z1-sigma0.5", "z1-given-z2-sigma0", "z2-top"]
+    parsed = plan({"depths": [1, 3], "sigmas": [0, 1]})
+    cell = parsed.cells(3)[0]
+    assert (cell.name, cell.sigmas_from) == ("L3-sigma0", None)
+    assert parsed.denoisers(cell) == ["z0-given-z1-sigma0.5", "z1-given-z2-sigma0", "z2-top"]
 
 
 def test_all_tries_every_combination(plan: Callable[..., Any]) -> None:
-    found = plan({"depths": [3], "sigmas": [0, 1], "choose": "all"})
-    assert names(found.cells()) == ["L3-sigma0-0", "L3-sigma0-1", "L3-sigma1-0", "L3-sigma1-1"]
-    assert len(found.all_denoisers()) == 2 + 2 + 1
+    parsed = plan({"depths": [3], "sigmas": [0, 1], "choose": "all"})
+    assert names(parsed.cells()) == ["L3-sigma0-0", "L3-sigma0-1", "L3-sigma1-0", "L3-sigma1-1"]
+    assert len(parsed.all_denoisers()) == 2 + 2 + 1
 
 
 def test_the_recipe_s_own_seed_has_plain_names(plan: Callable[..., Any]) -> None:
-    found = plan({"depths": [1], "seeds": [4, 5]}, seed=4)
-    assert names(found.cells()) == ["L1", "L1-seed5"]
-    assert [found.run_name(seed) for seed in found.seeds] == ["small", "small-seed5"]
+    parsed = plan({"depths": [1], "seeds": [4, 5]}, seed=4)
+    assert names(parsed.cells()) == ["L1", "L1-seed5"]
+    assert [parsed.run_name(seed) for seed in parsed.seeds] == ["small", "small-seed5"]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,9 @@ def test_greedy_is_refused_where_every_denoiser_depends_on_every_sigma(plan: Cal
     on_all=st.booleans(),
 )
 def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_all: bool) -> None:
-    """What a folder's name tells `nestgen train` is what makes nestgen choose that folder."""
-    from nestgen.recipe.recipe import Recipe, run_dir
+    """The options made from a folder's name make nestgen choose that folder."""
+    from nestgen.recipe.recipe import Recipe
+    from nestgen.recipe.locations import run_dir
     from workflow.plan import levels_of, plan_of, train_options
 
     levels = [LEVELS[0], *({**level, "sigma": sigma} for level, sigma in zip(LEVELS[1:], sigmas))]
@@ -115,11 +116,11 @@ def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_a
     assert plan.denoisers(cell) == [run_dir(cut, level).name for level in range(depth)]
     for level, denoiser in enumerate(plan.denoisers(cell)):
         words = train_options(denoiser).split()
-        told = dict(zip(words[::2], words[1::2]))
-        trained = recipe.depth(int(told["--depth"]))
-        if "--sigma" in told:
-            trained = trained.with_sigmas([float(one) for one in told["--sigma"].split(",")])
-        assert int(told["--level"]) == level
+        options = dict(zip(words[::2], words[1::2]))
+        trained = recipe.depth(int(options["--depth"]))
+        if "--sigma" in options:
+            trained = trained.with_sigmas([float(one) for one in options["--sigma"].split(",")])
+        assert int(options["--level"]) == level
         assert run_dir(trained, level).name == denoiser
         assert levels_of(denoiser) == [level, *cut.conditions(level)]
 
@@ -127,8 +128,8 @@ def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_a
 def test_a_range_of_sigma_is_left_to_the_recipe(plan: Callable[..., Any]) -> None:
     from workflow.plan import train_options
 
-    found = plan(levels=[LEVELS[0], {"shape": "4x4x16", "sigma": [0, 1.5]}])
-    denoiser = found.denoisers(found.cells(2)[0])[0]
+    parsed = plan(levels=[LEVELS[0], {"shape": "4x4x16", "sigma": [0, 1.5]}])
+    denoiser = parsed.denoisers(parsed.cells(2)[0])[0]
     assert denoiser == "z0-given-z1-sigma0to1.5"
     assert train_options(denoiser) == "--level 0 --depth 2"
 
@@ -162,3 +163,22 @@ def test_cards_without_a_common_space_choose_nothing() -> None:
 
     with pytest.raises(ClickException, match="no space Inception"):
         choose({"a": card(1, 0)}, "Inception")
+
+
+def test_a_recipe_is_read_and_written_as_yaml_1_2(tmp_path: Path) -> None:
+    """In YAML 1.1 `no` is False and `2e-4` a text, so the workflow would run another recipe than `nestgen train` reads."""
+    from workflow.plan import read_plan
+    from workflow.rehearsal import configured, write_recipes
+
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "features: {out: s, precision: no}\nlevels: [{shape: 8x8x8}]\ntraining: {precision: no, lr: 2e-4}\ngrid: {seeds: [1]}\n"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        config = {"limit": 8}  # so that nested.yaml is written anew
+        write_recipes(configured(read_plan(file), file, config), file, config)
+    for name in ("small.yaml", "nested.yaml", "nested-seed1.yaml"):
+        document = read_plan(tmp_path / name).document
+        assert document["features"]["precision"] == document["training"]["precision"] == "no"
+        assert document["training"]["lr"] == 2e-4

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
+
+from nestgen.recipe.yaml12 import read_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
-PAPER = yaml.safe_load((RECIPES[0].parents[1] / "paper.yaml").read_text(encoding="utf-8"))
+PAPER = read_yaml(RECIPES[0].parents[1] / "paper.yaml")
 SIZES = {"coco": "small", "imagenet100": "medium", "imagenet": "large"}
 by_name = pytest.mark.parametrize("file", RECIPES, ids=[file.stem for file in RECIPES])
 

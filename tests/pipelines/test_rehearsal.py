@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from nestgen.recipe.yaml12 import read_yaml
 from tests.pipelines.conftest import Snakemake
 
 
@@ -45,7 +45,7 @@ def test_captions_from_the_text_tower_to_the_samples(rehearsed: Any) -> None:
     """Table 3: text tokens in every denoiser, held-out captions for the samples, the reference apart."""
     folder = rehearsed("coco-text-to-image")
     assert spaces(folder, "L2") == ["z_1", "z_0", "tiny 1x1x64"]
-    recipe = yaml.safe_load((folder / "nested.yaml").read_text())
+    recipe = read_yaml(folder / "nested.yaml")
     assert recipe["denoiser"]["text"] == "77x16"
     card = json.loads((folder / "samples/L2/sample.json").read_text())
     seal = json.loads((folder / "stores/val/text/77x16.seal.json").read_text())

@@ -1,0 +1,85 @@
+"""What the steps of the Snakefile take from a plan: paths of their files, and options of their commands."""
+
+from __future__ import annotations
+
+import json
+
+from workflow.plan import Cell, Plan, ScoredBy, levels_of, sigma_name
+
+POOLED = "1x1x64"  # level in which images are compared: mean-pooled features of the scoring encoder
+
+
+def encoder_folder(encoder: str) -> str:
+    """An encoder's folder in a store root (docs/store-format.md)."""
+    return encoder.replace(":", "-").replace("/", "-")
+
+
+def own_encoder(plan: Plan) -> str:
+    """The encoder that makes the levels."""
+    return str(plan.features.get("encoder", "tiny"))
+
+
+def scorer(plan: Plan) -> ScoredBy:
+    """The encoder in whose features images are compared."""
+    return plan.grid.scored_by or ScoredBy(encoder=own_encoder(plan), weights=plan.features.get("weights"))
+
+
+def level_shapes(plan: Plan) -> list[str]:
+    """Levels to extract with the levels' own encoder: those above z_0, and the pooled one if it scores as well."""
+    shapes = [level["shape"] for level in plan.levels[1:]]
+    return list(dict.fromkeys([*shapes, *([POOLED] if scorer(plan).encoder == own_encoder(plan) else [])]))
+
+
+def seals(plan: Plan, denoiser: str) -> list[str]:
+    """Seals of the stores that a denoiser is trained on; z_0's is written before the base store's."""
+    above_z0 = [plan.levels[level]["shape"] for level in levels_of(denoiser) if level > 0]
+    folder = f"{plan.features['out']}/{encoder_folder(own_encoder(plan))}"
+    return [f"{folder}/{shape}.seal.json" for shape in ("base", *above_z0)]
+
+
+def loss_curves(plan: Plan, *cells: Cell) -> list[str]:
+    """The loss curves of the cells' denoisers, each drawn when its training ends."""
+    return [
+        f"runs/{plan.run_name(cell.seed)}/{denoiser}/loss.png" for cell in cells for denoiser in plan.denoisers(cell)
+    ]
+
+
+def best_cells(plan: Plan) -> list[str]:
+    """For each depth the file that names its best cell, or the name of its only one."""
+    return [f"chosen/L{depth}.json" if plan.searched(depth) else f"L{depth}" for depth in plan.depths]
+
+
+def variations(plan: Plan) -> dict[str, int]:
+    """Samples of the deepest hierarchy with levels k and above frozen to those of real images: k by the samples' name."""
+    return {f"L{plan.deepest}-like-z{k}": k for k in range(1, plan.deepest)}
+
+
+def seed_option(seed: int | None) -> str:
+    """--recipe, for a seed that is not the recipe's own."""
+    return "" if seed is None else f" --recipe nested-seed{seed}.yaml"
+
+
+def sigma_option(plan: Plan, cell: Cell, sigma_choice: str) -> str:
+    """--sigma of a cell, for the shell; `sigma_choice` is the command that prints a chosen σ."""
+    if not cell.sigmas:
+        return ""
+    if cell.sigmas_from is not None:
+        return f" --sigma $({sigma_choice} sigmas chosen/L{cell.sigmas_from}.json --then {cell.sigmas[0]:g})"
+    lowest = cell.depth - len(cell.sigmas)
+    below = [sigma_name(level.get("sigma", 0)) for level in plan.levels[1:lowest]]
+    return f" --sigma {','.join([*below, *(f'{sigma:g}' for sigma in cell.sigmas)])}"
+
+
+def deepest_options(plan: Plan, sigma_choice: str) -> str:
+    """--recipe, --depth and --sigma of the best of the deepest hierarchies, for the shell."""
+    options = seed_option(plan.seeds[0])
+    if plan.deepest < len(plan.levels):
+        options += f" --depth {plan.deepest}"
+    if plan.searched(plan.deepest):
+        options += f" --sigma $({sigma_choice} sigmas chosen/L{plan.deepest}.json)"
+    return options
+
+
+def sections_as_json(plan: Plan, *sections: str) -> str:
+    """Sections of the recipe as a text that is equal for equal values."""
+    return json.dumps({section: plan.document.get(section) for section in sections}, sort_keys=True, default=str)
