@@ -99,8 +99,8 @@ def test_greedy_is_refused_where_every_denoiser_depends_on_every_sigma(plan: Cal
 )
 def test_folders_and_options_are_nestgen_s(depth: int, sigmas: list[float], on_all: bool) -> None:
     """The options made from a folder's name make nestgen choose that folder."""
-    from nestgen.recipe.recipe import Recipe
     from nestgen.recipe.locations import run_dir
+    from nestgen.recipe.recipe import Recipe
     from workflow.plan import levels_of, plan_of, train_options
 
     levels = [LEVELS[0], *({**level, "sigma": sigma} for level, sigma in zip(LEVELS[1:], sigmas))]
