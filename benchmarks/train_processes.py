@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import numpy as np
 import psutil
-import yaml
 
 from benchmarks.side_by_side import out_option, report, table
 from benchmarks.training_feed import write_store
@@ -23,7 +22,7 @@ def rate(recipe: Path, processes: int) -> float:
     """Samples a second, the median of the log's intervals but the first."""
     name = f"{processes}-{len(list(recipe.parent.glob('run-*')))}"
     own = recipe.with_name(f"run-{name}.yaml")
-    own.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "name": name}))
+    own.write_text(json.dumps({**json.loads(recipe.read_text()), "name": name}))
     command = [sys.executable, "-m", "nestgen", "train", "--level=0", f"--processes={processes}", f"--recipe={own}"]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     log = (recipe.parent / "runs" / name / "z0-top/log.jsonl").read_text().splitlines()
@@ -44,7 +43,7 @@ def main(size: str, batch: int, steps: int, rounds: int, out: Path | None) -> No
         values = np.random.default_rng(0).standard_normal((512, 1, 16, 16, 3), np.float32)
         write_store(Path(folder) / "stores/pixels/16x16x3.zarr", values, 256, latent_shape=[16, 16, 3], codec=codec)
         recipe.write_text(
-            yaml.safe_dump(
+            json.dumps(
                 {
                     "features": {"out": "stores", "z0": "pixels:16"},
                     "levels": [{"shape": "16x16x3"}],

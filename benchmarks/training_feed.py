@@ -10,14 +10,13 @@ from unittest.mock import patch
 import click
 import numpy as np
 import torch
-import yaml
 import zarr
 from accelerate import Accelerator
 
 from benchmarks.side_by_side import out_option, report, rounds_option, table, take_turns
 from benchmarks.train_step import recipe_of, trainer_of
 from nestgen.recipe.recipe import load_recipe
-from nestgen.training.feed import make_batch, open_feed
+from nestgen.training.batches import make_batch, open_training_data
 
 
 def write_store(path: Path, values: np.ndarray, block: int, **attributes: object) -> None:
@@ -62,7 +61,7 @@ def main(rows: int, batch: int, batches: int, rounds: int, out: Path | None) -> 
             values = rng.standard_normal((rows, 1, *stored), np.float32)
             write_store(root / "stores" / f"{name}.zarr", values, 256, latent_shape=latent, **more)
         (root / "nested.yaml").write_text(
-            yaml.safe_dump(
+            json.dumps(
                 {
                     "features": {"out": "stores", "z0": "vae:256"},
                     "levels": [{"shape": "32x32x4"}, {"shape": "8x8x64", "sigma": 1.0}],
@@ -71,9 +70,9 @@ def main(rows: int, batch: int, batches: int, rounds: int, out: Path | None) -> 
             )
         )
         recipe = load_recipe(root / "nested.yaml")
-        memory = open_feed(recipe, 0)
-        with patch("nestgen.training.feed.MEMORY_SHARE", 0.0):
-            mapped = open_feed(recipe, 0)
+        memory = open_training_data(recipe, 0)
+        with patch("nestgen.training.batches.MEMORY_SHARE", 0.0):
+            mapped = open_training_data(recipe, 0)
         trainer, noise = trainer_of(recipe_of("small", "no", 2, 2), 0, Accelerator())
 
         def deliver(feed: object, turn: int) -> None:

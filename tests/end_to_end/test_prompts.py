@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 import zarr
 from click.testing import CliRunner
 
 from featurize.extraction.extract import extract
 from featurize.recipe import read_request
-from featurize.text.clip_text import TextSpec, load_text_encoder
+from featurize.text.tower import TextSpec, load_text_encoder
 from nestgen.cli.main import main
 from nestgen.files import read_json
 from nestgen.recipe.recipe import load_recipe
@@ -34,7 +34,7 @@ def test_a_prompt_is_embedded_as_the_captions_were(tmp_path: Path, monkeypatch: 
         "sampling": {"steps": 1},
     }
     recipe["features"] |= {"text": "clip", "text_weights": "text.pt"}  # type: ignore[operator]
-    Path("nested.yaml").write_text(yaml.safe_dump(recipe))
+    Path("nested.yaml").write_text(json.dumps(recipe))
     extract(read_request(None, {}, "2x2x8"), workers=0, scheduler=None)
     for level in (0, 1):
         train(load_recipe(), level)

@@ -18,7 +18,7 @@ from torchvision import transforms
 from featurize.encoders import EncoderSpec, encode, load_encoder
 from featurize.extraction.extract import extract
 from featurize.recipe import read_request
-from featurize.text.clip_text import TextSpec, load_text_encoder
+from featurize.text.tower import TextSpec, load_text_encoder
 from tests.featurize.layouts import clip_state, described, moco_file, moco_state, torchscript_clip
 
 SMALL = {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2}
