@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from featurize.checkpoints.downloads import PLACES, Place, find_weights, kept_at
+from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, find_weights, cached_path
 from featurize.errors import UserError
 
 CONTENT = bytes(range(256)) * 9000
@@ -54,18 +54,18 @@ def left(cache: Path) -> list[str]:
 def test_a_file_is_fetched_once_and_its_digest_written_down(
     server: str, cache: Path, path: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(f"{server}/{path}", "w.pth")
+    place = RemoteFile(f"{server}/{path}", "w.pth")
     file = find_weights(None, place, "the encoder")
-    assert file == cache / "w.pth" == kept_at(place)
+    assert file == cache / "w.pth" == cached_path(place)
     assert file.read_bytes() == CONTENT
     assert "fetching w.pth" in capfd.readouterr().err
     assert (cache / "w.pth.sha256").read_text().split() == [hashlib.sha256(CONTENT).hexdigest(), "w.pth"]
-    nowhere = Place("http://127.0.0.1:9/gone", "w.pth")
+    nowhere = RemoteFile("http://127.0.0.1:9/gone", "w.pth")
     assert find_weights(None, nowhere, "the encoder") == file  # nothing is asked for again
 
 
 def test_a_file_that_changes_later_is_an_error(server: str, cache: Path) -> None:
-    place = Place(f"{server}/good", "w.pth")
+    place = RemoteFile(f"{server}/good", "w.pth")
     file = find_weights(None, place, "the encoder")
     file.write_bytes(CONTENT[:-1] + b"x")
     with pytest.raises(UserError, match=r"is not the file it should be \(SHA-256 .* remove it and its .sha256"):
@@ -74,15 +74,15 @@ def test_a_file_that_changes_later_is_an_error(server: str, cache: Path) -> None
 
 def test_a_wrong_digest_is_not_kept(server: str, cache: Path) -> None:
     with pytest.raises(UserError, match=f"instead of {'0' * 64}; it is not kept: bring that file"):
-        find_weights(None, Place(f"{server}/good", "w.pth", "0" * 64), "the encoder")
+        find_weights(None, RemoteFile(f"{server}/good", "w.pth", "0" * 64), "the encoder")
     assert left(cache) == []
     right = hashlib.sha256(CONTENT).hexdigest()
-    find_weights(None, Place(f"{server}/good", "w.pth", right), "the encoder")
+    find_weights(None, RemoteFile(f"{server}/good", "w.pth", right), "the encoder")
     assert left(cache) == ["w.pth"]
     # A pinned file that somebody brought is checked like a fetched one.
     (cache / "w.pth").write_bytes(b"something else")
     with pytest.raises(UserError, match=f"expected {right}"):
-        find_weights(None, Place(f"{server}/good", "w.pth", right), "the encoder")
+        find_weights(None, RemoteFile(f"{server}/good", "w.pth", right), "the encoder")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_wrong_digest_is_not_kept(server: str, cache: Path) -> None:
 )
 def test_what_goes_wrong_on_the_way_leaves_nothing(server: str, cache: Path, path: str, sentence: str) -> None:
     with pytest.raises(UserError) as raised:
-        find_weights(None, Place(f"{server}/{path}", "w.pth"), "the encoder")
+        find_weights(None, RemoteFile(f"{server}/{path}", "w.pth"), "the encoder")
     assert sentence in str(raised.value)
     assert f"to {cache / 'w.pth'}, or name it with --weights FILE" in str(raised.value)
     assert left(cache) == []
@@ -100,7 +100,7 @@ def test_what_goes_wrong_on_the_way_leaves_nothing(server: str, cache: Path, pat
 def test_offline_the_error_says_what_to_bring_where(featurize, cache: Path) -> None:  # type: ignore[no-untyped-def]
     outcome = featurize("check-encoder", "mocov3")
     assert outcome.code == 1
-    place = PLACES["mocov3-vit_base"]
+    place = PUBLISHED["mocov3-vit_base"]
     assert f"bring that file from {place.url} to {cache / place.file}, or name it with --weights FILE" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
     outcome = featurize("embed-text", "--prompts", __file__, "--out", cache)
@@ -111,13 +111,13 @@ def test_a_file_that_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine").write_bytes(b"x")
     assert find_weights(str(tmp_path / "mine"), None, "the encoder") == tmp_path / "mine"
     with pytest.raises(UserError, match=r"/nowhere of the encoder are not there; check --weights"):
-        find_weights("/nowhere", PLACES["clip-vit_b16"], "the encoder")
+        find_weights("/nowhere", PUBLISHED["clip-vit_b16"], "the encoder")
 
 
 def test_openais_addresses_hold_the_digest_that_is_pinned() -> None:
-    for place in PLACES.values():
+    for place in PUBLISHED.values():
         assert place.url.startswith("https://")
         assert place.sha256 is None or len(place.sha256) == 64
         if "openaipublic" in place.url:
             assert place.sha256 == place.url.split("/")[-2]
-    assert len({place.file for place in PLACES.values()}) == len(PLACES)
+    assert len({place.file for place in PUBLISHED.values()}) == len(PUBLISHED)

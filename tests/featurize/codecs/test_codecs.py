@@ -194,7 +194,7 @@ def test_taesd_is_stored_without_moments_and_comes_back(tmp_path: Path) -> None:
         z_BCHW = torch.from_numpy(z_BHWC).permute(0, 3, 1, 2)
         expected = to_uint8(tiny.decode(z_BCHW).sample)
     np.testing.assert_array_equal(load_decoder(codec.attributes)(z_BCHW), expected)
-    with pytest.raises(UserError, match="must be a multiple"):
+    with pytest.raises(UserError, match="give a multiple of it"):
         load_codec(parse_codec("taesd:23", str(tmp_path), None))
 
 
@@ -207,13 +207,13 @@ def test_pixels_keep_every_value() -> None:
 @pytest.mark.parametrize(
     ("text", "weights", "scale", "sentence"),
     [
-        ("jpeg:32", None, None, "is no codec"),
-        ("pixels:0", None, None, "is no codec"),
+        ("jpeg:32", None, None, "There is no codec 'jpeg:32'"),
+        ("pixels:0", None, None, "There is no codec 'pixels:0'"),
         ("pixels:32", "x", None, "has no weights"),
         ("pixels:32", None, 0.5, "no scale"),
-        ("vae:32", "tiny", -1.0, "is no latent scale"),
+        ("vae:32", "tiny", -1.0, "can't be a latent scale"),
         ("vae:32", "/nowhere", None, "are not there"),
-        ("vae:30", "tiny", None, "must be a multiple"),
+        ("vae:30", "tiny", None, "give a multiple of it"),
     ],
 )
 def test_a_wrong_codec_is_one_sentence(text: str, weights: str | None, scale: float | None, sentence: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.checkpoints.downloads import PLACES
+from featurize.checkpoints.downloads import PUBLISHED
 from featurize.encoders import EncoderSpec, encode, kinds, known_names, load_encoder
 from featurize.encoders.check import brightest_cell, check_encoder, golden_picture, golden_values
 from tests.featurize.layouts import clip_state, described, moco_file, moco_state
@@ -21,18 +21,18 @@ def test_the_list_names_every_encoder_and_where_its_weights_are(  # type: ignore
     featurize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURIZE_CACHE", str(tmp_path))
-    (tmp_path / PLACES["dino-vitb16"].file).write_bytes(b"")
+    (tmp_path / PUBLISHED["dino-vitb16"].file).write_bytes(b"")
     outcome = featurize("encoders")
     assert outcome.code == 0
     lines = {line.split()[0]: line for line in outcome.out.splitlines() if line.strip()}
     assert lines.keys() >= set(known_names()) - {"timm:MODEL"}
     for name, words in {
-        "mocov3": ("final LayerNorm", "256 bilinear, centre 224", "14x14x768", PLACES["mocov3-vit_base"].url),
+        "mocov3": ("final LayerNorm", "256 bilinear, centre 224", "14x14x768", PUBLISHED["mocov3-vit_base"].url),
         "clip": ("ln_post", "224 bicubic, centre 224", "14x14x768"),
         "dino": ("256 bicubic, centre 224", "here (dino-vitb16.pth)"),
         "dino:dinov2_vitb14_reg": ("16x16x768",),
         "rcg": ("1x1x256", "projection of the class token"),
-        "mocov3:vit_large": ("bring them: --weights FILE",),
+        "mocov3:vit_large": ("yours: --weights FILE",),
         "tiny": ("8x8x128", "in the package"),
         "vae": ("32x32x512", "none"),
     }.items():

@@ -19,7 +19,7 @@ from torch import Tensor
 from featurize.checkpoints.clip import read_clip
 from featurize.encoders import EncoderSpec, encode, load_encoder
 from featurize.errors import UserError
-from featurize.text.clip_text import TextSpec, load_text_encoder, seen_part, token_ids
+from featurize.text.tower import TextSpec, load_text_encoder, seen_part, token_ids
 from tests.featurize import reference
 from tests.featurize.conftest import Outcome, options
 from tests.featurize.encoders.test_encoders import PICTURES, hold, normalised

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from featurize.basis.svd import merge_all, moments_of
+from featurize.basis.moments import merge_all, moments_of
 from featurize.encoders import Encoder, EncoderSpec, encode, load_encoder
 from featurize.encoders.check import check_encoder
 from featurize.encoders.onednn import on_onednn

@@ -11,14 +11,15 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from featurize.checkpoints.files import State, read_checkpoint, read_description, tensors_of
-from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
+from featurize.checkpoints.files import read_checkpoint, read_description, tensors_of
 from featurize.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featurize.checkpoints.files import State
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def read_clip(weights: Path) -> ClipFile:
 
     Raises UserError for a file that is none of them, or that can't be read.
     """
+    from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
+
     if is_torchscript(weights):
         # read_checkpoint gives the sentence for a damaged archive.
         state = tensors_of(read_checkpoint(weights))
@@ -92,6 +95,7 @@ def read_clip(weights: Path) -> ClipFile:
 def activation_layer(name: str) -> type[nn.Module]:
     """The layer of an activation."""
     from open_clip.transformer import QuickGELU  # all of open_clip takes seconds to import
+    from torch import nn
 
     return QuickGELU if name == "quick_gelu" else nn.GELU
 
@@ -159,7 +163,9 @@ def _from_transformers(state: State, weights: Path) -> State:
     return found
 
 
-def _joined(state: State, stem: str, kind: str, weights: Path) -> torch.Tensor:
+def _joined(state: State, stem: str, kind: str, weights: Path) -> Tensor:
+    import torch
+
     try:
         return torch.cat([state[f"{stem}.{name}.{kind}"] for name in _ATTENTION])
     except KeyError as error:

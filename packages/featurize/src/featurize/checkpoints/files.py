@@ -1,4 +1,7 @@
-"""Weights files: read without running code, and fitted into a network only where every tensor finds its place."""
+"""Weights files: read without running code, and fitted into a network only where every tensor fits.
+
+Digests and descriptions need no torch, so it is imported only where tensors are read.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,14 @@ import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
 from featurize.errors import UserError
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    State = dict[str, Tensor]
 
 
 def sha256_of(path: Path) -> str:
@@ -50,8 +52,11 @@ def read_description(path: Path) -> dict[str, Any]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a safetensors or torch file holds, as it is nested there. Raises UserError for a file that is damaged, is no
     such file, or would run code."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
 
     try:
         if path.suffix == ".safetensors":
@@ -76,6 +81,8 @@ def read_state_dict(path: Path) -> State:
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> State:
     """The named tensors of a checkpoint, float32."""
+    from torch import Tensor
+
     for wrapper in ("state_dict", "model"):
         inner = checkpoint.get(wrapper)
         checkpoint = inner if isinstance(inner, Mapping) else checkpoint
@@ -88,6 +95,8 @@ def fit(model: nn.Module, state: State, weights: Path, hint: str) -> None:
     Raises UserError when a key is missing or unexpected, a shape differs or a value is NaN or infinite; `hint` says what
     to look at.
     """
+    import torch
+
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:

@@ -143,7 +143,8 @@ def levels(
 def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int | None, scheduler: str | None) -> None:
     """Embed prompts with CLIP ViT-L/14's text tower, for `nestgen sample`."""
     from featurize.execution.engine import engine
-    from featurize.text.clip_text import TextSpec, embed_prompts
+    from featurize.extraction.captions import embed_prompts
+    from featurize.text.tower import TextSpec
 
     with engine(0 if workers is None else workers, scheduler) as run:
         path = embed_prompts(prompts, out, TextSpec("clip", text_weights), run)

@@ -1,22 +1,21 @@
-"""`pixels:SIDE`: the picture itself, uint8 / 127.5 - 1."""
+"""`pixels:SIDE`: the image itself, uint8 / 127.5 - 1."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from featurize.codecs import Codec, CodecSpec
+from featurize.codecs import Codec, CodecDescription, CodecSpec, Kind, described, loaded
 
 
-def build(spec: CodecSpec) -> Codec:
+def describe(spec: CodecSpec) -> CodecDescription:
     """Pixels as a latent of side x side x 3; float16 holds every value apart."""
     attributes = {"name": "pixels", "size": spec.size, "moments": False, "scale": 1.0}
-    return Codec(
-        name="pixels",
-        size=spec.size,
-        interpolation="bicubic",
-        latent_shape=(spec.size, spec.size, 3),
-        stored_channels=3,
-        encode=lambda x_BHWC: x_BHWC.astype(np.float32) / 127.5 - 1.0,
-        attributes=attributes,
-        identity=attributes | {"interpolation": "bicubic"},
-    )
+    return described(spec, (spec.size, spec.size, 3), 3, attributes)
+
+
+def build(spec: CodecSpec, description: CodecDescription) -> Codec:
+    """Nothing is loaded."""
+    return loaded(description, lambda x_BHWC: x_BHWC.astype(np.float32) / 127.5 - 1.0)
+
+
+KIND = Kind(describe, build, lambda side: ((side, side, 3), 3), needs_weights=False)

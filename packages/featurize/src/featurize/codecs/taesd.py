@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from featurize.checkpoints.downloads import PLACES, find_weights
+from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, read_description, read_state_dict, sha256_of
-from featurize.codecs import Codec, CodecSpec
+from featurize.codecs import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
 from featurize.errors import UserError
 
 FLAG = "--z0-weights"
@@ -36,34 +35,21 @@ TAESD_CONFIG: dict[str, Any] = {
 }
 
 
-def build(spec: CodecSpec) -> Codec:
+def describe(spec: CodecSpec) -> CodecDescription:
     """The latent itself, (side / 8) x (side / 8) x 4."""
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
     path = Path(spec.weights).expanduser() if spec.weights else None
     if path is not None and path.is_dir():
         path = path / "diffusion_pytorch_model.safetensors"
-    file = find_weights(str(path) if path else None, PLACES["taesd"], "the codec taesd", FLAG)
-    described = read_description(file.with_name("config.json"))
-    config = {key: value for key, value in described.items() if not key.startswith("_")} or TAESD_CONFIG
-    try:
-        model = AutoencoderTiny.from_config(config)
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        raise UserError(
-            f"The configuration of {file} builds no AutoencoderTiny: {str(error).splitlines()[0]}."
-        ) from None
-    fit(model, read_state_dict(file), file, f"{FLAG} names an AutoencoderTiny in diffusers' layout")
-    model.eval().requires_grad_(False).to(spec.device)
-    factor = 2 ** (len(config["encoder_block_out_channels"]) - 1)
-    if spec.size % factor:
-        raise UserError(f"taesd:{spec.size} can't be: it reduces by {factor}, so the side must be a multiple of it.")
-
-    def encode(x_BHWC: np.ndarray) -> np.ndarray:
-        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        with torch.inference_mode():
-            z_BCHW = model.encode(x_BCHW).latents
-        return z_BCHW.permute(0, 2, 3, 1).float().cpu().numpy()
-
+    file = find_weights(str(path) if path else None, PUBLISHED["taesd"], "the codec taesd", FLAG)
+    described_beside = read_description(file.with_name("config.json"))
+    config = {key: value for key, value in described_beside.items() if not key.startswith("_")} or TAESD_CONFIG
+    for key in ("encoder_block_out_channels", "latent_channels"):
+        if key not in config:
+            raise UserError(
+                f"{file.with_name('config.json')} does not give {key}; take the autoencoder's own config.json."
+            )
+    side = cells_per_side(spec, 2 ** (len(config["encoder_block_out_channels"]) - 1))
+    channels = int(config["latent_channels"])
     attributes = {
         "name": "taesd",
         "size": spec.size,
@@ -74,15 +60,36 @@ def build(spec: CodecSpec) -> Codec:
         "layout": "diffusers",
         "config": config,
     }
-    hashed = {key: value for key, value in attributes.items() if key != "weights"}
-    side = spec.size // factor
-    return Codec(
-        name="taesd",
-        size=spec.size,
-        interpolation="bicubic",
-        latent_shape=(side, side, int(config["latent_channels"])),
-        stored_channels=int(config["latent_channels"]),
-        encode=encode,
-        attributes=attributes,
-        identity=hashed | {"interpolation": "bicubic"},
-    )
+    return described(spec, (side, side, channels), channels, attributes)
+
+
+def build(spec: CodecSpec, description: CodecDescription) -> Codec:
+    """diffusers' AutoencoderTiny."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    file = Path(description.attributes["weights"])
+    try:
+        model = AutoencoderTiny.from_config(description.attributes["config"])
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise UserError(
+            f"The configuration of {file} builds no AutoencoderTiny: {str(error).splitlines()[0]}."
+        ) from None
+    fit(model, read_state_dict(file), file, f"{FLAG} names an AutoencoderTiny in diffusers' layout")
+    model.eval().requires_grad_(False).to(spec.device)
+
+    def encode(x_BHWC: np.ndarray) -> np.ndarray:
+        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+        with torch.inference_mode():
+            z_BCHW = model.encode(x_BCHW).latents
+        return z_BCHW.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    return loaded(description, encode)
+
+
+KIND = Kind(
+    describe,
+    build,
+    lambda side: ((side // 8, side // 8, 4), 4),
+    imports=("torch", "diffusers.models.autoencoders.autoencoder_tiny"),
+)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from featurize.checkpoints.clip import ACTIVATIONS, activation_layer, prove_activation, read_clip
-from featurize.checkpoints.downloads import PLACES, find_weights
+from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, sidecar
-from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
+from featurize.encoders import (
+    Encoder,
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    Variant,
+    described,
+    loaded,
+    network_of,
+    patch_grid,
+    variant_of,
+)
 from featurize.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMS = ("ln_post", "none")
 
@@ -30,7 +42,7 @@ def _variant(name: str, width: int, layers: int, patch: int, embed: int) -> Vari
         std=(0.26862954, 0.26130258, 0.27577711),
         interpolation="bicubic",
         resize=224,
-        place=PLACES[name],
+        published=PUBLISHED[name],
     )  # fmt: skip
 
 
@@ -41,19 +53,29 @@ VARIANTS = {
 }
 
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
+def describe(spec: EncoderSpec) -> EncoderDescription:
     """Patch tokens of the last block after ln_post, without the projection to the joint space.
 
     The paper's maps have 768 channels, so the projection (to 512) is not applied. ln_post is, although CLIP itself applies it
     to the class token only: without it a few tokens with very large norms take the first directions of the basis, and the
     other encoders' tokens are normed likewise. `--model-args norm=none` and `projection=true` give the other readings.
     """
-    from open_clip.transformer import LayerNorm, VisionTransformer  # all of open_clip takes seconds to import
-
     variant = variant_of(spec)
-    weights = find_weights(spec.weights, variant.place, spec.name)
+    weights = find_weights(spec.weights, variant.published, spec.name)
     network = network_of(spec, variant, sidecar(weights))
     _check(network, spec.name)
+    return described(
+        spec, variant, network, weights, patch_grid(spec, network), network["embed_dim" if network["projection"] else "width"],
+        norm=network["norm"], affine=network["norm"] == "ln_post", projection=network["projection"], prefix_tokens_dropped=1,
+        activation=network["activation"],
+    )  # fmt: skip
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """open_clip's vision tower, whose activation the file confirms where it names one."""
+    from open_clip.transformer import LayerNorm, VisionTransformer  # all of open_clip takes seconds to import
+
+    weights, network = description.weights_file, description.network
     file = read_clip(weights)
     witness = prove_activation(file, network["activation"], weights, spec.name)
     model = VisionTransformer(
@@ -80,10 +102,7 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
             tokens_BND = tokens_BND @ model.proj
         return tokens_BND.unflatten(1, model.grid_size)
 
-    return loaded(
-        spec, variant, network, weights, device, forward, witness,
-        norm=network["norm"], affine=norm, projection=projection, prefix_tokens_dropped=1, activation=network["activation"],
-    )  # fmt: skip
+    return loaded(description, forward, witness)
 
 
 def _check(network: Mapping[str, Any], name: str) -> None:
@@ -97,4 +116,4 @@ def _check(network: Mapping[str, Any], name: str) -> None:
         )
 
 
-KIND = Kind(build, VARIANTS)
+KIND = Kind(describe, build, VARIANTS, imports=("torch", "open_clip"))

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-from torch.nn import functional
-
-from featurize.checkpoints.downloads import PLACES, find_weights
-from featurize.checkpoints.files import State, fit, read_checkpoint, sidecar, tensors_of
+from featurize.checkpoints.downloads import PUBLISHED, find_weights
+from featurize.checkpoints.files import fit, read_checkpoint, sidecar, tensors_of
 from featurize.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Encoder,
+    EncoderDescription,
     EncoderSpec,
     Kind,
     Variant,
+    described,
     loaded,
     network_of,
+    patch_grid,
     variant_of,
 )
-from featurize.encoders.vit import build_vit, patch_map
 from featurize.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from featurize.checkpoints.files import State
 
 
 def _variant(name: str, width: int, depth: int, heads: int, patch: int, registers: int) -> Variant:
@@ -38,7 +43,7 @@ def _variant(name: str, width: int, depth: int, heads: int, patch: int, register
         std=IMAGENET_STD,
         interpolation="bicubic",
         resize=256,
-        place=PLACES[name],
+        published=PUBLISHED[name],
     )  # fmt: skip
 
 
@@ -53,15 +58,27 @@ VARIANTS = {
 }
 
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
-    """Patch tokens of the last block after the final LayerNorm; class and register tokens are dropped.
+def describe(spec: EncoderSpec) -> EncoderDescription:
+    """Patch tokens of the last block after the final LayerNorm; class and register tokens are dropped."""
+    variant = variant_of(spec)
+    weights = find_weights(spec.weights, variant.published, spec.name)
+    network = network_of(spec, variant, sidecar(weights))
+    return described(
+        spec, variant, network, weights, patch_grid(spec, network), network["embed_dim"],
+        affine=True, projection=False, prefix_tokens_dropped=1, register_tokens_dropped=network["registers"],
+        activation="gelu",
+    )  # fmt: skip
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """The backbone in timm's layout.
 
     DINOv2's position embedding is of 37 x 37 patches; as its own code does for the models with registers, it is resampled
-    to the picture's grid with antialiased bicubic interpolation.
+    to the image's grid with antialiased bicubic interpolation.
     """
-    variant = variant_of(spec)
-    weights = find_weights(spec.weights, variant.place, spec.name)
-    network = network_of(spec, variant, sidecar(weights))
+    from featurize.encoders.vit import build_vit, patch_map
+
+    weights, network = description.weights_file, description.network
     registers = network["registers"]
     state = _backbone(weights)
     if registers:
@@ -71,10 +88,7 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
         model = build_vit(network, spec.name)
     fit(model, state, weights, "check that it is the encoder's own backbone file, or what --model-args says of it")
     model.eval().requires_grad_(False).to(device)
-    return loaded(
-        spec, variant, network, weights, device, lambda x_BCHW: patch_map(model, x_BCHW),
-        affine=True, projection=False, prefix_tokens_dropped=1, register_tokens_dropped=registers, activation="gelu",
-    )  # fmt: skip
+    return loaded(description, lambda x_BCHW: patch_map(model, x_BCHW))
 
 
 def _backbone(weights: Path) -> State:
@@ -101,6 +115,8 @@ def _as_timm(state: State, side: int) -> State:
 
 
 def _resample(position_1ND: Tensor, side: int) -> Tensor:
+    from torch.nn import functional
+
     own = round(position_1ND.shape[1] ** 0.5)
     if own == side or own * own != position_1ND.shape[1]:
         return position_1ND
@@ -111,4 +127,4 @@ def _resample(position_1ND: Tensor, side: int) -> Tensor:
     return resampled.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-KIND = Kind(build, VARIANTS)
+KIND = Kind(describe, build, VARIANTS)

@@ -5,32 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from featurize.checkpoints.downloads import PLACES, Place, find_weights
-from featurize.checkpoints.files import State, fit, read_checkpoint, sidecar, tensors_of
+from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, find_weights
+from featurize.checkpoints.files import fit, read_checkpoint, sidecar, tensors_of
 from featurize.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Encoder,
+    EncoderDescription,
     EncoderSpec,
     Kind,
     Variant,
+    described,
     loaded,
     network_of,
+    patch_grid,
     variant_of,
 )
-from featurize.encoders.vit import build_vit, patch_map
 from featurize.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from featurize.checkpoints.files import State
 
 PREFIX = "module.base_encoder."
 HEAD = "head."
 
 
-def _variant(arch: str, width: int, depth: int, heads: int, place: Place | None) -> Variant:
+def _variant(arch: str, width: int, depth: int, heads: int, published: RemoteFile | None) -> Variant:
     return Variant(
         network={
             "arch": arch, "img_size": 224, "patch_size": 16, "embed_dim": width, "depth": depth, "num_heads": heads,
@@ -43,33 +47,41 @@ def _variant(arch: str, width: int, depth: int, heads: int, place: Place | None)
         std=IMAGENET_STD,
         interpolation="bilinear",
         resize=256,
-        place=place,
+        published=published,
     )  # fmt: skip
 
 
 # MoCo-v3's small ViT has 12 heads, twice as many as other people's. Its large one was never published by its authors;
-# RCG's authors did, so it comes by --weights.
+# RCG's authors did, so it comes with --weights.
 VARIANTS = {
-    "": _variant("vit_base", 768, 12, 12, PLACES["mocov3-vit_base"]),
-    "vit_small": _variant("vit_small", 384, 12, 12, PLACES["mocov3-vit_small"]),
+    "": _variant("vit_base", 768, 12, 12, PUBLISHED["mocov3-vit_base"]),
+    "vit_small": _variant("vit_small", 384, 12, 12, PUBLISHED["mocov3-vit_small"]),
     "vit_large": _variant("vit_large", 1024, 24, 16, None),
 }
 
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
+def describe(spec: EncoderSpec) -> EncoderDescription:
     """Patch tokens of the last block after the final LayerNorm; the projection head is dropped."""
     variant = variant_of(spec)
-    weights = find_weights(spec.weights, variant.place, spec.name)
+    weights = find_weights(spec.weights, variant.published, spec.name)
     network = network_of(spec, variant, sidecar(weights))
+    return described(
+        spec, variant, network, weights, patch_grid(spec, network), network["embed_dim"],
+        affine=True, projection=False, prefix_tokens_dropped=1, activation="gelu",
+    )  # fmt: skip
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """The backbone in timm's layout."""
+    from featurize.encoders.vit import build_vit, patch_map
+
+    weights, network = description.weights_file, description.network
     state = base_encoder(weights, network)
     backbone = {key: value for key, value in state.items() if not key.startswith(HEAD)}
     model = build_vit(network, spec.name)
     load_backbone(model, backbone, weights, network)
     model.eval().requires_grad_(False).to(device)
-    return loaded(
-        spec, variant, network, weights, device, lambda x_BCHW: patch_map(model, x_BCHW),
-        affine=True, projection=False, prefix_tokens_dropped=1, activation="gelu",
-    )  # fmt: skip
+    return loaded(description, lambda x_BCHW: patch_map(model, x_BCHW))
 
 
 def base_encoder(weights: Path, network: Mapping[str, Any]) -> State:
@@ -87,19 +99,19 @@ def base_encoder(weights: Path, network: Mapping[str, Any]) -> State:
     if not any(key.startswith(PREFIX) for key in state):
         raise UserError(f"The weights {weights} are no MoCo-v3 pre-training file: {_instead(state)}.")
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    return {_mend(key): value for key, value in own.items()}
+    return {_corrected(key): value for key, value in own.items()}
 
 
 def _instead(state: State) -> str:
     if any(key.startswith("module.momentum_encoder.") for key in state):
         return f"they hold the momentum encoder only, and the features are the base encoder's ({PREFIX}*)"
-    if state.get("module.head.weight", torch.empty(0)).ndim == 2:
+    if "module.head.weight" in state and state["module.head.weight"].ndim == 2:
         return "they are of a linear probe (module.head.weight); take the file of the pre-training itself"
     first = f" (its first is '{min(state)}')" if state else ""
     return f"no key begins with {PREFIX}{first}; take the official .pth.tar as it is"
 
 
-def _mend(key: str) -> str:
+def _corrected(key: str) -> str:
     """ViT-L's file was written after a careless replacement: in blocks 13 and 14 `norm1` became `norm13`, `fc2` `fc14`..."""
     number = re.match(r"blocks\.(13|14)\.", key)
     if number is None:
@@ -133,6 +145,8 @@ def _check_position(found_1ND: Tensor | None, weights: Path, network: Mapping[st
 def position_embedding(side: int, width: int) -> Tensor:
     """MoCo-v3's fixed embedding (1, 1 + side^2, width): zeros for the class token, then for row i and column j
     [sin(i w), cos(i w), sin(j w), cos(j w)] with w_k = 10000^(-k / (width / 4)), k = 0 ... width / 4 - 1."""
+    import torch
+
     quarter = width // 4
     omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles_SQ = torch.arange(side, dtype=torch.float64)[:, None] * omega
@@ -143,4 +157,4 @@ def position_embedding(side: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, 1, patches.shape[-1], dtype=torch.float64), patches], dim=1).float()
 
 
-KIND = Kind(build, VARIANTS)
+KIND = Kind(describe, build, VARIANTS)

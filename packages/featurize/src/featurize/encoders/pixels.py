@@ -1,12 +1,24 @@
-"""The picture itself as features: what an encoder without semantics is worth, for the ablation in small."""
+"""The image itself as features: what an encoder without semantics is worth, for the ablation in small."""
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
 
-from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
+from featurize.encoders import (
+    Encoder,
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    Variant,
+    described,
+    loaded,
+    network_of,
+    variant_of,
+)
 from featurize.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIANTS = {
     "": Variant(
@@ -23,8 +35,8 @@ VARIANTS = {
 }
 
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
-    """`pixels`: a patch's pixels are its channels, 8x8x192 for patches of 8 pixels of a picture of 64.
+def describe(spec: EncoderSpec) -> EncoderDescription:
+    """`pixels`: a patch's pixels are its channels, 8x8x192 for patches of 8 pixels of an image of 64.
 
     The grid and the crop are those of `tiny`, so that nothing differs but the features. There are no weights.
     """
@@ -35,11 +47,17 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     size, patch = int(network["img_size"]), int(network["patch_size"])
     if patch < 1 or size < patch or size % patch:
         raise UserError(f"The encoder pixels can't cut {size} pixels into patches of {patch}; give a divisor.")
+    return described(spec, variant, network, None, (size // patch, size // patch), 3 * patch**2)
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """Nothing is loaded."""
+    from torch.nn import functional
 
     def forward(x_BCHW: Tensor) -> Tensor:
-        return F.pixel_unshuffle(x_BCHW, patch).permute(0, 2, 3, 1)
+        return functional.pixel_unshuffle(x_BCHW, int(description.network["patch_size"])).permute(0, 2, 3, 1)
 
-    return loaded(spec, variant, network, None, device, forward)
+    return loaded(description, forward)
 
 
-KIND = Kind(build, VARIANTS)
+KIND = Kind(describe, build, VARIANTS, weights="none", imports=("torch",))

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from featurize.checkpoints.downloads import find_weights
 from featurize.checkpoints.files import fit, sidecar
-from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, mocov3, network_of, variant_of
-from featurize.encoders.vit import build_vit
+from featurize.encoders import (
+    Encoder,
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    Variant,
+    described,
+    loaded,
+    mocov3,
+    network_of,
+    variant_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _HEAD = {"mlp_dim": 4096, "projection_dim": 256}
 
@@ -27,15 +39,26 @@ def _variant(backbone: Variant) -> Variant:
 VARIANTS = {name: _variant(backbone) for name, backbone in mocov3.VARIANTS.items()}
 
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
+def describe(spec: EncoderSpec) -> EncoderDescription:
     """The class token after the final LayerNorm through MoCo-v3's projection head: three linear layers without bias, a
     batch norm after each (running statistics; the last without scale and shift), ReLU between them.
 
     RCG standardises each vector over its own 256 values before its generator; that is left to whoever trains on it.
     """
     variant = variant_of(spec)
-    weights = find_weights(spec.weights, variant.place, spec.name)
+    weights = find_weights(spec.weights, variant.published, spec.name)
     network = network_of(spec, variant, sidecar(weights))
+    return described(
+        spec, variant, network, weights, (1, 1), network["projection_dim"],
+        affine=True, projection=True, pooling="class token", activation="gelu",
+    )  # fmt: skip
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """The backbone in timm's layout, and MoCo-v3's projection head."""
+    from featurize.encoders.vit import build_vit
+
+    weights, network = description.weights_file, description.network
     state = mocov3.base_encoder(weights, network)
     model = build_vit(network, spec.name)
     head = _head(network["embed_dim"], network["mlp_dim"], network["projection_dim"])
@@ -52,13 +75,12 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     def forward(x_BCHW: Tensor) -> Tensor:
         return head(model.forward_features(x_BCHW)[:, 0])[:, None, None]
 
-    return loaded(
-        spec, variant, network, weights, device, forward,
-        affine=True, projection=True, pooling="class token", activation="gelu",
-    )  # fmt: skip
+    return loaded(description, forward)
 
 
 def _head(width: int, hidden: int, out: int) -> nn.Sequential:
+    from torch import nn
+
     return nn.Sequential(
         nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
         nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
@@ -66,4 +88,4 @@ def _head(width: int, hidden: int, out: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-KIND = Kind(build, VARIANTS)
+KIND = Kind(describe, build, VARIANTS)

@@ -1,41 +1,122 @@
-"""Any timm backbone with a feature map: `timm:<model>`."""
+"""Any timm backbone with a feature map: `timm:<model>`. timm itself says what a model is, so describing one imports it."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from timm.data import resolve_model_data_config
-from torch import Tensor, nn
-
-from featurize.checkpoints.downloads import Place, find_weights
+from featurize.checkpoints.downloads import RemoteFile, find_weights
 from featurize.checkpoints.files import fit, read_state_dict, sha256_of, sidecar
-from featurize.encoders import Encoder, EncoderSpec, Kind
+from featurize.encoders import Encoder, EncoderDescription, EncoderSpec, Kind, loaded
 from featurize.errors import UserError
 from featurize.images.crop import INTERPOLATIONS, CropRule
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
+
+def describe(spec: EncoderSpec) -> EncoderDescription:
     """`timm:<model>`: the last feature map after the model's own final norm where it has one, prefix tokens dropped.
 
-    A JSON beside the weights gives the model's arguments and the pictures' mean and std; `--model-args` goes over them.
+    A JSON beside the weights gives the model's arguments and the images' mean and std; `--model-args` overrides them. The
+    model is built and run once on torch's meta device, which holds shapes and no values.
     """
+    import torch
+    from timm.data import resolve_model_data_config
+
     name = spec.name.partition(":")[2]
-    weights = find_weights(spec.weights, place_of(name), spec.name)
-    described = sidecar(weights)
-    if described.get("model", name) != name:
+    weights = find_weights(spec.weights, published_file(name), spec.name)
+    beside = sidecar(weights)
+    if beside.get("model", name) != name:
         raise UserError(
-            f"The weights {weights} are of '{described['model']}', not of '{name}'; use timm:{described['model']}."
+            f"The weights {weights} are of '{beside['model']}', not of '{name}'; use timm:{beside['model']}."
         )
-    return build_from(spec, name, weights, described, device)
+    arguments = beside.get("model_args", {}) | json.loads(spec.model_args)
+    with torch.device("meta"):
+        model = _create(name, arguments).eval()
+        data = resolve_model_data_config(model)
+        data |= {key: beside[key] for key in ("mean", "std", "interpolation") if key in beside}
+        if data["interpolation"] not in INTERPOLATIONS:
+            raise UserError(
+                f"The encoder {spec.name} resizes by '{data['interpolation']}'; known are {', '.join(INTERPOLATIONS)}."
+            )
+        # A model built for another size than the one its configuration was published with says so itself.
+        fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        size = int(fixed[0] if fixed else beside.get("input_size", data["input_size"][-1]))
+        with torch.inference_mode():
+            _, height, width, channels = feature_map(model, torch.zeros(1, 3, size, size)).shape
+    # timm's own evaluation: the short side to size / crop_pct, then the centre. Its other crop modes are no such box.
+    centred = data.get("crop_mode", "center") == "center" and "mean" not in beside
+    return describe_model(
+        spec, name, arguments, weights, size, (int(height), int(width)), int(channels), data,
+        norm=final_norm(model),
+        prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+        official_crop=CropRule(math.floor(size / data["crop_pct"]), size) if centred else None,
+    )  # fmt: skip
 
 
-def place_of(name: str) -> Place | None:
-    """Where timm's authors keep the weights of a model, None where they keep none."""
+def describe_model(
+    spec: EncoderSpec,
+    name: str,
+    arguments: dict[str, Any],
+    weights: Path,
+    size: int,
+    grid: tuple[int, int],
+    channels: int,
+    data: dict[str, Any],
+    norm: str,
+    prefix_tokens: int,
+    official_crop: CropRule | None,
+) -> EncoderDescription:
+    """The description of the timm model `name`; `data` holds mean, std and interpolation."""
+    identity = {
+        "name": spec.name,
+        "model": name,
+        "model_args": arguments,
+        "weights_sha256": sha256_of(weights),
+        "layer": "last",
+        "norm": norm,
+        "prefix_tokens_dropped": prefix_tokens,
+        "input_size": size,
+        "mean": list(data["mean"]),
+        "std": list(data["std"]),
+        "interpolation": data["interpolation"],
+        "precision": spec.precision,
+    }
+    return EncoderDescription(
+        name=spec.name,
+        input_size=size,
+        grid=grid,
+        channels=channels,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+        official_crop=official_crop,
+        weights=weights,
+        network=arguments,
+        identity=identity,
+    )
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """timm's model with the weights."""
+    model = _create(description.identity["model"], description.network)
+    fit(
+        model,
+        _without_classifier(model, read_state_dict(description.weights_file)),
+        description.weights_file,
+        "check the model's name and --model-args (img_size, patch_size, depth...)",
+    )
+    model.eval().requires_grad_(False).to(device)
+    return loaded(description, lambda x_BCHW: feature_map(model, x_BCHW))
+
+
+def published_file(name: str) -> RemoteFile | None:
+    """Where timm's authors publish the weights of a model, None where they publish none."""
+    import timm
+
     try:
         published = timm.get_pretrained_cfg(name)
     except RuntimeError:
@@ -46,60 +127,7 @@ def place_of(name: str) -> Place | None:
     if repository.endswith("/"):
         repository += f"{published.architecture}.{published.tag}" if published.tag else str(published.architecture)
     address = f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
-    return Place(address, f"{repository.replace('/', '-')}.safetensors")
-
-
-def build_from(spec: EncoderSpec, name: str, weights: Path, described: dict[str, Any], device: str) -> Encoder:
-    """The timm model `name` with a weights file and what is known about it."""
-    arguments = described.get("model_args", {}) | json.loads(spec.model_args)
-    model = _create(name, arguments)
-    fit(
-        model,
-        _without_classifier(model, read_state_dict(weights)),
-        weights,
-        "check the model's name and --model-args (img_size, patch_size, depth...)",
-    )
-    model.eval().requires_grad_(False).to(device)
-
-    data = resolve_model_data_config(model)
-    data |= {key: described[key] for key in ("mean", "std", "interpolation") if key in described}
-    if data["interpolation"] not in INTERPOLATIONS:
-        raise UserError(f"The encoder {spec.name} resizes by '{data['interpolation']}', which is not known here.")
-    # A model built for another size than the one its configuration was published with says so itself.
-    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    size = int(fixed[0] if fixed else described.get("input_size", data["input_size"][-1]))
-    with torch.inference_mode():
-        probe = feature_map(model, torch.zeros(1, 3, size, size, device=device))
-    grid, channels = (int(probe.shape[1]), int(probe.shape[2])), int(probe.shape[3])
-    identity = {
-        "name": spec.name,
-        "model": name,
-        "model_args": arguments,
-        "weights_sha256": sha256_of(weights),
-        "layer": "last",
-        "norm": final_norm(model),
-        "prefix_tokens_dropped": int(getattr(model, "num_prefix_tokens", 0)),
-        "input_size": size,
-        "mean": list(data["mean"]),
-        "std": list(data["std"]),
-        "interpolation": data["interpolation"],
-        "precision": spec.precision,
-    }
-    # timm's own evaluation: the short side to size / crop_pct, then the centre. Its other crop modes are no such box.
-    centred = data.get("crop_mode", "center") == "center" and "mean" not in described
-    return Encoder(
-        name=spec.name,
-        input_size=size,
-        grid=grid,
-        channels=channels,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
-        official_crop=CropRule(math.floor(size / data["crop_pct"]), size) if centred else None,
-        weights=weights,
-        forward=lambda x_BCHW: feature_map(model, x_BCHW),
-        identity=identity,
-    )
+    return RemoteFile(address, f"{repository.replace('/', '-')}.safetensors")
 
 
 def feature_map(model: nn.Module, x_BCHW: Tensor) -> Tensor:
@@ -113,17 +141,22 @@ def feature_map(model: nn.Module, x_BCHW: Tensor) -> Tensor:
         last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
         return features if last else features.permute(0, 2, 3, 1)
     raise UserError(
-        f"The timm model {type(model).__name__} gives no feature map but a {features.ndim}-dimensional array."
+        f"The timm model {type(model).__name__} gives a {features.ndim}-dimensional array instead of a feature map; "
+        "choose a model with a map of tokens or of convolutions."
     )
 
 
 def final_norm(model: nn.Module) -> str:
     """What norm the last feature map has passed; timm keeps that of some models for after the pooling."""
+    from torch import nn
+
     norm = getattr(model, "norm", None)
     return f"final {type(norm).__name__}" if norm is not None and not isinstance(norm, nn.Identity) else "none"
 
 
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
     # The classifier is never needed, whatever number of classes the weights were trained with.
     arguments = arguments | {"num_classes": 0}
     try:
@@ -142,4 +175,4 @@ def _without_classifier(model: nn.Module, state: dict[str, Tensor]) -> dict[str,
     return {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
 
 
-KIND = Kind(build, any_variant="MODEL")
+KIND = Kind(describe, build, any_variant="MODEL")

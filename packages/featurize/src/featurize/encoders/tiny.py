@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
+import json
+from importlib.resources import files
+from pathlib import Path
 
 from featurize.checkpoints.files import sidecar
-from featurize.encoders import Encoder, EncoderSpec, Kind, Variant
-from featurize.encoders.timm_model import build_from
+from featurize.encoders import EncoderDescription, EncoderSpec, Kind, Variant, patch_grid, timm_model
 from featurize.errors import UserError
 
+NORM = "final LayerNorm"
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
-    """`tiny`, from the package's own weights file and the JSON beside it."""
+
+def describe(spec: EncoderSpec) -> EncoderDescription:
+    """`tiny`, from the package's own weights file and the JSON beside it: its model has no class token."""
     if spec.weights is not None:
         raise UserError("The encoder tiny brings its own weights; leave --weights out, or use timm:MODEL.")
-    with as_file(files("featurize") / "weights") as folder:
-        weights = folder / "tiny.safetensors"
-        described = sidecar(weights)
-        return build_from(spec, described["model"], weights, described, device)
+    weights = Path(str(files("featurize"))) / "weights" / "tiny.safetensors"
+    beside = sidecar(weights)
+    arguments = beside["model_args"] | json.loads(spec.model_args)
+    return timm_model.describe_model(
+        spec, beside["model"], arguments, weights, arguments["img_size"], patch_grid(spec, arguments), arguments["embed_dim"],
+        beside, norm=NORM, prefix_tokens=0, official_crop=None,
+    )  # fmt: skip
 
 
 KIND = Kind(
-    build,
+    describe,
+    timm_model.build,
     {
         "": Variant(
             network={},
             layer="last block, patch tokens",
-            norm="final LayerNorm",
+            norm=NORM,
             input_size=64,
             output=(8, 8, 128),
             mean=(0.5, 0.5, 0.5),
@@ -35,4 +42,5 @@ KIND = Kind(
             resize=None,
         )
     },
+    weights="in the package",
 )

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from featurize.checkpoints.autoencoder_kl import describe_autoencoder, load_autoencoder
+from featurize.encoders import (
+    Encoder,
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    Variant,
+    described,
+    loaded,
+    network_of,
+    variant_of,
+)
+from featurize.errors import UserError
 
-from featurize.codecs.vae import load_vae
-from featurize.encoders import Encoder, EncoderSpec, Kind, Variant, loaded, network_of, variant_of
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLAG = "--weights"
 
 VARIANTS = {
     "": Variant(
@@ -25,7 +40,7 @@ VARIANTS = {
 VARIANTS["latent"] = replace(VARIANTS[""], layer="mean of the VAE's posterior", output=(32, 32, 4))
 
 
-def build(spec: EncoderSpec, device: str) -> Encoder:
+def describe(spec: EncoderSpec) -> EncoderDescription:
     """`vae`: the map of the encoder's middle block, 32x32x512 for Stable Diffusion's at 256 px; `vae:latent`: the posterior's
     mean, 32x32x4.
 
@@ -33,20 +48,44 @@ def build(spec: EncoderSpec, device: str) -> Encoder:
     block's map. Weights are those of the codec `vae`: a name, a folder or a file.
     """
     variant = variant_of(spec)
-    vae, weights, config, _ = load_vae(spec.weights, "--weights")
+    file = describe_autoencoder(spec.weights, FLAG)
     network = network_of(spec, variant, {})
+    side = int(network["img_size"]) // file.factor
+    if side < 1:
+        raise UserError(
+            f"The encoder {spec.name} reduces by {file.factor}; give it more than {network['img_size']} pixels."
+        )
+    channels = file.channels if _is_latent(spec) else file.width
+    return described(
+        spec, variant, network, file.path, (side, side), channels, affine=False, projection=False, config=file.config
+    )
+
+
+def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
+    """diffusers' AutoencoderKL."""
+    vae = load_autoencoder(describe_autoencoder(spec.weights, FLAG), FLAG)
     vae.eval().requires_grad_(False).to(device)
     encoder = vae.encoder
 
     def forward(x_BCHW: Tensor) -> Tensor:
-        if spec.name.endswith(":latent"):
+        if _is_latent(spec):
             return vae.encode(x_BCHW).latent_dist.mean.permute(0, 2, 3, 1)
         f_BCHW = encoder.conv_in(x_BCHW)
         for block in encoder.down_blocks:
             f_BCHW = block(f_BCHW)
         return encoder.mid_block(f_BCHW).permute(0, 2, 3, 1)
 
-    return loaded(spec, variant, network, weights, device, forward, affine=False, projection=False, config=config)
+    return loaded(description, forward)
 
 
-KIND = Kind(build, VARIANTS)
+def _is_latent(spec: EncoderSpec) -> bool:
+    return spec.name.endswith(":latent")
+
+
+KIND = Kind(
+    describe,
+    build,
+    VARIANTS,
+    weights="as the codec vae's",
+    imports=("torch", "diffusers.models.autoencoders.autoencoder_kl"),
+)

@@ -1,4 +1,4 @@
-"""The vision transformer that MoCo-v3 and DINO have in common, built by timm."""
+"""The vision transformer that MoCo-v3 and DINO have in common, built by timm. Imported only where one is loaded."""
 
 from __future__ import annotations
 

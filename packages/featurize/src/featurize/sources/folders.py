@@ -98,7 +98,9 @@ def _noted(pictures: list[SourceImage], notes: Notes, whole: bool) -> tuple[list
     return noted, remarks
 
 
-def _with_sidecars(pictures: list[SourceImage], texts: dict[str, File], whole: bool) -> tuple[list[SourceImage], list[str]]:
+def _with_sidecars(
+    pictures: list[SourceImage], texts: dict[str, File], whole: bool
+) -> tuple[list[SourceImage], list[str]]:
     beside = [texts.pop(picture.key.rpartition(".")[0], None) for picture in pictures]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         captions = pool.map(lambda file: sidecar_caption(file) if file else (), beside)
