@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # One recipe of pipelines/recipes, or all of its jobs in minutes on scenes: docs/workflow.md. ARGS go to snakemake.
 EXPERIMENT = $(BIN)/snakemake --snakefile pipelines/Snakefile --cores all --rerun-incomplete
 
-.PHONY: demo run rehearse test lint clean
+.PHONY: demo run rehearse test lowest lint style types clean
 .DELETE_ON_ERROR:
 
 .venv: pyproject.toml packages/featurize/pyproject.toml packages/nestgen/pyproject.toml
@@ -30,14 +30,29 @@ run: .venv
 rehearse: .venv
 	$(EXPERIMENT) --directory rehearsals/$(RECIPE) $(ARGS) --config recipe=$(CURDIR)/pipelines/recipes/$(RECIPE).yaml rehearse=1 $(CONFIG)
 
-lint: .venv
+lint: style types
+
+style: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv
 	$(BIN)/mypy
 
 # One thread a process: two test processes that both spin on two cores are ten times slower.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+# Runs both packages with the lowest versions that they allow. uv keeps its downloads (torch alone takes gigabytes), so the
+# environment is made again in seconds. Without --no-config the workspace's exact versions would apply.
+lowest: build/lowest/complete
+	OMP_NUM_THREADS=1 build/lowest/bin/python .ci/smoke.py
+
+build/lowest/complete: packages/featurize/pyproject.toml packages/nestgen/pyproject.toml | .venv
+	$(BIN)/uv venv --no-config --clear --quiet --python $(BIN)/python build/lowest
+	$(BIN)/uv pip install --no-config --quiet --resolution lowest-direct --python build/lowest/bin/python \
+		--editable packages/featurize --editable packages/nestgen
+	touch $@
 
 clean:
 	rm -rf demo rehearsals .snakemake
