@@ -13,9 +13,10 @@ from benchmarks.plain_uvit import PlainTraining, PlainUViT
 from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
 from nestgen.denoiser.config import SIZES, denoiser_config
 from nestgen.denoiser.flops import count
-from nestgen.diffusion.process import betas
+from nestgen.denoiser.uvit import initial_denoiser
+from nestgen.diffusion.process import betas, level_process
 from nestgen.recipe.recipe import Recipe
-from nestgen.training.feed import Batch, Feed
+from nestgen.training.batches import Batch
 from nestgen.training.progress import peak_of
 from nestgen.training.step import Trainer
 
@@ -37,7 +38,6 @@ def recipe_of(size: str, precision: str, depth: int, batch: int, compiled: bool 
 
 def trainer_of(recipe: Recipe, level: int, accelerator: Accelerator) -> tuple[Trainer, Batch]:
     """A trainer without a store, and a batch of noise."""
-    feed = Feed(recipe, level, None, (), None, None, "memory", 1)  # type: ignore[arg-type]
     config, batch = denoiser_config(recipe, level), recipe.training.batch
 
     def noise(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -46,9 +46,8 @@ def trainer_of(recipe: Recipe, level: int, accelerator: Accelerator) -> tuple[Tr
     conditions = tuple(noise(shape) for shape in config.condition_shapes)
     keep_B = torch.rand(batch) < 0.5 if conditions else None
     t_B = torch.rand(batch, dtype=torch.float64)
-    return Trainer(accelerator, feed, None, {}), Batch(
-        noise(config.shape), noise(config.shape), t_B, conditions, keep_B=keep_B
-    )
+    trainer = Trainer(accelerator, initial_denoiser(recipe, level), level_process(recipe, level), recipe.training)
+    return trainer, Batch(noise(config.shape), noise(config.shape), t_B, conditions, keep_B=keep_B)
 
 
 @click.command()

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from nestgen import randomness as noise
 from nestgen.diffusion.process import level_process
-from nestgen.recipe.recipe import load_recipe, run_dir, store_path
+from nestgen.recipe.locations import resolve_path, run_dir, store_path
+from nestgen.recipe.recipe import load_recipe
 from nestgen.runs.checkpoint import load_denoiser
 from nestgen.stores.latent import to_latent
-from nestgen.stores.remote import address
 from nestgen.stores.store import open_store
 
 HERE = Path(__file__).with_suffix(".yaml")
@@ -38,7 +38,7 @@ def main(file: Path, rows: int, out: Path) -> None:
     recipe = load_recipe(file)
     assert recipe.evaluation.reference is not None, "evaluation.reference names the held-out rows"
     denoiser, meta = load_denoiser(run_dir(recipe, 0))
-    process, root = level_process(recipe, 0), address(recipe.root, recipe.evaluation.reference)
+    process, root = level_process(recipe, 0), resolve_path(recipe.root, recipe.evaluation.reference)
     z_store, above = (open_store(store_path(recipe, level, root)) for level in (0, 1))
     rows = min(rows, z_store.rows)
     chosen, views = np.arange(rows), np.zeros(rows, np.int64)

@@ -176,10 +176,11 @@ def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
 
         from nestgen.denoiser.config import denoiser_config
         from nestgen.denoiser.uvit import Denoiser
-        from nestgen.recipe.recipe import load_recipe, run_dir
+        from nestgen.recipe.locations import run_dir
+        from nestgen.recipe.recipe import load_recipe
         from nestgen.runs.checkpoint import save_checkpoint
-        from nestgen.runs.folder import describe
-        from nestgen.training.feed import open_feed
+        from nestgen.runs.folder import describe_run
+        from nestgen.stores.hierarchy import open_level
 
         settings.setdefault("sampling", {"steps": 5})
         path = experiment(**settings)
@@ -190,17 +191,17 @@ def trained(experiment: Callable[..., Path]) -> Callable[..., Path]:
                 if (folder := run_dir(recipe, level)).is_dir():
                     continue
                 torch.manual_seed(level)
-                feed = open_feed(recipe, level)
+                stores = open_level(recipe, level)
                 denoiser = Denoiser(denoiser_config(recipe, level))
                 for module in denoiser.modules():
                     if isinstance(module, torch.nn.Linear):
                         torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                if feed.captions is not None:
-                    null_TD = feed.captions.text.read(np.array([0]))[0]
+                if stores.captions is not None:
+                    null_TD = stores.captions.text.read(np.array([0]))[0]
                     denoiser.null_context.copy_(torch.from_numpy(null_TD.astype("f4")))
                 weights = denoiser.state_dict()
                 parts = {"denoiser": weights, "ema": weights, "optimizer": {"step": torch.tensor(7)}}
-                meta = {**describe(feed), "step": 7, "scaler": None}
+                meta = {**describe_run(recipe, level, stores), "step": 7, "scaler": None}
                 save_checkpoint(folder, parts, meta, keep=1)
         return path
 

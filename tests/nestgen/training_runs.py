@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from nestgen.denoiser.uvit import initial_denoiser
-from nestgen.recipe.recipe import Recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import PARTS, newest
 
 LITTLE = (32, 2, 2)  # D, depth and heads that prove of a training what nano's do, in a fifth of the time

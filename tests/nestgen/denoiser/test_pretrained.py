@@ -17,7 +17,8 @@ from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.pretrained import read_weights, uvit_weights
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import load_recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import load_recipe
 from nestgen.training.train import train
 
 PLAIN = DenoiserConfig(shape=(8, 8, 4), patch=2, dim=32, depth=4, heads=4)

@@ -17,7 +17,7 @@ from nestgen.diffusion.solvers import SAMPLERS, Denoise, orders, sample_level
 from nestgen.errors import UserError
 
 KINDS = ("discrete", "vp")
-Eps = Callable[[Tensor, Tensor], Tensor]  # what a network predicts of (z, what it is inputs)
+Eps = Callable[[Tensor, Tensor], Tensor]  # what a network predicts of (z, the input of its time embedding)
 TOLD_PER_T = {"discrete": 1000, "vp": 999}
 
 
@@ -111,7 +111,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def test_single_step_is_the_published_algorithm(kind: str, calls: int) -> None:
     z = noise(0, 8, 3, 4, 4)
     expected = published(network, kind, z, calls)
-    # 1e-6, not rounding: the network is inputs float32 times
+    # 1e-6, not rounding: the network gets float32 times
     assert difference(draw(network, kind, z, calls, "dpm++-single"), expected) < 1e-6
     in_float32 = draw(network, kind, z.float(), calls, "dpm++-single")
     assert in_float32.dtype == torch.float32

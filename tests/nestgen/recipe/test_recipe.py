@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, load_recipe, run_dir, store_path
+from nestgen.recipe.locations import run_dir, store_path
+from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import Section
 
 BASE: dict[str, Any] = {

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import load_recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import load_recipe
 from nestgen.runs.checkpoint import load_denoiser
 from nestgen.runs.ema import LENGTHS, LONGEST, Profile, combination, exponent, power_decay
 from nestgen.runs.ema_snapshots import reconstruct
@@ -98,7 +99,7 @@ def test_a_stored_length_is_itself(experiment: Callable[..., Path]) -> None:
     for name, value in denoiser.state_dict().items():
         torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-5)
     for length, step, name, says in [
-        (0.3, None, "x", "a length of 0.3 cannot be had"),
+        (0.3, None, "x", "--length is 0.3; give one between"),
         (0.1, 13, "x", r"step 13 is not within 1\.\.12"),
         (0.1, None, "toy-0.05", "has a checkpoint; give another --name"),
     ]:

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
+from nestgen.recipe.locations import resolve_path, run_dir
+from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.stores import remote
-from nestgen.stores.remote import address
 from nestgen.stores.store import open_store
-from nestgen.training.feed import make_batch, open_feed, order_of, rows_of
+from nestgen.training.batches import make_batch, open_training_data
+from nestgen.training.order import epoch_order, rows_of_samples
 from nestgen.training.train import train
 
 Reads = Counter[str]
@@ -68,10 +69,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 
 def test_what_fits_is_read_once(there: Callable[..., tuple[Recipe, Recipe]], reads: Reads) -> None:
     here, far = there()
-    local, feed = open_feed(here, 0), open_feed(far, 0)
-    assert (local.where, feed.where) == ("memory", "memory")
+    local, data = open_training_data(here, 0), open_training_data(far, 0)
+    assert (local.read_from, data.read_from) == ("memory", "memory")
     for step in (0, 9):
-        one, other = make_batch(local, step), make_batch(feed, step)
+        one, other = make_batch(local, step), make_batch(data, step)
         assert torch.equal(one.z_BCHW, other.z_BCHW)
         assert torch.equal(one.conditions[0], other.conditions[0])
         assert one.label_B is not None and other.label_B is not None
@@ -82,24 +83,24 @@ def test_what_fits_is_read_once(there: Callable[..., tuple[Recipe, Recipe]], rea
 def test_what_does_not_is_read_block_by_block(
     there: Callable[..., tuple[Recipe, Recipe]], reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestgen.training.feed.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("nestgen.training.batches.MEMORY_SHARE", 0.0)
     here, far = there(shuffle=12)
-    local, feed = open_feed(here, 0), open_feed(far, 0)
-    assert (local.where, feed.where) == ("memory maps", "afar")
+    local, data = open_training_data(here, 0), open_training_data(far, 0)
+    assert (local.read_from, data.read_from) == ("memory maps", "remote storage")
     for step in range(13):  # two epochs of 40 rows, less two
-        one, other = make_batch(local, step), make_batch(feed, step)
+        one, other = make_batch(local, step), make_batch(data, step)
         assert torch.equal(one.z_BCHW, other.z_BCHW)
         assert torch.equal(one.conditions[0], other.conditions[0])
     counts = [count for name, count in reads.items() if "/c/" in name and "labels" not in name]
     assert len(counts) == 20  # ten blocks of z_0 and of z_1
     assert max(counts) <= 3  # twice, and once more where the third epoch is being fetched
     with pytest.raises(UserError, match=r"is remote and too large for memory.* set training\.shuffle"):
-        open_feed(there()[1], 0)
+        open_training_data(there()[1], 0)
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 30), st.integers(0, 3))
 def test_a_buffer_shuffles_every_row_once(rows: int, block: int, shuffle: int, epoch: int) -> None:
-    order = order_of(0, rows, epoch, shuffle, block)
+    order = epoch_order(0, rows, epoch, shuffle, block)
     assert sorted(order.rows) == list(range(rows))
     assert sorted(np.concatenate(order.groups)) == list(range(-(-rows // block)))
     first = 0
@@ -108,7 +109,7 @@ def test_a_buffer_shuffles_every_row_once(rows: int, block: int, shuffle: int, e
         assert len(group) <= max(1, shuffle // block)
         first = end
     samples = np.arange(epoch * rows, (epoch + 1) * rows)
-    np.testing.assert_array_equal(rows_of(0, rows, samples, shuffle, block), order.rows)
+    np.testing.assert_array_equal(rows_of_samples(0, rows, samples, shuffle, block), order.rows)
 
 
 def test_a_training_from_afar(there: Callable[..., tuple[Recipe, Recipe]]) -> None:
@@ -130,7 +131,7 @@ def test_a_training_from_a_bucket(experiment: Callable[..., Path], bucket: str) 
     file = file.with_name("far.yaml")
     file.write_text(yaml.safe_dump({**document, "name": "far"}))
     far = load_recipe(file)
-    one, other = make_batch(open_feed(here, 0), 1), make_batch(open_feed(far, 0), 1)
+    one, other = make_batch(open_training_data(here, 0), 1), make_batch(open_training_data(far, 0), 1)
     assert torch.equal(one.z_BCHW, other.z_BCHW)
     for recipe in (here, far):
         train(recipe, 0)
@@ -153,7 +154,7 @@ def test_a_read_that_the_network_failed_is_tried_again(
         return bytes(real(self, path, *args, **kwargs))
 
     monkeypatch.setattr(type(files), "cat_file", cat)
-    seal = address(Path(), "memory://bucket/toy/tiny/4x4x6.seal.json")
+    seal = resolve_path(Path(), "memory://bucket/toy/tiny/4x4x6.seal.json")
     assert remote.read(seal).startswith(b"{")
     assert waited == [1, 2]
     fails = iter([OSError("gone")] * 9)
@@ -165,7 +166,7 @@ def test_a_read_that_the_network_failed_is_tried_again(
 def test_bad_states_are_one_sentence(there: Callable[..., tuple[Recipe, Recipe]]) -> None:
     there()
     files = fsspec.filesystem("memory")
-    path = address(Path(), "memory://bucket/toy/tiny/4x4x6.zarr")
+    path = resolve_path(Path(), "memory://bucket/toy/tiny/4x4x6.zarr")
     assert isinstance(path, UPath)
     files.pipe("/bucket/toy/tiny/4x4x6.zarr/c/1/0/0/0/0", b"short")
     files.rm("/bucket/toy/tiny/4x4x6.zarr/c/2/0/0/0/0")
@@ -179,13 +180,13 @@ def test_bad_states_are_one_sentence(there: Callable[..., tuple[Recipe, Recipe]]
     with pytest.raises(UserError, match=r"there is no store memory://bucket/none\.zarr"):
         open_store(UPath("memory://bucket/none.zarr"))
     with pytest.raises(UserError, match=r"nosuch://a/b.zarr cannot be opened"):
-        address(Path(), "nosuch://a/b.zarr")
+        resolve_path(Path(), "nosuch://a/b.zarr")
 
 
 def test_addresses_are_told_from_paths(tmp_path: Path) -> None:
-    assert address(tmp_path, "stores/x") == tmp_path / "stores/x"
-    assert address(tmp_path, "/abs") == Path("/abs")
-    there = address(tmp_path, "s3://bucket/a") / "b.zarr"
+    assert resolve_path(tmp_path, "stores/x") == tmp_path / "stores/x"
+    assert resolve_path(tmp_path, "/abs") == Path("/abs")
+    there = resolve_path(tmp_path, "s3://bucket/a") / "b.zarr"
     assert str(there) == "s3://bucket/a/b.zarr"
     assert str(there.with_suffix(".seal.json")) == "s3://bucket/a/b.seal.json"
     assert (there.parent.name, there.stem) == ("a", "b")

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import load_recipe, store_path
-from nestgen.stores.store import open_hierarchy, open_store, read_labels
+from nestgen.recipe.locations import store_path
+from nestgen.recipe.recipe import load_recipe
+from nestgen.stores.hierarchy import open_hierarchy, read_labels
+from nestgen.stores.store import open_store
 
 Writer = Callable[..., Path]
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.stores.latent import to_latent
-from nestgen.training.feed import Batch, make_batch, open_feed, prefetch, rows_of
+from nestgen.training.batches import Batch, make_batch, open_training_data, prefetch
+from nestgen.training.order import rows_of_samples
 
 Experiment = Callable[..., Path]
 
@@ -51,27 +52,30 @@ def test_processes_share_the_batch_of_one(experiment: Experiment, processes: int
     recipe = experiment(
         views=2, classes=3, moments=True, denoiser={"size": "nano", "labels": 3}, training={"batch": 12}
     )
-    feed = open_feed(load_recipe(recipe), 0)
+    data = open_training_data(load_recipe(recipe), 0)
     for step in (0, 7):
-        whole = make_batch(feed, step)
-        assert same(whole, joined([make_batch(feed, step, p, processes) for p in range(processes)]))
-        assert same(whole, make_batch(open_feed(load_recipe(recipe), 0), step))
-        assert not same(whole, make_batch(feed, step + 1))
+        whole = make_batch(data, step)
+        assert same(whole, joined([make_batch(data, step, p, processes) for p in range(processes)]))
+        assert same(whole, make_batch(open_training_data(load_recipe(recipe), 0), step))
+        assert not same(whole, make_batch(data, step + 1))
 
 
 def test_another_seed_or_level_is_another_batch(experiment: Experiment) -> None:
     recipe = load_recipe(experiment(training={"batch": 8}))
-    feed = open_feed(recipe, 0)
-    other = replace(feed, recipe=recipe.model_copy(update={"seed": 1}))
-    assert not torch.equal(make_batch(feed, 0).eps_BCHW, make_batch(other, 0).eps_BCHW)
-    assert not torch.equal(make_batch(feed, 0).z_BCHW, make_batch(other, 0).z_BCHW)
-    assert not torch.equal(make_batch(feed, 0).t_B, make_batch(open_feed(recipe, 1), 0).t_B)
+    data = open_training_data(recipe, 0)
+    other = replace(data, recipe=recipe.model_copy(update={"seed": 1}))
+    assert not torch.equal(make_batch(data, 0).eps_BCHW, make_batch(other, 0).eps_BCHW)
+    assert not torch.equal(make_batch(data, 0).z_BCHW, make_batch(other, 0).z_BCHW)
+    assert not torch.equal(make_batch(data, 0).t_B, make_batch(open_training_data(recipe, 1), 0).t_B)
 
 
 @given(st.integers(1, 30), st.integers(1, 50), st.integers(0, 5))
 def test_every_epoch_is_a_permutation(rows: int, batch: int, seed: int) -> None:
     order = np.concatenate(
-        [rows_of(seed, rows, np.arange(step * batch, (step + 1) * batch)) for step in range(3 * rows // batch + 1)]
+        [
+            rows_of_samples(seed, rows, np.arange(step * batch, (step + 1) * batch))
+            for step in range(3 * rows // batch + 1)
+        ]
     )
     for epoch in range(len(order) // rows):
         assert sorted(order[epoch * rows : (epoch + 1) * rows]) == list(range(rows))
@@ -90,9 +94,9 @@ def test_levels_flips_and_labels_of_a_row_stay_together(experiment: Experiment) 
             training={"batch": 64, "label_drop": 0},
         )
     )
-    feed = open_feed(recipe, 0)
-    stored_0, stored_1 = feed.z.load().astype(np.float32), feed.above[0].load().astype(np.float32)
-    batch = make_batch(feed, 3)
+    data = open_training_data(recipe, 0)
+    stored_0, stored_1 = data.stores.z.load().astype(np.float32), data.stores.above[0].load().astype(np.float32)
+    batch = make_batch(data, 3)
     assert batch.label_B is not None
     views = []
     for z, condition, label in zip(batch.z_BCHW, batch.conditions[0], batch.label_B):
@@ -113,15 +117,15 @@ def test_rates_and_condition_noise(experiment: Experiment) -> None:
             training={"batch": 4000, "condition_drop": 0.3, "label_drop": 0.2},
         )
     )
-    feed = open_feed(recipe, 0)
-    batch = make_batch(feed, 0)
+    data = open_training_data(recipe, 0)
+    batch = make_batch(data, 0)
     assert batch.keep_B is not None
     assert batch.label_B is not None
     assert batch.keep_B.float().mean() == pytest.approx(0.7, abs=0.03)
     assert (batch.label_B == 2).float().mean() == pytest.approx(0.2, abs=0.03)
     assert batch.t_B.mean() == pytest.approx(0.5, abs=0.02)
-    rows = rows_of(0, 40, np.arange(4000))
-    clean = to_latent(feed.above[0].read(rows, np.zeros_like(rows)), None, None)
+    rows = rows_of_samples(0, 40, np.arange(4000))
+    clean = to_latent(data.stores.above[0].read(rows, np.zeros_like(rows)), None, None)
     added = batch.conditions[0] - clean
     assert added.std() == pytest.approx(0.5, rel=0.02)  # sigma of z_1 in the recipe
     # draws of one sample are independent of each other
@@ -137,15 +141,15 @@ def test_conditions_of_all_levels_have_sigmas_of_their_own(experiment: Experimen
             training={"batch": 4000},
         )
     )
-    feed = open_feed(recipe, 0)
-    batch = make_batch(feed, 0)
+    data = open_training_data(recipe, 0)
+    batch = make_batch(data, 0)
     assert batch.sigma_BK is not None
-    rows, (ranged, fixed) = rows_of(0, 40, np.arange(4000)), batch.sigma_BK.T
+    rows, (ranged, fixed) = rows_of_samples(0, 40, np.arange(4000)), batch.sigma_BK.T
     assert (fixed == 0.5).all()
     assert (ranged.min().item(), ranged.max().item()) == pytest.approx((0.2, 1.2), abs=0.01)
     assert ranged.mean() == pytest.approx(0.7, abs=0.02)
     noises = []
-    for store, condition_BCHW, sigma_B in zip(feed.above, batch.conditions, batch.sigma_BK.T, strict=True):
+    for store, condition_BCHW, sigma_B in zip(data.stores.above, batch.conditions, batch.sigma_BK.T, strict=True):
         added = condition_BCHW - to_latent(store.read(rows, np.zeros_like(rows)), None, None)
         noises.append(added / sigma_B[:, None, None, None])  # the noise itself is standard normal at every sigma
         assert noises[-1].std() == pytest.approx(1, rel=0.02)
@@ -169,12 +173,12 @@ def with_captions(experiment: Experiment, store_writer: Callable[..., Path], **t
 
 
 def test_captions_belong_to_their_row(experiment: Experiment, store_writer: Callable[..., Path]) -> None:
-    feed = open_feed(with_captions(experiment, store_writer), 0)
-    batch, again = make_batch(feed, 1), make_batch(feed, 1)
+    data = open_training_data(with_captions(experiment, store_writer), 0)
+    batch, again = make_batch(data, 1), make_batch(data, 1)
     assert batch.context_BTD is not None and again.context_BTD is not None
     assert batch.context_BTD.shape == (2000, 3, 6)
     assert torch.equal(batch.context_BTD, again.context_BTD)
-    rows = rows_of(0, 40, np.arange(2000, 4000))
+    rows = rows_of_samples(0, 40, np.arange(2000, 4000))
     text_rows = (64 * batch.context_BTD[:, 0, 0]).round().long().numpy()
     offsets = np.concatenate([[1], 1 + np.cumsum(np.arange(40) % 4)])
     of_row = [set(text_rows[rows == row]) for row in range(40)]
@@ -192,26 +196,26 @@ def test_captions_that_do_not_fit_are_refused(experiment: Experiment, store_writ
     keys = [f"picture-{row}" for row in range(40)]
     store_writer(folder / "offsets.zarr", short, kind="offsets", keys=keys)
     with pytest.raises(UserError, match=r"offsets.zarr does not fit .*3x6.zarr and 40 rows.*featurize embed-text"):
-        open_feed(recipe, 0)
+        open_training_data(recipe, 0)
     wide = recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"text": (77, 768)})})
     with pytest.raises(UserError, match=r"there is no store .*77x768.zarr; make it with `featurize embed-text`"):
-        open_feed(wide, 0)
+        open_training_data(wide, 0)
 
 
 def test_moments_are_sampled_anew_every_time(experiment: Experiment) -> None:
     recipe = load_recipe(experiment(levels=({"shape": "8x8x3"},), rows=1, moments=True, training={"batch": 500}))
-    feed = open_feed(recipe, 0)
-    mean, logvar = np.split(feed.z.load()[0, 0].astype(np.float32), 2, -1)
+    data = open_training_data(recipe, 0)
+    mean, logvar = np.split(data.stores.z.load()[0, 0].astype(np.float32), 2, -1)
     assert (logvar == -6).all()
     for step in (0, 1):
-        z_BCHW = make_batch(feed, step).z_BCHW / 0.5  # the codec's scale
+        z_BCHW = make_batch(data, step).z_BCHW / 0.5  # the codec's scale
         torch.testing.assert_close(z_BCHW.mean(0).permute(1, 2, 0).numpy(), mean, rtol=0, atol=0.01)
         assert z_BCHW.std(0).mean() == pytest.approx(np.exp(-3), rel=0.02)
-    assert not torch.equal(make_batch(feed, 0).z_BCHW, make_batch(feed, 1).z_BCHW)
+    assert not torch.equal(make_batch(data, 0).z_BCHW, make_batch(data, 1).z_BCHW)
 
 
 def test_the_top_level_has_no_condition(experiment: Experiment) -> None:
-    batch = make_batch(open_feed(load_recipe(experiment()), 2), 0)
+    batch = make_batch(open_training_data(load_recipe(experiment()), 2), 0)
     assert batch.conditions == ()
     assert batch.keep_B is None
     assert batch.label_B is None
@@ -221,8 +225,8 @@ def test_bad_stores_are_refused(experiment: Experiment) -> None:
     recipe = load_recipe(experiment())
     (recipe.root / "stores/toy/tiny/4x4x6.seal.json").unlink()
     with pytest.raises(UserError, match="unfinished"):
-        open_feed(recipe, 0)
-    open_feed(recipe, 2)  # needs neither
+        open_training_data(recipe, 0)
+    open_training_data(recipe, 2)  # needs neither
 
 
 def tagged(step: int) -> Any:

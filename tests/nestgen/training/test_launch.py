@@ -15,7 +15,8 @@ from accelerate.state import AcceleratorState
 from torch.distributed import TCPStore
 
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import newest
 from nestgen.training.launch import launch
 from nestgen.training.train import train

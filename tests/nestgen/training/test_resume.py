@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import newest
-from nestgen.runs.folder import only_training
+from nestgen.runs.folder import training_lock
 from nestgen.training.train import train
 from tests.nestgen.training_runs import SHRINK, TRAIN, log, parts, steps_kept, wait_for_checkpoint
 
@@ -106,7 +107,7 @@ def test_a_checkpoint_cut_short_is_passed_over(toy: Callable[..., Recipe], capsy
     os.truncate(cut, cut.stat().st_size // 2)
     train(toy("cut", steps=30), 0)
     said = capsys.readouterr().out
-    assert f"{cut.parent} was cut short and is passed over" in said
+    assert f"{cut.parent} was cut short and is skipped" in said
     assert "goes on from step 10" in said
     assert parts(recipe) == parts(toy("straight"))
 
@@ -132,7 +133,7 @@ def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:
 def test_two_trainings_of_a_run_are_refused(toy: Callable[..., Recipe]) -> None:
     recipe = toy(steps=2)
     with (
-        only_training(run_dir(recipe, 0)),
+        training_lock(run_dir(recipe, 0)),
         pytest.raises(UserError, match=rf"is being trained by .*process {os.getpid()}"),
     ):
         train(recipe, 0)

@@ -22,14 +22,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nestgen import randomness as noise
 from nestgen.diffusion.process import Process
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs.checkpoint import PARTS, load_denoiser, newest
 from nestgen.runs.ema import decay
 from nestgen.sampling.descent import sample_below
 from nestgen.sampling.trained import load_models
-from nestgen.stores.store import open_hierarchy
-from nestgen.training.feed import Batch, Feed, make_batch
+from nestgen.stores.hierarchy import open_hierarchy
+from nestgen.training.batches import Batch, TrainingData, make_batch
 from nestgen.training.step import learning_rate
 from nestgen.training.train import train
 from tests.nestgen.training_runs import apart, initial, log, parts, raw_log, steps_kept
@@ -144,11 +145,11 @@ def test_what_cannot_run_here_is_refused(toy: Callable[..., Recipe], monkeypatch
 
 
 def test_a_step_that_is_not_finite_changes_nothing(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(feed: Feed, step: int, *shares: Any) -> Batch:
-        batch = make_batch(feed, step, *shares)
+    def make(data: TrainingData, step: int, *shares: Any) -> Batch:
+        batch = make_batch(data, step, *shares)
         return replace(batch, z_BCHW=batch.z_BCHW * np.nan) if step == 4 else batch
 
-    monkeypatch.setattr("nestgen.training.train.make_batch", make)
+    monkeypatch.setattr("nestgen.training.loop.make_batch", make)
     before, after = toy("four", steps=4), toy("five", steps=5, checkpoint_every=1, keep=9)
     train(before, 0)
     with pytest.raises(UserError, match=r"the gradient of the last 1 step\(s\)"):
@@ -214,7 +215,7 @@ def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:
 def test_auto_precision_is_what_the_machine_has(
     toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, has: bool, precision: str
 ) -> None:
-    monkeypatch.setattr("nestgen.training.train.has_bfloat16", lambda: has)
+    monkeypatch.setattr("nestgen.training.accelerator.has_bfloat16", lambda: has)
     recipe = toy("auto", steps=1, precision="auto")
     train(recipe, 0)
     checkpoint = newest(run_dir(recipe, 0))
@@ -255,7 +256,9 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     z_t = process.add_noise(z, eps, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
-    reached, known = (process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.time_embedding_input(t)), best))
+    reached, known = (
+        process.loss(output, z, eps, t).item() for output in (denoiser(z_t, process.time_embedding_input(t)), best)
+    )
     assert np.isclose(known, 0.293, atol=0.005)
     assert known < reached < 1.01 * known
 

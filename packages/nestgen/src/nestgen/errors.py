@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what is wrong, where, and how to mend it."""
+    """Bad input. The message is one sentence: what is wrong, where, and how to fix it."""
 
 
-class LostPartner(UserError):
-    """Another process of the same training ended. Its own sentence says why."""
+class LostProcess(UserError):
+    """Another process of the same training ended; what it printed says why."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nestgen.denoiser.config import bottleneck_warning, denoiser_config
 from nestgen.denoiser.flops import PAPER, PublishedGrowth, count, growth, training_petaflops
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, run_dir, store_path
+from nestgen.recipe.locations import run_dir, store_path
+from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import Level, shape_name
 from nestgen.runs.checkpoint import newest
 from nestgen.stores.store import open_store

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nestgen.cli import sampling, scoring, training
-from nestgen.errors import LostPartner, UserError
+from nestgen.errors import LostProcess, UserError
 from nestgen.training.launch import LOST
 
 
@@ -19,7 +19,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            sentence, code = f"error: {error}", LOST if isinstance(error, LostPartner) else 1
+            sentence, code = f"error: {error}", LOST if isinstance(error, LostProcess) else 1
         except OSError as error:  # no space, no permission: the sentence is the system's
             where = f"{error.filename}: " if error.filename else ""
             sentence, code = f"error: {where}{error.strerror or error}", 1

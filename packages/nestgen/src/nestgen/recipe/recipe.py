@@ -1,15 +1,13 @@
-"""The recipe: one YAML file that describes an experiment, and where its runs and stores are (docs/recipe.md)."""
+"""The recipe: one YAML file that describes an experiment (docs/recipe.md)."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
-from upath import UPath
 
 from nestgen.errors import UserError
 from nestgen.recipe.messages import in_words
@@ -27,7 +25,6 @@ from nestgen.recipe.sections import (
     shape_name,
 )
 from nestgen.recipe.yaml12 import read_yaml
-from nestgen.stores.remote import address
 
 DEFAULT = Path("nested.yaml")
 
@@ -118,32 +115,6 @@ class Recipe(Section):
         """The levels that condition a level's denoiser, the nearest first; none for the top of the hierarchy."""
         end = len(self.levels) if self.denoiser.condition_on == "all" else min(level + 2, len(self.levels))
         return range(level + 1, end)
-
-
-def run_dir(recipe: Recipe, level: int) -> Path:
-    """Folder of a level's denoiser: runs/<name>/z<l>-given-z<l+1>-sigma<σ>, or z<l>-top for the top of it all.
-
-    The noise on what it is given stands in the name, so that another σ trains another denoiser beside it.
-    """
-    given = [f"z{above}-sigma{sigma_name(recipe.levels[above].sigma)}" for above in recipe.conditions(level)]
-    return recipe.root / "runs" / recipe.name / "-".join([f"z{level}", *(["given", *given] if given else ["top"])])
-
-
-def sigma_name(sigma: float | tuple[float, float]) -> str:
-    """'0.5' of 0.5, '0to1.5' of a range."""
-    return "to".join(f"{one:g}" for one in (sigma if isinstance(sigma, tuple) else (sigma,)))
-
-
-def store_root(recipe: Recipe) -> Path | UPath:
-    """Where the recipe's stores are: a folder, or an address such as s3://bucket/stores."""
-    return address(recipe.root, recipe.features.out)
-
-
-def store_path(recipe: Recipe, level: int, root: Path | UPath | None = None) -> Path | UPath:
-    """NAME.zarr of a level, below the recipe's store root or another one."""
-    folder = recipe.features.z0.split(":")[0] if level == 0 else re.sub("[:/]", "-", recipe.features.encoder)
-    root = store_root(recipe) if root is None else root
-    return root / folder / f"{shape_name(recipe.levels[level].shape)}.zarr"
 
 
 def load_recipe(path: Path | None = None) -> Recipe:

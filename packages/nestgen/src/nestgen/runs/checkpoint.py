@@ -57,7 +57,7 @@ def save_checkpoint(
 ) -> None:
     """Writes checkpoints/<meta['step']>/ under another name, renames it, then removes all but `keep` and step `best`.
 
-    Raises UserError where it cannot be written; what was there stays.
+    Raises UserError if it cannot be written; what was there stays.
     """
     folder = run_dir / "checkpoints"
     final = folder / f"{meta['step']:08d}"
@@ -75,9 +75,9 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         last = newest(run_dir)
-        left = f"that of step {last.step} is intact" if last else "there is none yet"
+        remaining = f"that of step {last.step} is intact" if last else "there is none yet"
         raise UserError(
-            f"cannot write the checkpoint of step {meta['step']} to {folder} ({error}); {left}: "
+            f"cannot write the checkpoint of step {meta['step']} to {folder} ({error}); {remaining}: "
             "make room there and run the same command again"
         ) from None
     for old in sorted(folder.glob("[0-9]" * 8))[:-keep]:
@@ -103,11 +103,11 @@ def checkpoints(run_dir: Path) -> Iterator[Checkpoint | Path]:
 
 def newest(run_dir: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a run."""
-    return next((found for found in checkpoints(run_dir) if isinstance(found, Checkpoint)), None)
+    return next((one for one in checkpoints(run_dir) if isinstance(one, Checkpoint)), None)
 
 
-def denoiser_of(meta: dict[str, Any]) -> DenoiserConfig:
-    """The configuration that `meta` records."""
+def config_from_meta(meta: dict[str, Any]) -> DenoiserConfig:
+    """The configuration of the denoiser that a checkpoint's `meta` records."""
     return DenoiserConfig(**{key: _tuples(value) for key, value in meta["denoiser"].items()})
 
 
@@ -122,6 +122,6 @@ def load_denoiser(run_dir: Path, device: torch.device | str = "cpu") -> tuple[De
     if checkpoint is None:
         level = run_dir.name.split("-")[0].removeprefix("z")
         raise UserError(f"there is no trained denoiser in {run_dir}; run `nestgen train --level {level}`")
-    denoiser = Denoiser(denoiser_of(checkpoint.meta))
+    denoiser = Denoiser(config_from_meta(checkpoint.meta))
     denoiser.load_state_dict(checkpoint.load("ema"))
     return denoiser.to(device).requires_grad_(False).eval(), checkpoint.meta

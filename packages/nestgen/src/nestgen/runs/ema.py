@@ -5,8 +5,8 @@ exponent gamma at step t weighs the weights of step tau by
 
     p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1),        0 <= tau <= t,
 
-whose standard deviation is a fixed share of t, its length. A training keeps two such averages and stores them every
-so often; any other length is then near enough a linear combination of the snapshots.
+whose standard deviation is a fixed share of t, its length. A training has two such averages and saves them at
+regular steps; any other length is approximated by a linear combination of the snapshots.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LENGTHS = (0.05, 0.10)  # of the two averages kept, as shares of the training so far
-LONGEST = 0.288  # that of the plain mean of all steps, a little less than 12^(-1/2)
+LENGTHS = (0.05, 0.10)  # of the two averages of a training, as shares of its steps so far
+LONGEST = 0.288  # the plain mean of all steps, a little less than 12^(-1/2)
 
 
 def decay(ema: float, step: int) -> float:
-    """Of the usual average at the optimiser step that follows `step` steps.
+    """Decay of the usual average at the optimiser step that follows `step` steps.
 
     (1 + step) / (10 + step) up to `ema`, so that a short run forgets its start.
     """
@@ -30,7 +30,7 @@ def decay(ema: float, step: int) -> float:
 
 
 def power_decay(length: float, step: int) -> float:
-    """Of the power-function average at the same step: (1 - 1 / t)^(gamma + 1) with t = step + 1."""
+    """Decay of the power-function average at the same step: (1 - 1 / t)^(gamma + 1) with t = step + 1."""
     return (1 - 1 / (step + 1)) ** (exponent(length) + 1)
 
 
@@ -47,7 +47,7 @@ def exponent(length: float) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """A power-function average: of which length, at which step."""
+    """A power-function average: its length, and the step at which it is taken."""
 
     step: int
     length: float
@@ -66,8 +66,8 @@ def _product(one: Profile, other: Profile) -> float:
     return math.exp(log)
 
 
-def combination(snapshots: Sequence[Profile], wanted: Profile) -> np.ndarray:
-    """Factors of the snapshots whose sum is nearest to a wanted average, in the least squares of their profiles."""
+def combination(snapshots: Sequence[Profile], target: Profile) -> np.ndarray:
+    """Factors of the snapshots whose weighted sum is nearest to a target average, in the least squares of their profiles."""
     gram = np.array([[_product(one, other) for other in snapshots] for one in snapshots])
-    right = np.array([_product(one, wanted) for one in snapshots])
+    right = np.array([_product(one, target) for one in snapshots])
     return np.linalg.lstsq(gram, right, rcond=None)[0]

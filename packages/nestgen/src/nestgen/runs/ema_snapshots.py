@@ -1,7 +1,8 @@
-"""Averages of any length after a training: snapshots of power-function averages, and what is made of them (ema.py)."""
+"""Averages of any length after a training: snapshots of power-function averages, and their combinations (ema.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,22 @@ from torch import Tensor
 
 from nestgen.errors import UserError
 from nestgen.files import replacing, write_json
-from nestgen.recipe.recipe import Recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe
 from nestgen.runs import ema
 from nestgen.runs.checkpoint import FORMAT, checkpoints, newest
-from nestgen.training.step import Trainer
 
 
-def save_snapshot(trainer: Trainer, folder: Path, step: int) -> None:
-    """Writes snapshots/<step>-<length>.safetensors of the run, both lengths; every process helps."""
-    for length, average in trainer.power.items():
-        tensors = trainer.gather(average | dict(trainer.denoiser.named_buffers()))
-        if trainer.accelerator.is_main_process:
-            with replacing(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors") as draft:
-                save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
+def save_snapshot(folder: Path, step: int, length: float, tensors: Mapping[str, Tensor]) -> None:
+    """Writes snapshots/<step>-<length>.safetensors of a run."""
+    with replacing(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors") as draft:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
 
 
 def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int | None = None) -> Path:
     """Writes the average of a length at a step as the run `name`, which can be sampled from; returns its folder.
 
-    The step is that of the newest snapshot by default. Raises UserError where there are no snapshots, or `name` has a
+    The step is that of the newest snapshot by default. Raises UserError if there are no snapshots, or `name` is a
     run already.
     """
     folder = run_dir(recipe, level)
@@ -45,7 +43,7 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     if any(checkpoints(target)):
         raise UserError(f"{target} has a checkpoint; give another --name, or remove it")
     if not 0 < length < ema.LONGEST:
-        raise UserError(f"a length of {length:g} cannot be had; set one between 0 and {ema.LONGEST}")
+        raise UserError(f"--length is {length:g}; give one between 0 and {ema.LONGEST}")
     last = max(profile.step for profile in files)
     step = last if step is None else step
     if not 0 < step <= last:
@@ -53,12 +51,12 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     profiles = sorted(files, key=lambda profile: (profile.step, profile.length))
     factors = ema.combination(profiles, ema.Profile(step, length))
     tensors = _combined([files[profile] for profile in profiles], factors.tolist())
-    place = target / "checkpoints" / f"{step:08d}"
-    with replacing(place / "ema.safetensors") as draft:
+    destination = target / "checkpoints" / f"{step:08d}"
+    with replacing(destination / "ema.safetensors") as draft:
         save_file(tensors, draft)
-    size = {"ema.safetensors": (place / "ema.safetensors").stat().st_size}
+    size = {"ema.safetensors": (destination / "ema.safetensors").stat().st_size}
     meta: dict[str, Any] = {**checkpoint.meta, "step": step, "ema_length": length, "files": size}
-    write_json(place / "meta.json", {"format": FORMAT, **meta})
+    write_json(destination / "meta.json", {"format": FORMAT, **meta})
     return target
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was begun with, how it goes on, and what a person reads there."""
+"""The folder of a run: the settings it was started with, how it goes on, and what a person reads there."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from typing import Any
 from nestgen.denoiser.config import denoiser_config
 from nestgen.errors import UserError
 from nestgen.files import replacing, write_json
+from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
-from nestgen.runs import loss_log as losses
+from nestgen.runs import loss_log
 from nestgen.runs.checkpoint import Checkpoint, checkpoints
+from nestgen.stores.hierarchy import LevelStores
 from nestgen.text import short
-from nestgen.training.feed import Feed
 
 # Training options that do not decide the weights of a given step, beyond rounding: they may change as a run goes on.
 FREE = {"steps", "checkpoint_every", "keep", "preview", "trackers"}
 FREE |= {"accumulate", "compile", "checkpoint_activations", "shard"}
 
 
-def describe(feed: Feed, init: str | None = None) -> dict[str, Any]:
+def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | None = None) -> dict[str, Any]:
     """What a checkpoint records besides its step (checkpoint.py), as plain JSON values.
 
-    `init` is the digest of the file that the first weights are from.
+    `init` is the SHA-256 of the file that the first weights are from.
     """
-    recipe, level = feed.recipe, feed.level
-    fingerprints = {f"z{level}": feed.z.attributes["fingerprint"]}
-    for above, store in zip(recipe.conditions(level), feed.above):
+    fingerprints = {f"z{level}": stores.z.attributes["fingerprint"]}
+    for above, store in zip(recipe.conditions(level), stores.above):
         fingerprints[f"z{above}"] = store.attributes["fingerprint"]
-    if feed.labels is not None:
-        fingerprints["labels"] = hashlib.sha256(feed.labels.tobytes()).hexdigest()
-    if feed.captions is not None:
-        fingerprints["text"] = feed.captions.text.attributes["fingerprint"]
+    if stores.labels is not None:
+        fingerprints["labels"] = hashlib.sha256(stores.labels.tobytes()).hexdigest()
+    if stores.captions is not None:
+        fingerprints["text"] = stores.captions.text.attributes["fingerprint"]
     meta = {
         "level": level,
         "depth": len(recipe.levels),
@@ -48,7 +48,7 @@ def describe(feed: Feed, init: str | None = None) -> dict[str, Any]:
         "process": recipe.process.model_dump(),
         "levels": [one.model_dump() for one in recipe.levels],
         "stores": fingerprints,
-        "codec": feed.z.attributes.get("codec"),
+        "codec": stores.z.attributes.get("codec"),
         "seed": recipe.seed,
         "training": recipe.training.model_dump(),
         "init": init,
@@ -75,14 +75,15 @@ def _decisive(meta: dict[str, Any]) -> dict[str, Any]:
 def find_checkpoint(folder: Path, meta: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to go on from; says which ones were cut short.
 
-    Raises UserError, listing what changed, where the run was begun with other settings or stores. Without an `init` the
-    one it was begun with holds.
+    Raises UserError, listing what changed, if the run was started with other settings or stores. Without an `init` the
+    one it was started with holds.
     """
-    for found in checkpoints(folder):
-        if isinstance(found, Path):
-            say(f"{found} was cut short and is passed over")
+    for checkpoint in checkpoints(folder):
+        if isinstance(checkpoint, Path):
+            say(f"{checkpoint} was cut short and is skipped")
             continue
-        old, new = _decisive(found.meta), _decisive(meta | {"init": meta["init"] or found.meta["init"]})
+        old = _decisive(checkpoint.meta)
+        new = _decisive(meta | {"init": meta["init"] or checkpoint.meta["init"]})
         changed = [
             f"{key} was {short(old.get(key))} and is {short(new.get(key))}"
             for key in sorted(old.keys() | new.keys())
@@ -90,18 +91,18 @@ def find_checkpoint(folder: Path, meta: dict[str, Any], say: Callable[[str], Non
         ]
         if changed:
             raise UserError(
-                f"{folder} was begun otherwise: {', '.join(changed)}; "
+                f"{folder} was started with other settings: {', '.join(changed)}; "
                 "change that back, give the recipe another name, or remove the folder"
             )
-        return found
+        return checkpoint
     return None
 
 
 @contextmanager
-def only_training(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder; the system lets go of it whatever ends the process.
+def training_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run's folder; the system releases it however the process ends.
 
-    Raises UserError where another training has it.
+    Raises UserError if another training holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
@@ -118,29 +119,30 @@ def only_training(folder: Path) -> Iterator[None]:
         yield
 
 
-def lay_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parameters: int, step: int) -> None:
-    """Writes recipe.yaml and config.json and forgets what was recorded after `step`."""
+def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parameters: int, step: int) -> None:
+    """Writes recipe.yaml and config.json and removes what was logged after `step`."""
     with replacing(folder / "recipe.yaml") as draft:
         draft.write_bytes(recipe_file.read_bytes())
     write_json(folder / "config.json", {"parameters": parameters, **meta})
     for name in ("log.jsonl", "scores.jsonl"):
-        losses.truncate(folder / name, step)
+        loss_log.truncate(folder / name, step)
 
 
 def best_step(folder: Path) -> int | None:
-    """The step of the lowest latent Fréchet distance so far (preview.py)."""
-    scores = losses.read(folder / "scores.jsonl")
+    """The step of the lowest latent Fréchet distance so far (training/preview.py); None before the first preview."""
+    scores = loss_log.read(folder / "scores.jsonl")
     return min(scores, key=lambda score: score["frechet_distance"])["step"] if scores else None
 
 
 def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
     """Writes README.md: what a person wants to know of a run's folder."""
-    level, log = meta["level"], losses.read(folder / "log.jsonl")
-    given = ", ".join(f"z_{level + 1 + k}" for k in range(len(meta["denoiser"]["condition_shapes"])))
+    level, log = meta["level"], loss_log.read(folder / "log.jsonl")
+    conditions = ", ".join(f"z_{level + 1 + k}" for k in range(len(meta["denoiser"]["condition_shapes"])))
     lines = [
         f"# {folder.name}",
         "",
-        f"Denoiser of z_{level} ({shape_name(meta['denoiser']['shape'])}), {f'given {given}' if given else 'the top level'}.",
+        f"Denoiser of z_{level} ({shape_name(meta['denoiser']['shape'])}), "
+        f"{f'conditioned on {conditions}' if conditions else 'the top level'}.",
         f"{state}.",
     ]
     if log and log[-1]["loss"] is not None:
@@ -148,7 +150,7 @@ def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
     if skipped := sum(line.get("skipped", 0) for line in log):
         lines.append(f"{skipped} steps were skipped, as their gradient was not finite.")
     steps = [int(path.name) for path in sorted((folder / "checkpoints").glob("[0-9]" * 8))]
-    best, scores = best_step(folder), losses.read(folder / "scores.jsonl")
+    best, scores = best_step(folder), loss_log.read(folder / "scores.jsonl")
     lines += ["", "| checkpoint | latent Fréchet distance | |", "|---|---|---|"]
     for step in steps:
         distance = next((f"{one['frechet_distance']:.3f}" for one in scores if one["step"] == step), "")

@@ -1,4 +1,4 @@
-"""The record of a training: log.jsonl, one line an interval, and its curve."""
+"""The log of a training: log.jsonl, one line per interval, and its curve."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def read(log: Path) -> list[dict[str, Any]]:
 
 
 def truncate(log: Path, step: int) -> None:
-    """Forgets what was recorded after `step`: a resumed training records it again."""
+    """Removes the lines after `step`: a resumed training writes them again."""
     if log.is_file():
-        kept = [json.dumps(record) + "\n" for record in read(log) if record["step"] <= step]
+        lines = [json.dumps(record) + "\n" for record in read(log) if record["step"] <= step]
         with replacing(log) as draft:
-            draft.write_text("".join(kept))
+            draft.write_text("".join(lines))
 
 
-def draw(log: Path, picture: Path, title: str, predicted: str) -> None:
-    """Draws the loss over the steps, with a running mean over a twentieth of them, as a PNG."""
+def draw_curve(log: Path, image: Path, title: str, predicted: str) -> None:
+    """Draws the loss over the steps, with a running mean over a twentieth of them, as a PNG. `predicted` names the target."""
     from matplotlib.figure import Figure  # slow to import, and needed at the end only
 
     records = [record for record in read(log) if record["loss"] is not None]  # none where all steps were skipped
@@ -48,5 +48,5 @@ def draw(log: Path, picture: Path, title: str, predicted: str) -> None:
     axes.plot(steps, means, color="tab:blue", label=f"mean of {width}")
     axes.set(xlabel="step", ylabel=f"mean squared error on {predicted}", title=title, yscale="log")
     axes.grid(alpha=0.3, which="both")
-    with replacing(picture) as draft:
+    with replacing(image) as draft:
         figure.savefig(draft, dpi=120, format="png")

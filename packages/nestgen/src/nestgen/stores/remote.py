@@ -1,4 +1,4 @@
-"""Store roots that are no local folder: any address that fsspec knows, such as s3://bucket/stores/coco-train."""
+"""Blocks of a store in remote storage: any address that fsspec supports, such as s3://bucket/stores/coco-train."""
 
 from __future__ import annotations
 
@@ -17,23 +17,8 @@ from nestgen.errors import UserError
 TRIES = 5  # of a read that the network failed, with 1, 2, 4, ... seconds between
 
 
-def address(root: Path, name: str) -> Path | UPath:
-    """What a recipe in the folder `root` means by a name: an address if it has ://, else a path.
-
-    Raises UserError for a protocol that is unknown or lacks its library.
-    """
-    if "://" not in name:
-        return root / name
-    try:
-        there = UPath(name)
-        _ = there.fs  # fsspec imports the protocol's library here
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{name} cannot be opened: {' '.join(str(error).split())}") from None
-    return there
-
-
 def read(path: Path | UPath) -> bytes:
-    """The content of a file. Raises FileNotFoundError, or OSError once TRIES reads from afar have failed."""
+    """The content of a file. Raises FileNotFoundError, or OSError once TRIES remote reads have failed."""
     if isinstance(path, Path):
         return path.read_bytes()
     for attempt in range(TRIES):
@@ -49,35 +34,35 @@ def read(path: Path | UPath) -> bytes:
 
 
 class RemoteBlocks:
-    """The blocks of an array by number, each read whole; the `kept` last used stay in memory."""
+    """The blocks of an array by number, each read whole; the `cached` last used stay in memory."""
 
     def __init__(self, path: UPath, count: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._path, self._count, self._shape, self._dtype = path, count, shape, dtype
         self._pool, self._lock = ThreadPoolExecutor(8, "blocks"), Lock()
         self._blocks: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
-        self.kept = 4
+        self.cached = 4
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: int) -> np.ndarray:
         try:
-            return self._ask(number).result()
+            return self._request(number).result()
         except BaseException:
             with self._lock:
-                self._blocks.pop(number, None)  # a failure is not kept
+                self._blocks.pop(number, None)  # a failure is not cached
             raise
 
     def prefetch(self, numbers: Iterable[int]) -> None:
-        """Begins to read blocks that will be asked for."""
+        """Begins to read blocks that will be needed."""
         for number in numbers:
-            self._ask(int(number))
+            self._request(int(number))
 
-    def _ask(self, number: int) -> Future[np.ndarray]:
+    def _request(self, number: int) -> Future[np.ndarray]:
         with self._lock:
             if number not in self._blocks:
                 self._blocks[number] = self._pool.submit(self._read, number)
-                while len(self._blocks) > self.kept:
+                while len(self._blocks) > self.cached:
                     self._blocks.popitem(last=False)[1].cancel()
             self._blocks.move_to_end(number)
             return self._blocks[number]

@@ -1,48 +1,65 @@
-"""Training batches, each a function of (seed, step, global sample index) whatever the process count.
+"""Training batches, each a function of (seed, step, global sample number) whatever the number of processes.
 
-A level is read from memory if it fits there, by memory map if it is local, and from afar with a shuffle buffer: blocks
-in random order, rows shuffled within groups of blocks, the next group being fetched while this one is in use.
+A level is read from memory if it fits there, by memory map if it is local, and from remote storage through a shuffle
+buffer (order.py).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.diffusion.process import level_process
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
+from nestgen.stores.hierarchy import LevelStores, open_level
 from nestgen.stores.latent import to_latent
 from nestgen.stores.remote import RemoteBlocks
-from nestgen.stores.store import Captions, Store, open_hierarchy, read_captions, read_labels
+from nestgen.stores.store import Store
+from nestgen.training.order import next_group, rows_of_samples
 
-AHEAD = 4  # batches prepared before they are asked for
+AHEAD = 4  # batches prepared in advance
 MEMORY_SHARE = 0.25  # of the free memory, for the levels of all processes of this machine
 
 
 @dataclass(frozen=True)
-class Feed:
-    """Where a level's batches come from."""
+class TrainingData:
+    """What a level's batches are made from."""
 
     recipe: Recipe
     level: int
-    z: Store
-    above: tuple[Store, ...]  # the levels that condition this one, the nearest first
-    labels: np.ndarray | None  # (rows,)
-    captions: Captions | None
-    where: str  # the values are read from, in words
-    order_rows: int  # rows of a block in the order of a shuffle buffer
+    stores: LevelStores
+    read_from: Literal["memory", "memory maps", "remote storage"]
+
+    def rows(self, samples: np.ndarray) -> np.ndarray:
+        """The row of each global sample number."""
+        return rows_of_samples(
+            self.recipe.seed, self.stores.z.rows, samples, self.recipe.training.shuffle, self._block_rows
+        )
+
+    def fetch_ahead(self, sample: int) -> None:
+        """Begins to fetch the blocks that will be needed after those of a sample, if they are remote."""
+        shuffle = self.recipe.training.shuffle
+        if self.read_from != "remote storage" or shuffle is None:
+            return
+        group = next_group(self.recipe.seed, self.stores.z.rows, sample, shuffle, self._block_rows)
+        for store in (self.stores.z, *self.stores.above):
+            if isinstance(store.blocks, RemoteBlocks):
+                store.blocks.prefetch(group)
+
+    @property
+    def _block_rows(self) -> int:
+        """Rows per block as stored: in memory a store has one block, and the order must not depend on that."""
+        return int(self.stores.z.attributes["block_rows"])
 
 
 @dataclass(frozen=True)
@@ -51,180 +68,148 @@ class Batch:
 
     z_BCHW: Tensor
     eps_BCHW: Tensor
-    t_B: Tensor
-    conditions: tuple[Tensor, ...] = ()
+    t_B: Tensor = field(metadata={"stays_on_cpu": True})  # where the process is evaluated, in float64
+    conditions: tuple[Tensor, ...] = ()  # (B, C, H, W)
     sigma_BK: Tensor | None = None  # of each condition
-    keep_B: Tensor | None = None
+    keep_B: Tensor | None = None  # false where the conditions are dropped
     label_B: Tensor | None = None
     context_BTD: Tensor | None = None  # embedded captions
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch of all tensors changed, but for the times: the process is evaluated in float64 on the CPU."""
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, its times on the CPU."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU can read by itself."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         changed: dict[str, Any] = {
-            field.name: tuple(map(change, value)) if isinstance(value, tuple) else change(value)
-            for field in fields(self)
-            if field.name != "t_B" and (value := getattr(self, field.name)) is not None
+            one.name: tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+            for one in fields(self)
+            if "stays_on_cpu" not in one.metadata and (value := getattr(self, one.name)) is not None
         }
         return replace(self, **changed)
 
-    def given(self) -> dict[str, Any]:
+    def denoiser_inputs(self) -> dict[str, Any]:
         """What the denoiser takes beside z_t and the time, by argument."""
         names = ("keep_B", "label_B", "context_BTD", "sigma_BK")
         return {"condition": self.conditions or None, **{name: getattr(self, name) for name in names}}
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in equal parts, in order."""
-        cut = {field.name: _cut(getattr(self, field.name), count) for field in fields(self)}
-        return [Batch(**{name: values[part] for name, values in cut.items()}) for part in range(count)]
+        chunks = {one.name: _chunks(getattr(self, one.name), count) for one in fields(self)}
+        return [Batch(**{name: values[part] for name, values in chunks.items()}) for part in range(count)]
 
 
-def _cut(value: Any, count: int) -> list[Any]:
+def _chunks(value: Any, count: int) -> list[Any]:
     if isinstance(value, tuple):
         return list(zip(*(one.chunk(count) for one in value))) if value else [()] * count
     return [None] * count if value is None else list(value.chunk(count))
 
 
-@dataclass(frozen=True)
-class Order:
-    """The rows of one epoch in order, and the blocks they come from: `groups[i]` until place `ends[i]`.
+def open_training_data(recipe: Recipe, level: int, processes: int = 1) -> TrainingData:
+    """Opens what a level is trained on, in memory where it fits there.
 
-    Without a shuffle buffer there is no group.
+    `processes` of this machine do the same. Raises UserError for what is too large and remote, unless
+    `training.shuffle` is set.
     """
-
-    rows: np.ndarray
-    groups: tuple[np.ndarray, ...] = ()
-    ends: tuple[int, ...] = ()
-
-
-def open_feed(recipe: Recipe, level: int, sharers: int = 1) -> Feed:
-    """Opens a level's store, those that condition it and, where the recipe has them, labels and captions.
-
-    `sharers` is how many processes of this machine do the same.
-    """
-    stores = list(open_hierarchy(recipe, (level, *recipe.conditions(level))))
-    labels = read_labels(recipe, stores[0]) if recipe.denoiser.labels else None
-    captions = read_captions(recipe, stores[0]) if recipe.denoiser.text else None
-    everything = [*stores, captions.text] if captions else stores
-    remote = any(isinstance(store.blocks, RemoteBlocks) for store in everything)
-    if sum(store.nbytes for store in everything) <= MEMORY_SHARE * psutil.virtual_memory().available / sharers:
-        stores = [store.in_memory() for store in stores]
-        captions = captions and replace(captions, text=captions.text.in_memory())
-        where = "memory"
-    elif remote:
-        if recipe.training.shuffle is None:
-            raise UserError(
-                f"{stores[0].path} is remote and too large for memory, and cannot be shuffled whole: set training.shuffle "
-                f"of {recipe.file} to the rows of a shuffle buffer, such as 65536"
-            )
-        _keep_two_groups(recipe.training.shuffle, everything)
-        where = "afar"
-    else:
-        where = "memory maps"
-    z, *above = stores
-    return Feed(recipe, level, z, tuple(above), labels, captions, where, z.attributes["block_rows"])
+    stores = open_level(recipe, level)
+    everything = stores.arrays()
+    if sum(store.nbytes for store in everything) <= MEMORY_SHARE * psutil.virtual_memory().available / processes:
+        return TrainingData(recipe, level, stores.in_memory(), "memory")
+    if not any(isinstance(store.blocks, RemoteBlocks) for store in everything):
+        return TrainingData(recipe, level, stores, "memory maps")
+    if recipe.training.shuffle is None:
+        raise UserError(
+            f"{stores.z.path} is remote and too large for memory, and cannot be shuffled whole: set training.shuffle "
+            f"of {recipe.file} to the rows of a shuffle buffer, such as 65536"
+        )
+    _cache_two_groups(recipe.training.shuffle, everything)
+    return TrainingData(recipe, level, stores, "remote storage")
 
 
-def _keep_two_groups(shuffle: int, stores: Sequence[Store]) -> None:
+def _cache_two_groups(shuffle: int, stores: Sequence[Store]) -> None:
     for store in stores:
         if isinstance(store.blocks, RemoteBlocks):
-            store.blocks.kept = 2 * max(1, shuffle // store.block_rows) + 2
+            store.blocks.cached = 2 * max(1, shuffle // store.block_rows) + 2
 
 
-@lru_cache(maxsize=4)  # a batch may reach into the next epoch
-def order_of(seed: int, rows: int, epoch: int, shuffle: int | None, block_rows: int) -> Order:
-    """Every epoch is another permutation of all rows; with a buffer of `shuffle` rows, one that goes block by block."""
-    rng = noise.generator(seed, "train/order", epoch)
-    if shuffle is None:
-        return Order(rng.permutation(rows))
-    blocks = rng.permutation(-(-rows // block_rows))
-    size = max(1, shuffle // block_rows)
-    groups = [blocks[first : first + size] for first in range(0, len(blocks), size)]
-    members = [
-        rng.permutation(np.concatenate([np.arange(b * block_rows, min(rows, (b + 1) * block_rows)) for b in group]))
-        for group in groups
-    ]
-    return Order(np.concatenate(members), tuple(groups), tuple(np.cumsum([len(one) for one in members]).tolist()))
+class UniformNumbers(NamedTuple):
+    """What is random about a sample besides its noises: uniform numbers in [0, 1), float64, one per sample.
+
+    The order of the fields is that of the numbers in the stream: another order is another training.
+    """
+
+    view_B: Tensor
+    keep_B: Tensor
+    label_drop_B: Tensor
+    time_B: Tensor
+    caption_B: Tensor
+    text_drop_B: Tensor
+    sigma_KB: Tensor  # for each condition
 
 
-def rows_of(seed: int, rows: int, samples: np.ndarray, shuffle: int | None = None, block_rows: int = 1) -> np.ndarray:
-    """The row of each global sample number."""
-    epochs, places = np.divmod(samples, rows)
-    out = np.empty_like(samples)
-    for epoch in np.unique(epochs):
-        order = order_of(seed, rows, int(epoch), shuffle, block_rows)
-        out[epochs == epoch] = order.rows[places[epochs == epoch]]
-    return out
+def _uniform_numbers(seed: int, level: int, samples: Sequence[int], conditions: int) -> UniformNumbers:
+    single = len(UniformNumbers._fields) - 1
+    u_BN = randomness.uniform(seed, f"train/z{level}/draws", samples, (single + conditions,))
+    return UniformNumbers(*u_BN.T[:single], sigma_KB=u_BN.T[single:])
 
 
-def _fetch_ahead(feed: Feed, sample: int) -> None:
-    """Begins to fetch the blocks of the group that follows a sample's."""
-    options, z = feed.recipe.training, feed.z
-    epoch, place = divmod(sample, z.rows)
-    order = order_of(feed.recipe.seed, z.rows, epoch, options.shuffle, feed.order_rows)
-    after = bisect_right(order.ends, place) + 1
-    if after == len(order.groups):
-        order, after = order_of(feed.recipe.seed, z.rows, epoch + 1, options.shuffle, feed.order_rows), 0
-    for store in (z, *feed.above):
-        if isinstance(store.blocks, RemoteBlocks):
-            store.blocks.prefetch(order.groups[after])
-
-
-def make_batch(feed: Feed, step: int, process: int = 0, processes: int = 1, pin: bool = False) -> Batch:
+def make_batch(data: TrainingData, step: int, process: int = 0, processes: int = 1, pin: bool = False) -> Batch:
     """One process's share of the global batch of a step, in memory that a GPU can read by itself if `pin`."""
-    options, seed = feed.recipe.training, feed.recipe.seed
+    recipe, level, stores = data.recipe, data.level, data.stores
+    options, above = recipe.training, recipe.conditions(level)
     share = options.batch // processes
     first = step * options.batch + process * share
     samples = np.arange(first, first + share)
 
     def normal(name: str, shape: tuple[int, int, int]) -> Tensor:
         h, w, c = shape
-        return noise.normal(seed, f"train/z{feed.level}/{name}", samples.tolist(), (c, h, w))
+        return randomness.normal(recipe.seed, f"train/z{level}/{name}", samples.tolist(), (c, h, w))
 
-    above = feed.recipe.conditions(feed.level)
-    u_BN = noise.uniform(seed, f"train/z{feed.level}/draws", samples.tolist(), (6 + len(above),))
-    rows = rows_of(seed, feed.z.rows, samples, options.shuffle, feed.order_rows)
-    if feed.where == "afar":
-        _fetch_ahead(feed, first + share - 1)
-    views = (u_BN[:, 0] * feed.z.views).long().numpy()
+    uniform = _uniform_numbers(recipe.seed, level, samples.tolist(), len(above))
+    rows = data.rows(samples)
+    data.fetch_ahead(first + share - 1)
+    views = (uniform.view_B * stores.z.views).long().numpy()
 
-    codec = feed.z.attributes.get("codec")
-    shape = feed.z.latent_shape
+    codec, shape = stores.z.attributes.get("codec"), stores.z.latent_shape
     moments = codec is not None and codec["moments"]
-    z_BCHW = to_latent(feed.z.read(rows, views), codec, normal("posterior", shape) if moments else None)
+    z_BCHW = to_latent(stores.z.read(rows, views), codec, normal("posterior", shape) if moments else None)
 
     conditions, sigmas = [], []
-    for number, store, u_B in zip(above, feed.above, u_BN.T[6:]):
+    for number, store, u_B in zip(above, stores.above, uniform.sigma_KB):
         condition_BCHW = to_latent(store.read(rows, views), None, None)
-        sigma_B = draw_sigma(feed.recipe.levels[number].sigma, u_B)
+        sigma_B = sample_sigma(recipe.levels[number].sigma, u_B)
         if sigma_B.any():
-            name = "condition" if number == feed.level + 1 else f"condition/z{number}"
+            name = "condition" if number == level + 1 else f"condition/z{number}"
             condition_BCHW += sigma_B[:, None, None, None] * normal(name, store.latent_shape)
         conditions.append(condition_BCHW)
         sigmas.append(sigma_B)
     label_B = None
-    if feed.labels is not None:
-        null = feed.recipe.denoiser.labels
-        label_B = torch.from_numpy(feed.labels[rows]).masked_fill(u_BN[:, 2] < options.label_drop, null)
+    if stores.labels is not None:
+        null = recipe.denoiser.labels
+        label_B = torch.from_numpy(stores.labels[rows]).masked_fill(uniform.label_drop_B < options.label_drop, null)
     context_BTD = None
-    if feed.captions is not None:
-        drawn = feed.captions.draw(rows, u_BN[:, 4].numpy())
-        kept = np.where(u_BN[:, 5].numpy() < options.text_drop, 0, drawn)
-        context_BTD = torch.from_numpy(feed.captions.text.read(kept).astype(np.float32))
+    if stores.captions is not None:
+        captioned = stores.captions.sample(rows, uniform.caption_B.numpy())
+        text_rows = np.where(uniform.text_drop_B.numpy() < options.text_drop, 0, captioned)
+        context_BTD = torch.from_numpy(stores.captions.text.read(text_rows).astype(np.float32))
     batch = Batch(
         z_BCHW=z_BCHW,
         eps_BCHW=normal("eps", shape),
-        t_B=level_process(feed.recipe, feed.level).training_time(u_BN[:, 3]),
+        t_B=level_process(recipe, level).training_time(uniform.time_B),
         conditions=tuple(conditions),
         sigma_BK=torch.stack(sigmas, 1) if sigmas else None,
-        keep_B=u_BN[:, 1] >= options.condition_drop if conditions else None,
+        keep_B=uniform.keep_B >= options.condition_drop if conditions else None,
         label_B=label_B,
         context_BTD=context_BTD,
     )
-    return batch.each(Tensor.pin_memory) if pin else batch
+    return batch.pin_memory() if pin else batch
 
 
-def draw_sigma(sigma: float | tuple[float, float], u_B: Tensor) -> Tensor:
-    """A level's sigma for each sample, float32: the recipe's number, or one of its range by a uniform number."""
+def sample_sigma(sigma: float | tuple[float, float], u_B: Tensor) -> Tensor:
+    """A level's sigma for each sample, float32 (B,): the recipe's number, or one of its range by a uniform number."""
     low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     return (low + (high - low) * u_B).float()
 

@@ -1,6 +1,6 @@
-"""FSDP: every process keeps a share of the weights, of their averages and of the optimiser's state.
+"""FSDP: every process has a shard of the weights, of their averages and of the optimiser's state.
 
-Sharding is torch's own: Accelerate knows it on GPUs only, and passes over it on CPUs without a word.
+Sharding is torch's own: Accelerate's works on GPUs only, and does nothing on CPUs without a word.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def shard(denoiser: Denoiser) -> None:
     fully_shard(denoiser)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor of which each process may have a shard; then every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def like(other: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, sharded as another is, if it is."""
+def shard_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """A full tensor, sharded as another one is, if that is sharded."""
     if not hasattr(other, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -16,8 +16,8 @@ from typing import IO
 
 from nestgen.errors import UserError
 
-LOST = 75  # exit code of a process whose partner ended; not a fault of its own
-LEASH = "NESTGEN_LEASH"  # number of the pipe that breaks when the parent is gone
+LOST = 75  # exit code of a process that ended because another one did
+PARENT_PIPE = "NESTGEN_PARENT_PIPE"  # number of the pipe that breaks when the parent is gone
 GRACE = 60.0  # seconds that the others have to end by themselves once one has failed
 
 
@@ -25,13 +25,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs `nestgen ARGUMENTS` in so many processes; returns the exit code of the training.
 
     Each gets an equal share of the CPU's cores unless OMP_NUM_THREADS says otherwise, and a GPU of its own where there
-    are any. SIGINT and SIGTERM are passed on, and the processes end by themselves when this one is gone. The meeting
-    point is held by this process, at a port that the system gave it, so nobody else can be met there.
+    are any. SIGINT and SIGTERM are passed on, and the processes end by themselves when this one is gone. This process
+    holds the store where they find each other, at a port that the system chose, so that no other training can be there.
     """
     from torch.distributed import TCPStore  # takes seconds to import
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    held, leash = os.pipe()
+    read_end, write_end = os.pipe()
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         **os.environ,
@@ -40,7 +40,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch's word for: the launcher holds the store
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        LEASH: str(held),
+        PARENT_PIPE: str(read_end),
     }
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo may look long for an address of the host's name
@@ -53,25 +53,25 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
                 stderr=errors[rank - 1] if rank else None,
                 stdout=subprocess.DEVNULL if rank else None,
                 stdin=subprocess.DEVNULL,
-                pass_fds=[held],
+                pass_fds=[read_end],
                 start_new_session=True,  # so that Ctrl-C reaches them once, through this process
             )
             for rank in range(processes)
         ]
-        os.close(held)
+        os.close(read_end)
         try:
-            codes = _wait(started)
+            codes, first_failed = _wait(started)
         finally:
             for process in started:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-            os.close(leash)
-        return _verdict(codes, errors)
+            os.close(write_end)
+        return _exit_code(codes, first_failed, errors)
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes of all; once one has failed, the others end within GRACE, by themselves or by force."""
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
+    """Exit codes of all, and the rank that failed first, if any; then the others end within GRACE or are killed."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in started:
@@ -80,43 +80,51 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed: float | None = None
+        first_failed, failed_at = None, 0.0
         while None in (codes := [process.poll() for process in started]):
-            if failed is None and any(codes):
-                failed = time.monotonic()
-            if failed is not None and time.monotonic() - failed > GRACE:
+            if first_failed is None and (failed := _failed(codes)):
+                first_failed, failed_at = failed[0], time.monotonic()
+            if first_failed is not None and time.monotonic() - failed_at > GRACE:
                 break
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return [process.returncode if process.returncode is not None else LOST for process in started]
+    codes = [process.returncode if process.returncode is not None else LOST for process in started]
+    if (first_failed is None or codes[first_failed] == LOST) and (failed := _failed(codes)):
+        first_failed = failed[0]
+    return codes, first_failed
 
 
-def _verdict(codes: Sequence[int], errors: Sequence[IO[str]]) -> int:
-    """The exit code of the training. Shows what another process than the first, which is heard anyway, died of."""
-    culprits = [rank for rank, code in enumerate(codes) if code not in (0, LOST)]
-    if not culprits:
-        return max(codes)
-    if 0 not in culprits:
-        errors[culprits[0] - 1].seek(0)
-        sys.stderr.write(errors[culprits[0] - 1].read())
-    code = codes[culprits[0]]
+def _failed(codes: Sequence[int | None]) -> list[int]:
+    """The ranks that have failed, what was killed first and what only lost another process last."""
+    failed = [(code == LOST, code > 0, rank) for rank, code in enumerate(codes) if code]
+    return [rank for _, _, rank in sorted(failed)]
+
+
+def _exit_code(codes: Sequence[int], first_failed: int | None, errors: Sequence[IO[str]]) -> int:
+    """The exit code of the training. Prints the errors of the process that failed first, unless that is rank 0's."""
+    if first_failed is None:
+        return 0
+    code = codes[first_failed]
+    if first_failed and code != LOST:
+        errors[first_failed - 1].seek(0)
+        sys.stderr.write(errors[first_failed - 1].read())
     if code < 0:
         raise UserError(
-            f"process {culprits[0]} of the training was ended by {signal.Signals(-code).name}, perhaps for want of "
+            f"process {first_failed} of the training was ended by {signal.Signals(-code).name}, perhaps for want of "
             "memory; the same command goes on from the last checkpoint"
         )
     return code
 
 
-def follow_the_parent() -> None:
-    """In a process that `launch` started: asks it to stop once the parent is gone."""
-    if (leash := os.environ.get(LEASH)) is None:
+def stop_with_the_parent() -> None:
+    """In a process that `launch` started: stops it, as SIGTERM does, once the parent is gone."""
+    if (pipe := os.environ.get(PARENT_PIPE)) is None:
         return
 
     def watch() -> None:
-        os.read(int(leash), 1)  # nothing is ever written: this returns when the other end is closed
+        os.read(int(pipe), 1)  # nothing is ever written: this returns when the other end is closed
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="leash", daemon=True).start()
+    threading.Thread(target=watch, name="parent", daemon=True).start()

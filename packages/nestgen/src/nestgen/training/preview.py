@@ -1,33 +1,34 @@
-"""Looking at a denoiser while it trains: samples from its average, beside real rows, and how far they are from them."""
+"""Previews of a denoiser in training: samples from its average, beside real ones, and the distance between them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.diffusion.process import level_process
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
 from nestgen.images import draw_sheet, write_image
 from nestgen.recipe.level_sampling import level_sampling
-from nestgen.recipe.recipe import Recipe, store_path
-from nestgen.runs import loss_log as losses
+from nestgen.recipe.locations import resolve_path, store_path
+from nestgen.recipe.recipe import Recipe
+from nestgen.runs import loss_log
 from nestgen.runs.checkpoint import load_denoiser
 from nestgen.sampling.decoder import load_decoder
 from nestgen.scoring.frechet import frechet_distance
 from nestgen.scoring.spaces import pool
+from nestgen.stores.hierarchy import LevelStores, check_same_rows
 from nestgen.stores.latent import to_latent
-from nestgen.stores.remote import address
-from nestgen.stores.store import Store, check_same_rows, open_store
-from nestgen.training.feed import Feed
+from nestgen.stores.store import Store, open_store
 
-SHOWN = 8  # pictures in a row
+SHOWN = 8  # images in a row
 BATCH = 64  # samples at a time
 REFERENCE = 2048  # real rows at most
 
@@ -37,32 +38,34 @@ class Preview:
     """Fixed noise and conditions of `training.preview` samples, and real latents to compare with.
 
     The conditions are the levels above of held-out rows where the recipe's evaluation.reference has them, with their
-    labels (but no captions), else of training rows. They are noised as in training, and there is no guidance: what is
-    looked at is one denoiser.
+    labels (but no captions), else of training rows. They are noised as in training, and there is no guidance: a preview
+    shows one denoiser.
     """
 
-    feed: Feed
+    recipe: Recipe
+    level: int
+    codec: dict[str, Any] | None  # of z_0
     noise_BCHW: Tensor
-    given: dict[str, Tensor | list[Tensor]]  # arguments of the denoiser
+    denoiser_inputs: dict[str, Tensor | list[Tensor]]
     real_BCHW: Tensor  # of the same rows as the conditions
     reference_ND: np.ndarray
 
-    def draw(self, folder: Path, step: int) -> dict[str, float]:
-        """Samples from the checkpoint of a step: writes previews/<step>.png and a line of scores.jsonl; returns scores."""
+    def sample(self, folder: Path, step: int) -> dict[str, float]:
+        """Samples from the newest checkpoint, that of `step`: writes previews/<step>.png and a line of scores.jsonl."""
         denoiser, _ = load_denoiser(folder)
-        process = level_process(self.feed.recipe, self.feed.level)
-        sampling = level_sampling(self.feed.recipe, self.feed.level)
+        process = level_process(self.recipe, self.level)
+        sampling = level_sampling(self.recipe, self.level)
         parts = []
         for first in range(0, len(self.noise_BCHW), BATCH):
             part = slice(first, first + BATCH)
-            given = {
+            inputs = {
                 name: [one[part] for one in value] if isinstance(value, list) else value[part]
-                for name, value in self.given.items()
+                for name, value in self.denoiser_inputs.items()
             }
 
-            def denoise(z_BCHW: Tensor, t: Tensor, given: dict[str, Tensor | list[Tensor]] = given) -> Tensor:
-                told_B = process.time_embedding_input(t).expand(len(z_BCHW))
-                return process.latent(denoiser(z_BCHW, told_B, **given), z_BCHW, t)
+            def denoise(z_BCHW: Tensor, t: Tensor, inputs: dict[str, Tensor | list[Tensor]] = inputs) -> Tensor:
+                time_B = process.time_embedding_input(t).expand(len(z_BCHW))
+                return process.latent(denoiser(z_BCHW, time_B, **inputs), z_BCHW, t)
 
             with torch.inference_mode():
                 parts.append(sample_level(denoise, process, self.noise_BCHW[part], sampling.steps, sampling.sampler))
@@ -70,69 +73,71 @@ class Preview:
         if not z_BCHW.isfinite().all():
             return {}
         distance = frechet_distance(_vectors(z_BCHW), self.reference_ND)
-        losses.append(folder / "scores.jsonl", {"step": step, "frechet_distance": distance})
-        picture = _picture_maker(self.feed)
-        rows = [picture(one[:SHOWN]) for one in (self.real_BCHW, z_BCHW)]
+        loss_log.append(folder / "scores.jsonl", {"step": step, "frechet_distance": distance})
+        decode = _decoder(self.codec)
+        rows = [decode(one[:SHOWN]) for one in (self.real_BCHW, z_BCHW)]
         write_image(draw_sheet(rows, ["real", f"step {step}"]), folder / "previews" / f"{step:08d}.png")
         return {"frechet_distance": distance}
 
 
-def open_preview(feed: Feed) -> Preview:
+def open_preview(recipe: Recipe, level: int, stores: LevelStores) -> Preview:
     """Reads what previews need. Raises UserError for a reference that does not fit the levels."""
-    recipe, level, count = feed.recipe, feed.level, feed.recipe.training.preview
+    count = recipe.training.preview
     level_sampling(recipe, level)  # refuses a sampler that the process does not have now, not at the first preview
-    held_out = _held_out(feed)
-    own = held_out[0] is feed.z
-    rows = noise.generator(recipe.seed, "preview/rows", 0).permutation(held_out[0].rows)
+    held_out = _held_out(recipe, level, stores)
+    own = held_out[0] is stores.z
+    rows = randomness.generator(recipe.seed, "preview/rows", 0).permutation(held_out[0].rows)
     chosen = np.resize(rows, count)
 
     def normal(name: str, channels: int, h: int, w: int) -> Tensor:
-        return noise.normal(recipe.seed, f"preview/z{level}/{name}", range(count), (channels, h, w))
+        return randomness.normal(recipe.seed, f"preview/z{level}/{name}", range(count), (channels, h, w))
 
     h, w, c = recipe.levels[level].shape
-    given: dict[str, Tensor | list[Tensor]] = {}
+    inputs: dict[str, Tensor | list[Tensor]] = {}
     if len(held_out) > 1:
         sigmas = [_middle(recipe.levels[number].sigma) for number in recipe.conditions(level)]
-        given["condition"] = [
+        inputs["condition"] = [
             to_latent(store.read(chosen, np.zeros_like(chosen)), None, None)
             + sigma * normal(f"condition/{k}", store.latent_shape[2], *store.latent_shape[:2])
             for k, (store, sigma) in enumerate(zip(held_out[1:], sigmas))
         ]
-        given["sigma_BK"] = torch.tensor(sigmas).expand(count, -1)
-    if feed.labels is not None:
-        given["label_B"] = torch.from_numpy(feed.labels[chosen] if own else _labels(recipe, held_out[0])[chosen])
-    if feed.captions is not None and own:
-        drawn = noise.uniform(recipe.seed, "preview/caption", range(count), ()).numpy()
-        text_rows = feed.captions.draw(chosen, drawn)
-        given["context_BTD"] = torch.from_numpy(feed.captions.text.read(text_rows).astype(np.float32))
+        inputs["sigma_BK"] = torch.tensor(sigmas).expand(count, -1)
+    if stores.labels is not None:
+        inputs["label_B"] = torch.from_numpy(stores.labels[chosen] if own else _labels(recipe, held_out[0])[chosen])
+    if stores.captions is not None and own:
+        uniform_N = randomness.uniform(recipe.seed, "preview/caption", range(count), ()).numpy()
+        text_rows = stores.captions.sample(chosen, uniform_N)
+        inputs["context_BTD"] = torch.from_numpy(stores.captions.text.read(text_rows).astype(np.float32))
 
-    def real(of: np.ndarray) -> Tensor:
-        posterior = noise.normal(recipe.seed, "preview/posterior", of.tolist(), (c, h, w))
-        stored = held_out[0].read(of, np.zeros_like(of))
+    def real(rows: np.ndarray) -> Tensor:
+        posterior = randomness.normal(recipe.seed, "preview/posterior", rows.tolist(), (c, h, w))
+        stored = held_out[0].read(rows, np.zeros_like(rows))
         return to_latent(stored, held_out[0].attributes.get("codec"), posterior)
 
     reference = real(rows[:REFERENCE])
-    return Preview(feed, normal("noise", c, h, w), given, real(chosen[:SHOWN]), _vectors(reference))
+    codec = stores.z.attributes.get("codec")
+    noise_BCHW = normal("noise", c, h, w)
+    return Preview(recipe, level, codec, noise_BCHW, inputs, real(chosen[:SHOWN]), _vectors(reference))
 
 
-def _labels(recipe: Recipe, like: Store) -> np.ndarray:
+def _labels(recipe: Recipe, held_out: Store) -> np.ndarray:
     """Classes of held-out rows; the null class where there are none."""
-    path = like.path.parent.parent / "labels.zarr"
-    labels = open_store(path).load() if path.is_dir() else np.full(like.rows, -1)
+    path = held_out.path.parent.parent / "labels.zarr"
+    labels = open_store(path).load() if path.is_dir() else np.full(held_out.rows, -1)
     return np.where((labels < 0) | (labels >= recipe.denoiser.labels), recipe.denoiser.labels, labels)
 
 
-def _held_out(feed: Feed) -> list[Store]:
+def _held_out(recipe: Recipe, level: int, own: LevelStores) -> list[Store]:
     """The stores of the level and of those that condition it, of held-out rows if the recipe names any."""
-    recipe, own = feed.recipe, [feed.z, *feed.above]
+    training = [own.z, *own.above]
     if recipe.evaluation.reference is None:
-        return own
-    root = address(recipe.root, recipe.evaluation.reference)
-    paths = [store_path(recipe, number, root) for number in (feed.level, *recipe.conditions(feed.level))]
+        return training
+    root = resolve_path(recipe.root, recipe.evaluation.reference)
+    paths = [store_path(recipe, number, root) for number in (level, *recipe.conditions(level))]
     if not all(path.with_suffix(".seal.json").is_file() for path in paths):
-        return own  # it may not be extracted yet
+        return training  # it may not be extracted yet
     stores = [open_store(path) for path in paths]
-    for store, ours in zip(stores, own):
+    for store, ours in zip(stores, training):
         check_same_rows(stores[0], store)
         if store.latent_shape != ours.latent_shape or store.attributes.get("mean") != ours.attributes.get("mean"):
             raise UserError(f"{store.path} is of another shape or basis than {ours.path}; extract it with --basis")
@@ -147,9 +152,8 @@ def _vectors(z_BCHW: Tensor) -> np.ndarray:
     return pool(z_BCHW.permute(0, 2, 3, 1).numpy())
 
 
-def _picture_maker(feed: Feed) -> Callable[[Tensor], np.ndarray]:
-    """Pictures of latents: decoded where the codec's weights are at hand, else the first three channels as colours."""
-    codec = feed.z.attributes.get("codec")
+def _decoder(codec: dict[str, Any] | None) -> Callable[[Tensor], np.ndarray]:
+    """From latents to images: the codec's where its weights are there, else the first three channels as colours."""
     if codec is None:
         return _channels_as_colours
     try:

@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from nestgen.errors import UserError
 from nestgen.recipe.sections import TrainingOptions
-from nestgen.runs import loss_log as losses
-from nestgen.training.step import StepResult, learning_rate
+from nestgen.runs import loss_log
 
 MOST_SKIPPED = 50  # steps in a row; a scaler of fp16 needs some twenty to find its scale
 
@@ -25,7 +24,7 @@ PEAKS = {"H200": 989.4, "H100": 989.4, "A100": 312.0, "L40S": 362.1, "L4": 121.0
 
 
 def peak_of(device: torch.device, precision: str) -> float | None:
-    """FLOP/s at most of a device; None where that is not known."""
+    """Peak FLOP/s of a device; None if it is not in the table."""
     if device.type != "cuda" or precision == "no":
         return None
     name = torch.cuda.get_device_name(device)
@@ -33,7 +32,7 @@ def peak_of(device: torch.device, precision: str) -> float | None:
 
 
 class Progress:
-    """What is shown and recorded of steps first + 1 to last. `flops` are those of training on one sample."""
+    """The progress bar and log of steps first + 1 to last. `flops` are those of training on one sample."""
 
     def __init__(
         self, accelerator: Accelerator, options: TrainingOptions, folder: Path, first: int, last: int, flops: float
@@ -53,21 +52,21 @@ class Progress:
 
     def _begin(self) -> None:
         self._loss = torch.zeros((), device=self.accelerator.device)
-        self._counted, self._skipped, self._begun = 0, 0, time.perf_counter()
+        self._counted, self._skipped, self._started = 0, 0, time.perf_counter()
 
     def pause(self) -> None:
-        """What takes time from here on is no training; `resume` ends it."""
+        """Stops the clock: what follows is not training, up to `resume`."""
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
-        """The end of a pause."""
-        self._begun += time.perf_counter() - self._paused
+        """Starts the clock again."""
+        self._started += time.perf_counter() - self._paused
 
-    def add(self, result: StepResult, step: int) -> None:
-        """Counts a step. Raises UserError when too many in a row were skipped."""
+    def add(self, loss: Tensor, skipped: bool, step: int) -> None:
+        """Counts a step and its loss, if it was not skipped. Raises UserError after too many skipped steps in a row."""
         self.bar.update()
-        if not result.skipped:
-            self._loss += result.loss
+        if not skipped:
+            self._loss += loss
             self._counted += 1
             self.skipped_in_a_row = 0
             return
@@ -79,28 +78,28 @@ class Progress:
                 "last checkpoint is from before: lower training.lr or set training.clip or another training.precision"
             )
 
-    def report(self, step: int) -> None:
-        """Shows and records the mean since the last report; every process calls it."""
+    def report(self, step: int, learning_rate: float) -> None:
+        """Shows and logs the mean since the last report; every process calls it."""
         steps = self._counted + self._skipped
-        seconds = time.perf_counter() - self._begun
+        seconds = time.perf_counter() - self._started
         rate = steps * self.options.batch / seconds
         loss = self._mean()
-        record: dict[str, Any] = {"step": step, "loss": loss, "lr": learning_rate(self.options, step - 1)}
+        record: dict[str, Any] = {"step": step, "loss": loss, "lr": learning_rate}
         record["samples_per_second"] = round(rate, 1)
         flops = rate * self.flops
         if self.peak is None:
             record["gflop_per_second"] = round(flops / 1e9, 1)
-            use = f"{flops / 1e9:.0f} GFLOP/s"
+            speed = f"{flops / 1e9:.0f} GFLOP/s"
         else:
             record["utilisation"] = round(flops / self.peak / self.accelerator.num_processes, 4)
-            use = f"{record['utilisation']:.1%} of the peak"
+            speed = f"{record['utilisation']:.1%} of the peak"
         if self._skipped:
             record["skipped"] = self._skipped
         if self.accelerator.is_main_process:
-            losses.append(self.folder / "log.jsonl", record)
+            loss_log.append(self.folder / "log.jsonl", record)
         self.track({key: value for key, value in record.items() if key != "step" and value is not None}, step)
         shown = "no finite step" if loss is None else f"loss {loss:.4f}"
-        self.bar.set_postfix_str(f"{shown}, {rate:.0f} samples/s, {use}", refresh=False)
+        self.bar.set_postfix_str(f"{shown}, {rate:.0f} samples/s, {speed}", refresh=False)
         self._begin()
 
     def _mean(self) -> float | None:

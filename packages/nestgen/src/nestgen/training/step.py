@@ -8,51 +8,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestgen.denoiser.uvit import initial_denoiser
-from nestgen.diffusion.process import level_process
+from nestgen.denoiser.uvit import Denoiser
+from nestgen.diffusion.process import Process
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import ema
 from nestgen.runs.checkpoint import Checkpoint, save_checkpoint
-from nestgen.training.feed import Batch, Feed
-from nestgen.training.fsdp import like, shard, whole
+from nestgen.runs.ema_snapshots import save_snapshot
+from nestgen.training.batches import Batch
+from nestgen.training.fsdp import full_tensor, shard, shard_as
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
-    """Of the optimiser step that follows `step` steps: linear warm-up, then constant."""
+    """Learning rate of the optimiser step that follows `step` steps: linear warm-up, then constant."""
     return options.lr * min(1.0, (step + 1) / max(1, options.warmup))
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one step: the loss before it, of this process's share, and whether all processes skipped it."""
+    """What one step did."""
 
-    loss: Tensor
-    skipped: bool
+    loss: Tensor  # before the step, of this process's share of the batch
+    skipped: bool  # by all processes, because the gradient was not finite
 
 
 class Trainer:
-    """A denoiser, the averages of its weights and its optimiser; the first weights are `start`'s where it has any."""
+    """A denoiser, the averages of its weights and its optimiser, on the accelerator's device.
+
+    `denoiser` has its first weights; those of `checkpoint` replace them if there is one.
+    """
 
     def __init__(
-        self, accelerator: Accelerator, feed: Feed, checkpoint: Checkpoint | None, start: Mapping[str, Tensor]
+        self,
+        accelerator: Accelerator,
+        denoiser: Denoiser,
+        process: Process,
+        options: TrainingOptions,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        recipe, device = feed.recipe, accelerator.device
-        self.accelerator, self.options = accelerator, recipe.training
-        self.process = level_process(recipe, feed.level)
-        self.denoiser = initial_denoiser(recipe, feed.level)
-        self.denoiser.load_state_dict(start, strict=False)
-        self.denoiser.checkpointing = self.options.checkpoint_activations
-        if feed.captions is not None:
-            self.denoiser.null_context.copy_(
-                torch.from_numpy(feed.captions.text.read(np.array([0]))[0].astype(np.float32))
-            )
-        self.denoiser.to(device)
-        self.sharded = self.options.shard and accelerator.num_processes > 1
+        self.accelerator, self.denoiser, self.process, self.options = accelerator, denoiser, process, options
+        self.denoiser.checkpointing = options.checkpoint_activations
+        self.denoiser.to(accelerator.device)
+        self.sharded = options.shard and accelerator.num_processes > 1
         if self.sharded:
             shard(self.denoiser)
         if self.options.compile:
@@ -76,14 +76,14 @@ class Trainer:
 
     def step(self, batch: Batch, step: int) -> StepResult:
         """The optimiser step that follows `step` steps. A step whose gradient is not finite changes nothing."""
-        batch = batch.each(lambda tensor: tensor.to(self.accelerator.device, non_blocking=True))
+        batch = batch.to(self.accelerator.device)
         parts = batch.parts(self.options.accumulate)
         losses = [self._backward(part, part is parts[-1]) for part in parts]
-        # Gradients are sums over processes by now, so that all of them find the same.
+        # Gradients are sums over processes by now: all of them get the same norm.
         self.accelerator.unscale_gradients(self.optimizer)
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(whole(norm).isfinite())
+        finite = bool(full_tensor(norm).isfinite())
         if self.options.clip is not None and finite:
             torch.nn.utils.clip_grads_with_norm_(self.weights.values(), self.options.clip, norm)
         for group in self.optimizer.param_groups:
@@ -92,25 +92,25 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if finite:
-            self._follow(step)
+            self._update_averages(step)
         return StepResult(torch.stack(losses).mean(), not finite)
 
     def _backward(self, batch: Batch, last: bool) -> Tensor:
         """Adds the gradients of a part of the batch; only with the last do the processes share them."""
         z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
-        told_B = self.process.time_embedding_input(batch.t_B).to(z_t_BCHW.device)
+        time_B = self.process.time_embedding_input(batch.t_B).to(z_t_BCHW.device)
         if self.sharded:
             self.denoiser.set_requires_gradient_sync(last)  # type: ignore[operator]
         alone = not last and not self.sharded
         with self.accelerator.no_sync(self.model) if alone else contextlib.nullcontext():
             with self.accelerator.autocast():
-                output_BCHW = self.model(z_t_BCHW, told_B, **batch.given())
+                output_BCHW = self.model(z_t_BCHW, time_B, **batch.denoiser_inputs())
             value = self.process.loss(output_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
             self.accelerator.backward(value / self.options.accumulate)
         return value.detach()
 
     @torch.no_grad()
-    def _follow(self, step: int) -> None:
+    def _update_averages(self, step: int) -> None:
         """Moves the averages towards the weights."""
         weights = list(self.weights.values())
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - ema.decay(self.options.ema, step))
@@ -139,11 +139,18 @@ class Trainer:
             save_checkpoint(folder, gathered, meta, self.options.keep, best)
         self.accelerator.wait_for_everyone()
 
+    def save_snapshots(self, folder: Path, step: int) -> None:
+        """Writes the power-function averages of a step (runs/ema_snapshots.py)."""
+        for length, average in self.power.items():
+            tensors = self.gather(average | dict(self.denoiser.named_buffers()))
+            if self.accelerator.is_main_process:
+                save_snapshot(folder, step, length, tensors)
+
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the main process's CPU; nothing on the others, which help to put shards together."""
+        """Full tensors on the main process's CPU; nothing on the others, which contribute their shards."""
         gathered = {}
         for name, value in tensors.items():
-            tensor = whole(value.detach())
+            tensor = full_tensor(value.detach())
             if self.accelerator.is_main_process:
                 gathered[name] = tensor.cpu()
         return gathered
@@ -155,11 +162,11 @@ class Trainer:
         for part, target in targets.items():
             tensors = checkpoint.load(part)
             for name, value in target.items():
-                value.copy_(like(value, tensors[name]))
+                value.copy_(shard_as(tensors[name], value))
         tensors = checkpoint.load("optimizer")
         state: dict[int, dict[str, Tensor]] = {
             number: {
-                key: tensors[f"{name}.{key}"] if key == "step" else like(weight, tensors[f"{name}.{key}"])
+                key: tensors[f"{name}.{key}"] if key == "step" else shard_as(tensors[f"{name}.{key}"], weight)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
             for number, (name, weight) in enumerate(self.weights.items())

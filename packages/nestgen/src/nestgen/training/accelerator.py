@@ -1,0 +1,85 @@
+"""Accelerate's part: where a training runs, in which precision, and what ends with other processes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch.distributed import DistNetworkError, DistStoreError
+
+from nestgen.errors import LostProcess, UserError
+from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import TrainingOptions
+from nestgen.training.launch import stop_with_the_parent
+
+TIMEOUT = timedelta(minutes=30)  # of a process that waits for the others: a preview or a large checkpoint takes long
+
+
+def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
+    """This process alone, or among those that `--processes`, `accelerate launch` or `torchrun` started."""
+    stop_with_the_parent()
+    for tracker in options.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"training.trackers names {tracker}, which is not installed; install nestgen[{tracker}]")
+    # Unless `cpu` is set, Accelerate takes every process that torchrun starts on a CPU for the only one.
+    on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=options.precision,
+            cpu=on_cpu,
+            log_with=list(options.trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        )
+    except ValueError as error:
+        raise UserError(
+            f"this machine does not support training.precision {options.precision} ({error}); set `no` or another one"
+        ) from None
+    if options.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("training.precision fp16 needs a GPU; set bf16 or no")
+    if options.batch % (accelerator.num_processes * options.accumulate):
+        raise UserError(
+            f"training.batch {options.batch} does not divide among {accelerator.num_processes} processes"
+            f"{f' of {options.accumulate} parts' if options.accumulate > 1 else ''}; set a multiple of them"
+        )
+    return accelerator
+
+
+def with_actual_precision(recipe: Recipe) -> Recipe:
+    """The recipe with bf16 or no in place of `auto`, so that a checkpoint records what it was trained in."""
+    if recipe.training.precision != "auto":
+        return recipe
+    precision = "bf16" if has_bfloat16() else "no"
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine has instructions for bfloat16: a CPU without them takes ten times as long."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def lost_processes(accelerator: Accelerator) -> Iterator[None]:
+    """Raises LostProcess instead of what gloo and torch's store raise once another process of a training has ended.
+
+    NCCL's errors pass as they are: most are faults of the machine, which their traceback describes.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        gone = isinstance(error, DistNetworkError | DistStoreError) or "gloo" in str(error)
+        if accelerator.num_processes > 1 and gone:
+            raise LostProcess(
+                f"another process of this training ended, or did not answer for {TIMEOUT.seconds // 60} minutes; "
+                "the same command goes on from the last checkpoint"
+            ) from None
+        raise

@@ -1,0 +1,94 @@
+"""The loop: steps with their log lines, checkpoints and previews, until the last one or a signal."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from nestgen.denoiser.flops import count
+from nestgen.errors import UserError
+from nestgen.runs.folder import best_step, write_status
+from nestgen.training.batches import TrainingData, make_batch, prefetch
+from nestgen.training.preview import Preview
+from nestgen.training.progress import Progress
+from nestgen.training.step import Trainer, learning_rate
+
+LOG_EVERY = 10  # steps
+
+
+def run_steps(
+    trainer: Trainer, data: TrainingData, folder: Path, meta: dict[str, Any], steps: range, preview: Preview | None
+) -> None:
+    """Takes the steps that follow `steps.start` others, up to step `steps.stop`.
+
+    Raises KeyboardInterrupt once a signal has stopped it and the checkpoint is written, and UserError if the last
+    gradients were not finite.
+    """
+    accelerator, options, last = trainer.accelerator, trainer.options, steps.stop
+    process, processes = accelerator.process_index, accelerator.num_processes
+    pin = accelerator.device.type == "cuda"
+    batches = prefetch(lambda step: make_batch(data, step, process, processes, pin), steps.start, last)
+    # a training step is a forward pass and a backward one of twice its operations
+    flops = 3e9 * count(trainer.denoiser.config).gflops_true
+    progress = Progress(accelerator, options, folder, steps.start, last, flops)
+    with progress.bar, closing(batches), stop_signals() as stop_requested:
+        for step, batch in enumerate(batches, steps.start + 1):
+            result = trainer.step(batch, step - 1)
+            progress.add(result.loss, result.skipped, step)
+            stop = _any_stops(accelerator, stop_requested(), step)
+            save = stop or step == last or step % options.checkpoint_every == 0
+            if save or step % LOG_EVERY == 0:
+                progress.report(step, learning_rate(options, step - 1))
+            if options.ema_snapshots and step % options.ema_snapshots == 0:
+                trainer.save_snapshots(folder, step)
+            if save and progress.skipped_in_a_row == 0:  # what diverges is not saved
+                progress.pause()
+                trainer.save(folder, meta, step, best_step(folder))
+                if preview and not stop:
+                    progress.track(preview.sample(folder, step), step)
+                if accelerator.is_main_process:
+                    write_status(folder, meta, f"In training, at step {step} of {last}")
+                progress.resume()
+            if stop and step < last:
+                raise KeyboardInterrupt(
+                    f"stopped after step {step} of {last}, saved in {folder}: the same command goes on from there"
+                )
+    if progress.skipped_in_a_row:
+        raise UserError(
+            f"the gradient of the last {progress.skipped_in_a_row} step(s) of {folder} was not finite, so that they are "
+            "not saved; lower training.lr or set training.clip"
+        )
+
+
+def _any_stops(accelerator: Accelerator, stop: bool, step: int) -> bool:
+    """Whether any process was signalled to stop; several exchange it only every LOG_EVERY steps."""
+    if accelerator.num_processes == 1:
+        return stop
+    if step % LOG_EVERY:
+        return False
+    return accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum").item() > 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, the first SIGINT or SIGTERM only makes the yielded function return True; a second one acts at once."""
+    requested = False
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(number, before[number])
+
+    before = {int(number): signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
