@@ -199,6 +199,12 @@ KEYS = [
 ]
 
 
+# Each line is ten times the one before: 10^8 values.
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh")
+)
+
+
 @given(st.sampled_from(KEYS), st.data())
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_slip_is_an_error_that_names_the_key(
@@ -225,6 +231,11 @@ def test_every_slip_is_an_error_that_names_the_key(
         ("", "holds no recipe"),
         ("a: !!python/object/apply:os.getcwd []\n", "line 1 is not valid YAML"),
         ("\x00", "is not valid YAML"),
+        ("[" * 60 + "]" * 60, "line 1 is not valid YAML: it has more than 50 levels"),
+        ("[" * 2000, "is not valid YAML: it has more than 50 levels"),
+        ("name: &a [*a]\n", "line 1 is not valid YAML: it has more than 50 levels"),
+        (BOMB, "line 1 is not valid YAML: it has more than 100,000 values"),
+        (f"{BOMB}name: *h\nname: *h\n", "is not valid YAML: it has more than 100,000 values"),
     ],
 )
 def test_broken_yaml_is_one_sentence(load: Callable[..., Recipe], text: str, sentence: str) -> None:

@@ -61,7 +61,7 @@ class Setting(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
         """The key and the value."""
-        from nestgen.recipe.yaml12 import parse_yaml
+        from nestgen.recipe.yaml import parse_yaml
 
         key, equals, text = value.partition("=")
         if not equals:

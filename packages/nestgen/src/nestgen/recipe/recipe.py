@@ -24,7 +24,7 @@ from nestgen.recipe.sections import (
     as_tuple,
     shape_name,
 )
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 
 DEFAULT = Path("nested.yaml")
 
