@@ -19,8 +19,9 @@ import scipy.linalg
 
 from benchmarks.peers import peer_process, peers_option
 from benchmarks.side_by_side import Contender, out_option, ratio, report, rounds_option, table, take_turns
-from featurize.basis.svd import fit, merge_all, moments_of
-from featurize.execution.engine import keep_memory
+from featurize.basis.moments import merge_all, moments_of
+from featurize.basis.svd import fit
+from featurize.execution.devices import keep_memory
 
 OURS = "featurize: exact moments, eigh"
 

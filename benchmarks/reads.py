@@ -15,7 +15,9 @@ import zarr
 
 from benchmarks.peers import peer_process, peers_option
 from benchmarks.side_by_side import Contender, out_option, ratio, report, rounds_option, table, take_turns
-from featurize.store.store import ArraySpec, prepare, rows_of, seal, write_block
+from featurize.store.metadata import ArraySpec
+from featurize.store.seal import seal
+from featurize.store.write import prepare, write_block
 from nestgen.stores.store import open_store
 
 BLOCK_ROWS = 1024
@@ -105,7 +107,7 @@ def write_store(folder: Path, rows: int) -> Path:
     flat = np.lib.format.open_memmap(folder / "flat.npy", "w+", np.float16, spec.shape)
     random = np.random.default_rng(0)
     for block in prepare(spec):
-        part = rows_of(block, BLOCK_ROWS, rows)
+        part = spec.rows_of(block)
         values = random.standard_normal((len(part), *spec.shape[1:]), dtype=np.float32).astype(np.float16)
         flat[part.start : part.stop] = values
         write_block(spec.path, block, values)

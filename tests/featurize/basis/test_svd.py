@@ -10,15 +10,13 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurize.basis.moments import merge_all, merge_outliers, moments_of
 from featurize.basis.svd import (
     Basis,
-    add_all,
     drift,
     effective_rank,
     fit,
     load_basis,
-    merge_all,
-    moments_of,
     outlier_share,
     outliers_of,
     owner_of,
@@ -93,7 +91,7 @@ def test_outliers_are_those_farthest_from_the_mean() -> None:
     x = tokens(50_000, 8)
     x[::2000] *= 60.0  # 25 tokens, half of the one in a thousand that count
     basis = fit(moments_of(x))
-    share = outlier_share(add_all(outliers_of(basis, part) for part in np.array_split(x, 7)))
+    share = outlier_share(merge_outliers(outliers_of(basis, part) for part in np.array_split(x, 7)))
     distance = np.linalg.norm(x - basis.mean, axis=1)
     score = ((x - basis.mean) @ basis.components[:, 0]) ** 2
     expected = score[np.argsort(distance)[-50:]].sum() / score.sum()

@@ -34,7 +34,7 @@ def test_an_empty_root_is_one_sentence(tmp_path: Path, featurize: Command) -> No
         outcome = featurize(*arguments)
         assert outcome.code == 1
         assert outcome.err.startswith("error: ")
-        assert "no store root" in outcome.err
+        assert "is not a store root" in outcome.err
 
 
 def test_scenes_are_written_as_shards(tmp_path: Path, featurize: Command) -> None:

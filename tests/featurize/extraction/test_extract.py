@@ -23,9 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from featurize.basis.svd import load_basis
 from featurize.errors import UserError
-from featurize.execution import engine
-from featurize.extraction import block as work
-from featurize.extraction import scan as ledger_lines
+from featurize.execution import devices
+from featurize.extraction import loader, scan
 from featurize.extraction.extract import extract
 from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
@@ -131,12 +130,12 @@ def test_as_beside_a_gpu_the_bytes_are_the_same(
     """Workers are spawned, for CUDA can't be used in a fork, and pictures are decoded in threads. The device stays the CPU."""
     request = read_request(None, options(picture_folder, vit_weights, tmp_path / "spawned"), "2x2x8,1x1x16")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "gpus", lambda: 1)
+        patch.setattr(devices, "gpus", lambda: 1)
         extract(request, workers=1, scheduler=None)
     assert chunks(tmp_path / "spawned") == chunks(extraction)
 
     request = read_request(None, options(picture_folder, vit_weights, tmp_path / "threads"), "2x2x8,1x1x16")
-    for module in (ledger_lines, work):
+    for module in (loader, scan):
         monkeypatch.setattr(module, "decoding_threads", lambda: 3)
     extract(request, workers=0, scheduler=None)
     assert chunks(tmp_path / "threads") == chunks(extraction)
@@ -188,7 +187,7 @@ def test_ctrl_c_ends_with_one_line(picture_folder: Path, vit_weights: Path, tmp_
     assert code in (0, 130)  # 0 when it was done before the signal came
     assert "Traceback" not in err
     if code == 130:
-        assert "stopping: the tasks in hand are finished first" in err
+        assert "stopping: the tasks under way are finished first" in err
         assert "kept in" in err
         assert (
             json.loads((tmp_path / "out" / "extract.log.jsonl").read_text().splitlines()[-1])["event"] == "interrupted"
@@ -232,7 +231,7 @@ def test_a_vae_gives_moments_that_decode(tmp_path: Path, picture_folder: Path, v
         ({"encoder": "mocov9"}, "no encoder 'mocov9'"),
         ({"model_args": {"depth": 3}}, "keys are missing"),
         ({"model_args": {"img_size": 64}}, "'pos_embed' is"),
-        ({"z0": "pixel:3"}, "is no codec"),
+        ({"z0": "pixel:3"}, "There is no codec 'pixel:3'"),
         ({"z0": "vae:32"}, "can't be fetched"),
         ({"source": "folder:/nowhere"}, "not there"),
         ({"source": None}, "Which pictures"),
@@ -339,18 +338,19 @@ def test_moved_pictures_are_the_same_pictures(
 
 
 def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit_weights: Path, tmp_path: Path) -> None:
-    from featurize.execution.engine import run_here
-    from featurize.extraction.block import BlockTask, Clock, batch_of, encode_batch
+    from featurize.execution.tasks import run_here
+    from featurize.extraction.block import BlockTask, encode_batch
+    from featurize.extraction.loader import Clock, batch_of
+    from featurize.extraction.scan import make_ledger
     from featurize.sources import list_images
-    from featurize.store.ledger import make_ledger
 
     folder = shutil.copytree(picture_folder, tmp_path / "pictures")
     features = read_request(None, options(folder, vit_weights, tmp_path / "out"), "1x1x4").features
     ledger = make_ledger(
         tmp_path / "out", "folder", list_images(f"folder:{folder}", "train", None), SQUARE, 0, run_here
     )
-    random_picture(99).save(ledger.pictures[3].source)
-    task = BlockTask(0, batch_of(ledger, range(8), features), None, tmp_path, 4, tmp_path / "z0.zarr")
+    random_picture(99).save(ledger.images[3].source)
+    task = BlockTask(0, batch_of(ledger, range(8), features), None, 4, tmp_path / "z0.zarr")
     with pytest.raises(UserError, match="has changed since the ledger was made"):
         encode_batch(task, Clock())
 

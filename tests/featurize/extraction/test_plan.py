@@ -8,7 +8,7 @@ from featurize.errors import UserError
 from featurize.extraction.extract import extract
 from featurize.extraction.plan import estimate, stores_of
 from featurize.recipe import read_request
-from featurize.store.store import opened
+from featurize.store.read import open_array
 
 RECIPES = Path(__file__).parents[3] / "pipelines" / "recipes"
 
@@ -20,7 +20,7 @@ def test_the_stores_are_those_an_extraction_leaves(tmp_path: Path) -> None:
     assert "20 pictures of scenes:16" in estimate(request, None, 10.0, False)
     extract(request, 0, None)
     for store in planned:
-        array = opened(tmp_path / "s" / store.name)
+        array = open_array(tmp_path / "s" / store.name)
         assert (array.shape, array.nbytes) == (store.shape, store.bytes)
     again = stores_of(request, 20, 0)  # from the cards of the run
     assert again == planned

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from featurize.extraction import targets as plan
+from featurize.extraction import targets
 from featurize.extraction.extract import extract
 from featurize.recipe import Request, read_request
 from tests.featurize.conftest import options, random_picture
@@ -27,7 +27,7 @@ from tests.featurize.extraction.test_extract import chunks
 
 LEVELS = "2x2x8,1x1x4"
 WORKER_KILLS = 5
-BLOCK_ROWS = 16
+ROWS_PER_BLOCK = 16
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pictures: Path, vit_we
     """Chunks and seals of a run that nothing happens to, in one process."""
     root = tmp_path_factory.mktemp("undisturbed") / "root"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "MAX_BLOCK_ROWS", BLOCK_ROWS)
+        patch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
         extract(request_for(pictures, vit_weights, root), workers=0, scheduler=None)
     return chunks(root)
 
@@ -79,7 +79,7 @@ def _killed_by_chance(request: Request, seed: int) -> None:
 def test_twenty_kills_leave_no_trace(
     pictures: Path, vit_weights: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "MAX_BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
     root = tmp_path / "root"
     request = request_for(pictures, vit_weights, root)
 
@@ -87,7 +87,8 @@ def test_twenty_kills_leave_no_trace(
     command = [
         sys.executable,
         "-c",
-        f"from featurize.extraction import targets; targets.MAX_BLOCK_ROWS = {BLOCK_ROWS}; from featurize.cli.main import main; main()",
+        f"from featurize.extraction import targets; targets.MAX_ROWS_PER_BLOCK = {ROWS_PER_BLOCK}; "
+        "from featurize.cli.main import main; main()",
         *(
             "extract",
             str(request.features.source),
@@ -154,7 +155,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plan, "MAX_BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
     extract(request_for(pictures, vit_weights, tmp_path / "root"), workers=workers, scheduler=None)
     assert chunks(tmp_path / "root") == undisturbed
 
@@ -184,7 +185,7 @@ def test_a_cluster_of_processes_survives_the_loss_of_one(
     fork: Callable[..., BaseProcess],
 ) -> None:
     """A scheduler and three workers, each a process of its own; one worker is killed midway."""
-    monkeypatch.setattr(plan, "MAX_BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
     monkeypatch.chdir(tmp_path)
     root, address = tmp_path / "root", tmp_path / "scheduler.json"
     joined = ["--scheduler-file", str(address)]
@@ -222,7 +223,7 @@ def test_a_read_only_store_is_one_sentence_and_the_run_goes_on(
     """The disk turns read-only under a run: what `os.replace` and the rest then say is put in one sentence."""
     from featurize.errors import UserError
 
-    monkeypatch.setattr(plan, "MAX_BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
     request = request_for(pictures, vit_weights, tmp_path / "root")
     replace, count = os.replace, iter(range(1000))
 
@@ -241,7 +242,7 @@ def test_a_read_only_store_is_one_sentence_and_the_run_goes_on(
 
 def test_pictures_of_one_colour_are_allowed(tmp_path: Path, vit_weights: Path) -> None:
     """They are constant in pixels, which is no damage."""
-    from featurize.execution.engine import run_here
+    from featurize.execution.tasks import run_here
     from featurize.integrity.verify import verify
 
     (tmp_path / "pictures").mkdir()

@@ -21,11 +21,12 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import functional
 
+from featurize.extraction.scan import make_ledger
 from featurize.images.crop import SQUARE, crop, square_box
 from featurize.images.decode import BadImage, decode, decode_with_mode
 from featurize.sources import list_images, read
-from featurize.store.ledger import ledger_path, make_ledger
-from tests.featurize.store.test_ledger import here
+from featurize.store.layout import ledger_path
+from tests.featurize.extraction.test_scan import here
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

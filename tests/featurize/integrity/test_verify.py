@@ -295,10 +295,14 @@ def test_the_ledger_and_the_headers_are_checked(root: Path, featurize: Callable)
 
 
 def test_no_store_root_is_one_sentence(tmp_path: Path, featurize: Callable) -> None:
-    for command in ("verify", "repair", "ls"):
+    for command, sentence in (
+        ("verify", "is not a store root"),
+        ("repair", "is not a store root"),
+        ("ls", "holds no store root"),
+    ):
         outcome = featurize(command, tmp_path)
         assert outcome.code == 1
-        assert "no store root" in outcome.err
+        assert sentence in outcome.err
         assert not list(tmp_path.iterdir())
 
 

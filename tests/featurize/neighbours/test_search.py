@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from featurize.neighbours import spaces
 from featurize.neighbours.overlap import overlap_matrix
 from featurize.neighbours.search import RECALL, label_agreement, nearest, search_process, shared_share, without_self
-from featurize.neighbours.spaces import FileSpace, StoredSpace, encoder_spaces, picture_spaces, unit
-from featurize.store.store import open_sealed, read_rows
+from featurize.neighbours.spaces import FileSpace, StoredSpace, encoder_spaces, image_spaces, unit
+from featurize.store.read import open_sealed, read_rows
 from tests.featurize.conftest import MODEL
 
 
@@ -73,7 +73,7 @@ def test_a_level_is_compared_as_the_encoder_scales_it(extraction: Path) -> None:
     assert (level.name, level.count, level.dimensions) == ("2x2x8", 4, 32)
     np.testing.assert_allclose(level.vectors(np.arange(4)), wanted.reshape(4, -1), rtol=1e-6)
     assert (mean.name, mean.dimensions) == ("mean of 4x4", 48)
-    (pixels,) = picture_spaces(extraction, rows)
+    (pixels,) = image_spaces(extraction, rows)
     assert isinstance(pixels, StoredSpace) and pixels.name == "raw pixels"
     np.testing.assert_allclose(pixels.vectors(np.arange(4)).mean(axis=1), 0, atol=1e-6)
 

@@ -14,28 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.store.store import (
-    ArraySpec,
-    chunk_path,
-    open_sealed,
-    prepare,
-    read_rows,
-    rows_of,
-    seal,
-    seal_path,
-    write_block,
-)
+from featurize.store.layout import chunk_path, seal_path
+from featurize.store.metadata import ArraySpec
+from featurize.store.read import open_sealed, read_rows
+from featurize.store.seal import seal
+from featurize.store.write import prepare, write_block
 
 VALUES = np.random.default_rng(0).normal(size=(10, 2, 3, 3, 4)).astype(np.float16)
 
 
-def spec_of(path: Path, rows: int = 10, block_rows: int = 4, **provenance: object) -> ArraySpec:
+def spec_of(path: Path, rows: int = 10, rows_per_block: int = 4, **provenance: object) -> ArraySpec:
     return ArraySpec(
         path,
         "level",
         (rows, *VALUES.shape[1:]),
         "float16",
-        block_rows,
+        rows_per_block,
         "keys",
         {"how": "so", **provenance},
         {"extra": 1},
@@ -44,7 +38,7 @@ def spec_of(path: Path, rows: int = 10, block_rows: int = 4, **provenance: objec
 
 def write_all(spec: ArraySpec) -> None:
     for block in prepare(spec):
-        rows = rows_of(block, spec.block_rows, spec.shape[0])
+        rows = spec.rows_of(block)
         write_block(spec.path, block, VALUES[rows.start : rows.stop])
     seal(spec)
 
@@ -120,7 +114,7 @@ def test_a_damaged_chunk_is_found_at_sealing_and_at_opening(tmp_path: Path, dama
 
     spec = spec_of(tmp_path / "a.zarr")
     for block in prepare(spec):
-        rows = rows_of(block, 4, 10)
+        rows = spec.rows_of(block)
         write_block(spec.path, block, VALUES[rows.start : rows.stop])
     spoil(chunk_path(spec.path, 1, 5))
     with pytest.raises(UserError, match="they are redone"):

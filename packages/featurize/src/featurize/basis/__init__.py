@@ -1,0 +1,4 @@
+"""The linear algebra between an encoder's tokens and a stored level: moments, the SVD basis, pooling, standardisation.
+
+May import errors and io.
+"""

@@ -117,16 +117,17 @@ def levels(
     from featurize.extraction.levels import derive_level
     from featurize.extraction.targets import other_basis
     from featurize.io.lock import root_lock
-    from featurize.store.store import folder_name, sealed_header
+    from featurize.store.layout import base_path, encoder_folder
+    from featurize.store.read import read_sealed_metadata
 
     features = {key: value for key, value in options.items() if value is not None}
     request = read_request(recipe, features, shapes)
     if not request.levels:
         raise UserError("Which levels? Give SHAPES like 4x4x16,2x2x8, or a recipe (nested.yaml) with levels.")
     root = resolve_path(request.features.out)
-    base = root / folder_name(request.features.encoder) / "base.zarr"
+    base = base_path(encoder_folder(root, request.features.encoder))
     # A small base store is pooled sooner than workers start.
-    few = workers is None and scheduler is None and sealed_header(base).nbytes < SMALL_STORE
+    few = workers is None and scheduler is None and read_sealed_metadata(base).nbytes < SMALL_STORE
     with engine(0 if few else workers, scheduler) as run, root_lock(root, wait), finishing_tasks():
         for shape in request.levels:
             click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")

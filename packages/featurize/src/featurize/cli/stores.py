@@ -46,10 +46,10 @@ def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
 @click.argument("folder", required=False)
 def ls(folder: str | None) -> None:
     """List all store roots in FOLDER (default: stores, else the working directory): arrays, sizes, states, what made them."""
-    from featurize.reports.ls import catalogue
+    from featurize.reports.ls import list_stores
 
     default = "stores" if Path("stores").is_dir() else "."
-    click.echo(catalogue(resolve_path(folder or default)))
+    click.echo(list_stores(resolve_path(folder or default)))
 
 
 @click.command()
@@ -67,8 +67,8 @@ def verify(
     """Check the store ROOT (the recipe's without it): the ledger, every block's digest, NaN and constant rows, mean and std,
     levels against their base store. One line a finding, and exit code 1 when there is one."""
     from featurize.execution.engine import engine
-    from featurize.integrity.verify import arrays_of
     from featurize.integrity.verify import verify as run_verify
+    from featurize.store.layout import list_arrays
 
     folder = _root(root, recipe)
     with engine(workers if workers is not None else _few_workers(folder, scheduler), scheduler) as run:
@@ -77,7 +77,7 @@ def verify(
             from featurize.integrity.reencode import spot_check
 
             findings += spot_check(folder, re_encode, seed, run)
-    _report(findings, f"{folder} is whole: {len(arrays_of(folder))} arrays, every block as it was written.")
+    _report(findings, f"{folder} is whole: {len(list_arrays(folder))} arrays, every block as it was written.")
 
 
 @click.command()
@@ -106,13 +106,13 @@ def _root(root: str | None, recipe: Path | None) -> Path:
 
 def _few_workers(root: Path, scheduler: str | None) -> int | None:
     """None, or 0 where a store is read sooner than workers start."""
-    from featurize.integrity.verify import arrays_of
-    from featurize.store.metadata import header_of
+    from featurize.store.layout import list_arrays
+    from featurize.store.metadata import read_metadata
 
     if scheduler is not None:
         return None
     try:
-        return 0 if sum(header_of(path).nbytes for path in arrays_of(root)) < SMALL_STORE else None
+        return 0 if sum(read_metadata(path).nbytes for path in list_arrays(root)) < SMALL_STORE else None
     except (UserError, OSError):  # a damaged array
         return 0
 

@@ -1,86 +1,38 @@
-"""What a worker does: pictures of a block -> one crop -> encoder and codec -> the block in each array that lacks it."""
+"""Blocks of the base store and of `z_0`: images -> one crop -> encoder and codec -> the block in each array that lacks it."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurize.basis import svd as basis_
-from featurize.basis.svd import Moments, Outliers
-from featurize.errors import UserError
-from featurize.execution.engine import decoding_threads, device_of_worker
-from featurize.images.crop import Box, crop
-from featurize.images.decode import BadImage, decode
+from featurize.basis.moments import Moments, Outliers, merge_all, merge_outliers, moments_of, save_moments
+from featurize.basis.svd import load_basis, outliers_of
+from featurize.execution.devices import device_of_worker
+from featurize.execution.tasks import Run
+from featurize.execution.progress import progress_line
+from featurize.extraction.loader import Batch, Clock, InputSpec, batch_of, load_views
+from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.recipe import Features
-from featurize.sources import SourceImage, read
+from featurize.store.layout import basis_path, block_moments_path
 from featurize.store.ledger import Ledger
-from featurize.store.store import moments_path, write_block
+from featurize.store.metadata import ArraySpec
+from featurize.store.write import prepare, write_block
 
-if TYPE_CHECKING:  # torch takes seconds to import: the main process, which only hands out tasks, does without it
-    from featurize.codecs import CodecSpec
-    from featurize.encoders import EncoderSpec
-
-INNER_BATCH = 32  # views a forward pass: fixed and padded, so that no setting changes a rounding
-PICTURES_AHEAD = 4 * INNER_BATCH  # decoded beside a GPU
-STAGES = ("read", "decode", "encode", "write")
-
-Look = tuple[int, str]  # how a network sees a crop: its side in pixels, the interpolation
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures to encode, and how."""
-
-    pictures: tuple[SourceImage, ...]
-    boxes: tuple[Box, ...]
-    sha256s: tuple[str, ...]
-    features: Features
-
-
-@dataclass(frozen=True)
-class FitTask:
-    """A part of the subset that the basis is fitted on, and the file of its moments."""
-
-    batch: Batch
-    part: Path
+Log = Callable[..., None]  # takes an event's name, and facts by name
 
 
 @dataclass(frozen=True)
 class BlockTask:
-    """One block of rows of the base store, of `z_0`, or of both."""
+    """One block of rows of the base store (its path and channels), of `z_0`, or of both."""
 
     block: int
     batch: Batch
     base: Path | None
-    basis: Path
     channels: int
     z0: Path | None
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each stage; threads that decode beside the encoder count together."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-    @contextmanager
-    def during(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -95,81 +47,57 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Done:
-    """What a task did: pictures, and the seconds each stage took."""
+    """What a task did: images, and the seconds each stage took."""
 
-    pictures: int
+    images: int
     seconds: dict[str, float]
 
 
-def encoder_spec(features: Features) -> EncoderSpec:
-    """The encoder that a recipe or the command line asks for."""
-    from featurize.encoders import EncoderSpec
+def write_images(
+    base: ArraySpec | None, z0: ArraySpec | None, features: Features, ledger: Ledger, run: Run, log: Log
+) -> None:
+    """Write the blocks that a base store, `z_0`, or both lack; each image is decoded once for both."""
+    missing = {spec.path: set(prepare(spec)) for spec in (base, z0) if spec is not None}
+    blocks = sorted(set().union(*missing.values()))
+    either = base or z0
+    assert either is not None
 
-    model_args = json.dumps(features.model_args, sort_keys=True)
-    return EncoderSpec(features.encoder, features.weights, model_args, features.precision)
+    def task(block: int) -> BlockTask:
+        return BlockTask(
+            block,
+            batch_of(ledger, either.rows_of(block), features),
+            base.path if base is not None and block in missing[base.path] else None,
+            base.shape[-1] if base is not None else 0,
+            z0.path if z0 is not None and block in missing[z0.path] else None,
+        )
 
-
-def codec_spec(features: Features) -> CodecSpec:
-    """The codec of `z_0` that a recipe or the command line asks for."""
-    from featurize.codecs import parse_codec
-
-    return parse_codec(features.z0, features.z0_weights, features.z0_scale, features.source)
-
-
-def check_text(features: Features) -> None:
-    """Load the text encoder: weights that are missing or don't fit are found before any picture is read."""
-    from featurize.text.clip_text import load_text_encoder, text_spec
-
-    load_text_encoder(text_spec(features), "cpu")
-
-
-def batch_of(ledger: Ledger, rows: range | list[int], features: Features) -> Batch:
-    """The pictures of some rows, ready to be sent to a worker."""
-    return Batch(*ledger.part(rows), features)
+    written = ledger.rows - sum(len(either.rows_of(block)) for block in blocks)
+    with progress_line(ledger.rows, written, "extracting", ledger.refused) as advance:
+        for index, done in run(_write_block, map(task, blocks)):
+            log("block", block=blocks[index], **advance(done.images, done.seconds))
 
 
-def fit_part(task: FitTask) -> Done:
-    """Write the moments of a part's tokens, for the fit of the basis."""
-    from featurize.encoders import encode, load_encoder
-
-    clock, batch = Clock(), task.batch
-    device = device_of_worker()
-    encoder = load_encoder(encoder_spec(batch.features), device)
-    parts = []
-    for (x_BHWC,), count in _views(batch, ((encoder.input_size, encoder.interpolation),), clock):
-        with clock.during("encode"):
-            f_BHWD = encode(encoder, x_BHWC, device, batch.features.precision)[:count]
-            parts.append(basis_.moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))
-    with clock.during("write"):
-        basis_.save_moments(task.part, basis_.merge_all(parts))
-    return Done(len(batch.pictures), clock.seconds)
-
-
-def write_one(task: BlockTask) -> Done:
+def _write_block(task: BlockTask) -> Done:
     """Write the task's block into each array that lacks it."""
     clock = Clock()
-    found = encode_batch(task, clock)
+    encoded = encode_batch(task, clock)
     with clock.during("write"):
-        if task.z0 is not None and found.z0 is not None:
-            write_block(task.z0, task.block, found.z0)
-        if (
-            task.base is not None
-            and found.base is not None
-            and found.moments is not None
-            and found.outliers is not None
-        ):
-            basis_.save_moments(moments_path(task.base, task.block), found.moments, found.outliers)
-            write_block(task.base, task.block, found.base)
-    return Done(len(task.batch.pictures), clock.seconds)
+        if task.z0 is not None and encoded.z0 is not None:
+            write_block(task.z0, task.block, encoded.z0)
+        if task.base is not None and encoded.base is not None:
+            assert encoded.moments is not None
+            save_moments(block_moments_path(task.base, task.block), encoded.moments, encoded.outliers)
+            write_block(task.base, task.block, encoded.base)
+    return Done(len(task.batch.images), clock.seconds)
 
 
 def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
-    """What the task asks for of its rows; nothing is written."""
+    """The values that the task asks for of its rows; nothing is written."""
     from featurize.codecs import load_codec
     from featurize.encoders import encode, load_encoder
 
     device, features = device_of_worker(), task.batch.features
-    takers: list[tuple[Look, Callable[[np.ndarray, int], None]]] = []
+    takers: list[tuple[InputSpec, Callable[[np.ndarray, int], None]]] = []
     z0: list[np.ndarray] = []
     base: list[np.ndarray] = []
     moments: list[Moments] = []
@@ -179,88 +107,27 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
         takers.append(((codec.size, codec.interpolation), lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n])))
     if task.base is not None:
         encoder = load_encoder(encoder_spec(features), device)
-        basis = basis_.load_basis(task.basis)
+        basis = load_basis(basis_path(task.base.parent))
 
         def take_features(x_BHWC: np.ndarray, count: int) -> None:
             f_BHWD = encode(encoder, x_BHWC, device, features.precision)[:count]
             tokens_ND = f_BHWD.reshape(-1, f_BHWD.shape[-1])
-            moments.append(basis_.moments_of(tokens_ND))
-            outliers.append(basis_.outliers_of(basis, tokens_ND))
+            moments.append(moments_of(tokens_ND))
+            outliers.append(outliers_of(basis, tokens_ND))
             base.append(basis.project(f_BHWD, task.channels))
 
         takers.append(((encoder.input_size, encoder.interpolation), take_features))
-    for looked, count in _views(task.batch, tuple(look for look, _ in takers), clock):
+    for inputs, count in load_views(task.batch, tuple(input_spec for input_spec, _ in takers), clock):
         with clock.during("encode"):
-            for x_BHWC, (_, take) in zip(looked, takers, strict=True):
+            for x_BHWC, (_, take) in zip(inputs, takers, strict=True):
                 take(x_BHWC, count)
     views = features.views
     return Encoded(
         _with_views(z0, views) if z0 else None,
         _with_views(base, views) if base else None,
-        basis_.merge_all(moments) if moments else None,
-        basis_.add_all(outliers) if outliers else None,
+        merge_all(moments) if moments else None,
+        merge_outliers(outliers) if outliers else None,
     )
-
-
-def _views(batch: Batch, looks: tuple[Look, ...], clock: Clock) -> Iterator[tuple[list[np.ndarray], int]]:
-    """(for each look uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side."""
-    crops, views = _crops(batch, looks, clock), batch.features.views
-    while part := list(islice(crops, INNER_BATCH // views)):
-        yield [_stacked(pictures, views) for pictures in zip(*part)], len(part) * views
-
-
-def _stacked(pictures: Sequence[np.ndarray], views: int) -> np.ndarray:
-    """The pictures, each followed by its flip when there are two views, filled up with black."""
-    x_BHWC = np.zeros((INNER_BATCH, *pictures[0].shape), dtype=np.uint8)
-    x_BHWC[: len(pictures) * views : views] = pictures
-    if views == 2:
-        x_BHWC[1 : len(pictures) * views : views] = np.stack(pictures)[:, :, ::-1]
-    return x_BHWC
-
-
-def _crops(batch: Batch, looks: tuple[Look, ...], clock: Clock) -> Iterator[tuple[np.ndarray, ...]]:
-    """The crops of each picture, one a look. Only they are kept: a decoded picture may be a hundred times larger."""
-    threads = decoding_threads()
-    jobs = zip(batch.pictures, batch.boxes, batch.sha256s, strict=True)
-
-    def timed(found: tuple[tuple[np.ndarray, ...], float, float]) -> tuple[np.ndarray, ...]:
-        clock.seconds["read"] += found[1] / max(1, threads)
-        clock.seconds["decode"] += found[2] / max(1, threads)
-        return found[0]
-
-    if not threads:
-        yield from (timed(_crops_of(*job, looks)) for job in jobs)
-        return
-    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
-        waiting: deque[Future] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(_crops_of, *job, looks))
-            if len(waiting) > PICTURES_AHEAD:
-                yield timed(waiting.popleft().result())
-        while waiting:
-            yield timed(waiting.popleft().result())
-
-
-def _crops_of(
-    picture: SourceImage, box: Box, digest: str, looks: tuple[Look, ...]
-) -> tuple[tuple[np.ndarray, ...], float, float]:
-    """(uint8 (S, S, 3) for each look, seconds of reading, seconds of decoding and resizing)."""
-    start = time.perf_counter()
-    try:
-        data = read(picture)
-        read_at = time.perf_counter()
-        if sha256(data).hexdigest() != digest:
-            raise BadImage("its bytes are others")
-        image = decode(data)
-    except UserError:  # a remote place does not answer: that says nothing about the picture
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The picture {picture.key} ({picture.source}) has changed since the ledger was made: {error}; "
-            "bring it back, or remove the store root and extract again."
-        ) from None
-    crops = tuple(crop(image, box, size, interpolation) for size, interpolation in looks)
-    return crops, read_at - start, time.perf_counter() - read_at
 
 
 def _with_views(parts: list[np.ndarray], views: int) -> np.ndarray:

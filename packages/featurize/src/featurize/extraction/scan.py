@@ -1,8 +1,9 @@
-"""A line for each picture of a source: it is decoded once and gets a row, or the reason why it has none."""
+"""The scan of a source: each image is decoded once and gets a row of the ledger, or the reason why it has none."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,35 +18,30 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from featurize.errors import UserError
-from featurize.execution.engine import Run, decoding_threads, in_order
-from featurize.images.crop import CropRule
+from featurize.execution.devices import decoding_threads
+from featurize.execution.tasks import Run, in_order
+from featurize.images.crop import SQUARE, CropRule
 from featurize.images.decode import BadImage, decode_with_mode
 from featurize.io.files import atomic_write
-from featurize.sources import SourceImage, read
-
-PER_TASK = 256  # pictures
-SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("label", pa.int64()),
-        ("captions", pa.list_(pa.string())),
-        ("sha256", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("mode", pa.string()),
-        ("box", pa.list_(pa.float64())),
-    ]
+from featurize.sources import Listing, SourceImage, read
+from featurize.store.layout import draft_ledger_path, ledger_path
+from featurize.store.ledger import (
+    SCHEMA,
+    Ledger,
+    ledger_of,
+    read_ledger,
+    read_ledger_metadata,
+    read_table,
+    write_ledger,
 )
+
+IMAGES_PER_TASK = 256
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Scanned:
     reason: str = ""
     sha256: str = ""
     width: int | None = None
@@ -53,83 +49,126 @@ class _Seen:
     mode: str | None = None
 
 
-def draft_path(root: Path) -> Path:
-    """The ledger of a run that --max-bad stopped, as far as it came."""
-    return root / "rows.draft.parquet"
+def make_ledger(
+    root: Path,
+    source: str,
+    listing: Listing,
+    crop: CropRule,
+    max_bad: int | str,
+    run: Run,
+    listing_arguments: Sequence[object] | None = None,
+) -> Ledger:
+    """Decode every image once and write the ledger, or take the one that is there.
+
+    An image that can't be decoded is refused with its reason. More than `max_bad` of them (a count, or a share like `1%`) is
+    an error, raised as soon as it is certain; so is a ledger of other images. `listing_arguments` are those that
+    `list_images` was called with.
+    """
+    path = ledger_path(root)
+    old = read_ledger_metadata(path) if path.exists() else None
+    if old is not None:
+        check_crop(root, old.get("crop", str(SQUARE)), crop)
+        if old.get("listing_sha256") == listing.sha256:
+            return read_ledger(root)
+        if read_table(path, ["key"])["key"].to_pylist() != [image.key for image in listing.images]:
+            raise _other_images(root, old)
+        log.info("The files of the images in %s have other paths or times than before; they are read again.", path)
+    table = scan(root, listing.images, crop, max_bad, run)
+    if old is not None and not _same_rows(table, read_table(path)):
+        raise _other_images(root, old)
+    ledger = ledger_of(table, source, str(crop))
+    write_ledger(root, table, ledger, listing, listing_arguments)
+    return ledger
 
 
-def look_at_all(root: Path, pictures: Sequence[SourceImage], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
-    """A line for each picture, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
-    parts = [range(start, min(start + PER_TASK, len(pictures))) for start in range(0, len(pictures), PER_TASK)]
-    lines: list[pa.RecordBatch] = []
+def check_crop(root: Path, stored: str, crop: CropRule) -> None:
+    """Raises UserError where a root's boxes were made by another rule."""
+    if stored != str(crop):
+        raise UserError(
+            f"The images of {root} are cropped by the rule '{stored}', not '{crop}', and a store root has one rule, so that all "
+            "its grids agree; choose another --out, or the root's own --crop."
+        )
+
+
+def _other_images(root: Path, metadata: dict[str, str]) -> UserError:
+    source = metadata.get("source", "an unknown source")
+    return UserError(f"{root} already holds other pictures ({source}); choose another --out.")
+
+
+def _same_rows(first: pa.Table, second: pa.Table) -> bool:
+    return all(first[name].equals(second[name]) for name in ("row", "key", "label", "captions", "sha256", "box"))
+
+
+def scan(root: Path, images: Sequence[SourceImage], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
+    """A line for each image, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
+    parts = [images[start : start + IMAGES_PER_TASK] for start in range(0, len(images), IMAGES_PER_TASK)]
+    batches: list[pa.RecordBatch] = []
     keys: set[str] = set()
     row = bad = 0
-    with tqdm(total=len(pictures), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
-        looks = in_order(run(_look_at, (pictures[part.start : part.stop] for part in parts)))
-        for part, seen in zip(parts, looks):
-            lines.append(_lines(pictures[part.start : part.stop], seen, crop, keys, row))
-            row += len(part) - lines[-1]["row"].null_count
-            bad += sum(bool(look.reason) for look in seen)
+    with tqdm(total=len(images), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
+        for part, scanned in zip(parts, in_order(run(_scan_part, parts))):
+            batches.append(_lines(part, scanned, crop, keys, row))
+            row += len(part) - batches[-1]["row"].null_count
+            bad += sum(bool(one.reason) for one in scanned)
             progress.update(len(part))
             progress.set_postfix_str(f"{bad} refused", refresh=False)
-            if bad > allowed_bad(max_bad, len(pictures)):
+            if bad > allowed_bad(max_bad, len(images)):
                 break
-    table = pa.Table.from_batches(lines, SCHEMA)
-    _check_bad(root, table, len(pictures), max_bad)
+    table = pa.Table.from_batches(batches, SCHEMA)
+    _check_bad(root, table, len(images), max_bad)
     return table
 
 
-def allowed_bad(max_bad: int | str, pictures: int) -> int:
-    """How many of so many pictures may be refused by `--max-bad`: a count, or a share like `1%` rounded down."""
-    return int(Decimal(max_bad.rstrip("%")) * pictures / 100) if isinstance(max_bad, str) else max_bad
+def allowed_bad(max_bad: int | str, images: int) -> int:
+    """How many of so many images may be refused by `--max-bad`: a count, or a share like `1%` rounded down."""
+    return int(Decimal(max_bad.rstrip("%")) * images / 100) if isinstance(max_bad, str) else max_bad
 
 
-def _look_at(pictures: Sequence[SourceImage]) -> list[_Seen]:
+def _scan_part(images: Sequence[SourceImage]) -> list[_Scanned]:
     threads = decoding_threads()
     if not threads:
-        return [_look_at_one(picture) for picture in pictures]
+        return [_scan_one(image) for image in images]
     with ThreadPoolExecutor(threads) as pool:  # beside a GPU there are fewer workers than cores
-        return list(pool.map(_look_at_one, pictures))
+        return list(pool.map(_scan_one, images))
 
 
-def _look_at_one(picture: SourceImage) -> _Seen:
+def _scan_one(image: SourceImage) -> _Scanned:
     try:
-        data = read(picture)
-        image, mode = decode_with_mode(data)
+        data = read(image)
+        decoded, mode = decode_with_mode(data)
     except BadImage as error:
-        return _Seen(reason=str(error))
+        return _Scanned(reason=str(error))
     except FileNotFoundError:
-        return _Seen(reason="the file is not there")
+        return _Scanned(reason="the file is not there")
     except PermissionError:
-        return _Seen(reason="the file may not be read: permission is denied")
-    return _Seen("", hashlib.sha256(data).hexdigest(), image.width, image.height, mode)
+        return _Scanned(reason="the file may not be read: permission is denied")
+    return _Scanned("", hashlib.sha256(data).hexdigest(), decoded.width, decoded.height, mode)
 
 
 def _lines(
-    pictures: Sequence[SourceImage], seen: Sequence[_Seen], crop: CropRule, keys: set[str], row: int
+    images: Sequence[SourceImage], scanned: Sequence[_Scanned], crop: CropRule, keys: set[str], row: int
 ) -> pa.RecordBatch:
-    """The lines of some pictures, the first stored one being `row`; `keys` are those seen before and get these too."""
+    """The lines of some images, the first stored one being `row`; `keys` are those of earlier images and get these too."""
     lines: list[dict[str, Any]] = []
-    for picture, look in zip(pictures, seen, strict=True):
-        reason = look.reason or ("an earlier picture has the same key" if picture.key in keys else "")
-        keys.add(picture.key)
-        box = list(crop.box(look.width, look.height)) if look.width and look.height else None
+    for image, one in zip(images, scanned, strict=True):
+        reason = one.reason or ("an earlier picture has the same key" if image.key in keys else "")
+        keys.add(image.key)
         lines.append(
             {
                 "row": None if reason else row,
-                "key": picture.key,
-                "source": picture.source,
-                "offset": picture.offset,
-                "size": picture.size,
+                "key": image.key,
+                "source": image.source,
+                "offset": image.offset,
+                "size": image.size,
                 "status": "refused" if reason else "ok",
                 "reason": reason,
-                "label": picture.label,
-                "captions": list(picture.captions),
-                "sha256": look.sha256,
-                "width": look.width,
-                "height": look.height,
-                "mode": look.mode,
-                "box": box,
+                "label": image.label,
+                "captions": list(image.captions),
+                "sha256": one.sha256,
+                "width": one.width,
+                "height": one.height,
+                "mode": one.mode,
+                "box": list(crop.box(one.width, one.height)) if one.width and one.height else None,
             }
         )
         row += not reason
@@ -142,15 +181,17 @@ def _check_bad(root: Path, table: pa.Table, total: int, max_bad: int | str) -> N
     none_left = len(refused) == len(table) == total
     if not none_left and len(refused) <= allowed_bad(max_bad, total):
         return
-    with atomic_write(draft_path(root)) as temporary:
+    with atomic_write(draft_ledger_path(root)) as temporary:
         pq.write_table(table, temporary)
     of = f"{total}" if len(table) == total else f"the first {len(table)}"
     found = (
         f"None of the {total} pictures can be read" if none_left else f"{len(refused)} of {of} pictures can't be read"
     )
     allowed = "" if none_left else f", more than --max-bad {max_bad} allows"
-    mend = "check SOURCE" if none_left else "mend them or raise --max-bad"
-    raise UserError(f"{found}{allowed}: {_summed_up(refused)}; {draft_path(root)} has a line for each; {mend}.")
+    remedy = "check SOURCE" if none_left else "fix them or raise --max-bad"
+    raise UserError(
+        f"{found}{allowed}: {_summed_up(refused)}; {draft_ledger_path(root)} has a line for each; {remedy}."
+    )
 
 
 def _summed_up(refused: Sequence[dict[str, str]]) -> str:

@@ -6,64 +6,90 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featurize.basis import svd as basis_
+from featurize.basis.svd import Basis, load_basis
+from featurize.codecs import CodecDescription
+from featurize.encoders import EncoderDescription
 from featurize.errors import UserError
-from featurize.extraction.block import INNER_BATCH
-from featurize.extraction.cards import Cards, CodecCard, EncoderCard
+from featurize.extraction.captions import captions_spec, offsets_spec
+from featurize.extraction.loader import INNER_BATCH
+from featurize.extraction.networks import Networks
+from featurize.extraction.scan import check_crop
 from featurize.images.crop import SQUARE, CropRule
 from featurize.io.files import resolve_path
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
+from featurize.store.layout import (
+    base_path,
+    basis_path,
+    encoder_folder,
+    has_metadata,
+    is_sealed,
+    labels_path,
+    level_path,
+    shape_name,
+    z0_path,
+)
 from featurize.store.ledger import Ledger
-from featurize.store.metadata import header_of, is_there
-from featurize.store.store import ArraySpec, folder_name, is_sealed
+from featurize.store.metadata import ArraySpec, read_metadata
+from featurize.text.tower import text_spec
 
-MAX_BLOCK_ROWS = 1024
-MAX_BLOCK_BYTES = 128 << 20  # of the largest array
+MAX_ROWS_PER_BLOCK = 1024
+MAX_BYTES_PER_BLOCK = 128 << 20  # of the largest array
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The arrays of one extraction. `other` is the encoder folder whose basis and standardisation are taken, if any."""
+class Targets:
+    """The arrays of one extraction. `text` are the embedded captions and their offsets, where they are wanted; `other` is the
+    encoder folder whose basis and standardisation are taken, if any."""
 
     labels: ArraySpec
     base: ArraySpec
     z0: ArraySpec
+    text: tuple[ArraySpec, ...]
     levels: tuple[Shape, ...]
-    basis: Path
     other: Path | None
 
     @property
-    def channels(self) -> int:
-        return self.base.shape[-1]
+    def written(self) -> tuple[ArraySpec, ...]:
+        """The arrays that are made of images, labels or captions; the levels come from the base store."""
+        return (self.labels, self.base, self.z0, *self.text)
 
     @property
-    def block_rows(self) -> int:
-        return self.base.block_rows
+    def paths(self) -> list[Path]:
+        """Every array but the labels, in the order in which they are reported."""
+        levels = [level_path(self.base.path.parent, shape) for shape in self.levels]
+        return [self.base.path, *levels, self.z0.path, *(spec.path for spec in self.text)]
 
     @property
-    def is_done(self) -> bool:
-        """Whether every array is sealed."""
-        levels = [self.base.path.parent / f"{'x'.join(map(str, shape))}.zarr" for shape in self.levels]
-        return all(is_sealed(path) for path in (self.labels.path, self.base.path, self.z0.path, *levels))
+    def are_written(self) -> bool:
+        """Whether no network is needed any more."""
+        return all(is_sealed(spec.path) for spec in self.written)
+
+    @property
+    def are_sealed(self) -> bool:
+        return all(map(is_sealed, (self.labels.path, *self.paths)))
 
 
-def plan_of(request: Request, root: Path, cards: Cards, ledger: Ledger) -> Plan:
-    """Raises UserError for levels that the encoder can't give, and for a basis that is not there."""
+def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger) -> Targets:
+    """Raises UserError for levels that the encoder can't give, for a basis that is not there, and for a root whose boxes were
+    made by another crop rule."""
     features = request.features
-    channels = base_channels(request, cards.encoder)
-    block_rows = _block_rows_of(root) or rows_a_block(ledger.rows, features.views, cards.encoder, channels, cards.codec)
-    folder = root / folder_name(features.encoder)
-    return Plan(
-        labels=_labels_spec(root, ledger, block_rows),
-        base=_base_spec(folder, ledger, features, block_rows, cards.encoder, channels),
-        z0=_z0_spec(root, ledger, features, block_rows, cards.codec),
+    check_crop(root, ledger.crop, crop_rule(features, networks.encoder))
+    channels = base_channels(request, networks.encoder.name, networks.encoder.grid, networks.encoder.channels)
+    rows_per_block = _rows_per_block_of(root) or choose_rows_per_block(
+        ledger.rows, features.views, networks.encoder, channels, networks.codec
+    )
+    folder = encoder_folder(root, features.encoder)
+    return Targets(
+        labels=_labels_spec(root, ledger, rows_per_block),
+        base=_base_spec(folder, ledger, features, rows_per_block, networks.encoder, channels),
+        z0=_z0_spec(root, ledger, features, rows_per_block, networks.codec),
+        text=_text_specs(root, ledger, features),
         levels=request.levels,
-        basis=folder / "basis.safetensors",
         other=other_basis(features),
     )
 
 
-def crop_rule(features: Features, encoder: EncoderCard) -> CropRule:
+def crop_rule(features: Features, encoder: EncoderDescription) -> CropRule:
     """The box that every encoder and codec sees. Raises UserError for `official` where the encoder has none."""
     if features.crop == "square":
         return SQUARE
@@ -72,56 +98,58 @@ def crop_rule(features: Features, encoder: EncoderCard) -> CropRule:
     return encoder.official_crop
 
 
-def with_basis(spec: ArraySpec, basis: basis_.Basis) -> ArraySpec:
-    """The base store, once its basis is known."""
-    known = {"basis_sha256": basis.sha256, "explained_variance": basis.explained[: spec.shape[-1]].tolist()}
-    return replace(spec, attributes=spec.attributes | known)
+def with_basis(spec: ArraySpec, basis: Basis) -> ArraySpec:
+    """A base store's spec with the attributes that its basis decides."""
+    attributes = {"basis_sha256": basis.sha256, "explained_variance": basis.explained[: spec.shape[-1]].tolist()}
+    return replace(spec, attributes=spec.attributes | attributes)
 
 
-def base_channels(request: Request, encoder: EncoderCard) -> int:
-    """K: as many as asked for, and never fewer than a level needs or more than the encoder has."""
-    for height, width, channels in request.levels:
-        name = f"{height}x{width}x{channels}"
-        if channels > encoder.channels:
-            raise UserError(f"The level {name} asks for {channels} channels; {encoder.name} has {encoder.channels}.")
-        if height > encoder.grid[0] or width > encoder.grid[1]:
-            raise UserError(
-                f"The level {name} is larger than the {encoder.grid[0]}x{encoder.grid[1]} grid of {encoder.name}."
-            )
-    wanted = max([request.features.base_channels, *(channels for _, _, channels in request.levels)])
-    return min(wanted, encoder.channels)
+def base_channels(request: Request, encoder: str, grid: tuple[int, int], channels: int) -> int:
+    """K: as many as the request says, and never fewer than a level needs or more than the encoder has.
+
+    `grid` (H, W) and `channels` D are those of the encoder's map. Raises UserError for levels that it can't give.
+    """
+    for shape in request.levels:
+        if shape[2] > channels:
+            raise UserError(f"The level {shape_name(shape)} asks for {shape[2]} channels; {encoder} has {channels}.")
+        if shape[0] > grid[0] or shape[1] > grid[1]:
+            raise UserError(f"The level {shape_name(shape)} is larger than the {grid[0]}x{grid[1]} grid of {encoder}.")
+    wanted = max([request.features.base_channels, *(shape[2] for shape in request.levels)])
+    return min(wanted, channels)
 
 
-def rows_a_block(rows: int, views: int, encoder: EncoderCard, channels: int, codec: CodecCard) -> int:
-    """Rows a block: a power of two, for at least four blocks where there are rows enough, and bounded in bytes.
+def choose_rows_per_block(
+    rows: int, views: int, encoder: EncoderDescription, channels: int, codec: CodecDescription
+) -> int:
+    """A power of two, for at least four blocks where there are rows enough, and bounded in bytes.
 
     A block is whole inner batches, whatever the bounds: the network's time on a batch's padding would be lost.
     """
     h, w, _ = codec.latent_shape
-    bytes_a_row = 2 * views * max(encoder.grid[0] * encoder.grid[1] * channels, h * w * codec.stored_channels)
-    ceiling = max(1, min(MAX_BLOCK_ROWS, MAX_BLOCK_BYTES // bytes_a_row))
+    bytes_per_row = 2 * views * max(encoder.grid[0] * encoder.grid[1] * channels, h * w * codec.stored_channels)
+    ceiling = max(1, min(MAX_ROWS_PER_BLOCK, MAX_BYTES_PER_BLOCK // bytes_per_row))
     wanted = max(INNER_BATCH, 1 << (max(1, -(-rows // 8)) - 1).bit_length())
     return max(INNER_BATCH // views, min(wanted, 1 << (ceiling.bit_length() - 1)))
 
 
-def _block_rows_of(root: Path) -> int | None:
-    """A root's rows a block are decided once: a second encoder's arrays have the blocks of the first's."""
-    labels = root / "labels.zarr"
-    return header_of(labels).chunks[0] if is_there(labels) else None
+def _rows_per_block_of(root: Path) -> int | None:
+    """A root's rows per block are decided once: a second encoder's arrays have the blocks of the first's."""
+    labels = labels_path(root)
+    return read_metadata(labels).chunks[0] if has_metadata(labels) else None
 
 
 def other_basis(features: Features) -> Path | None:
     """The encoder folder of the store root that `--basis` names."""
     if features.basis in (None, OWN_BASIS):
         return None
-    return resolve_path(str(features.basis)) / folder_name(features.encoder)
+    return encoder_folder(resolve_path(str(features.basis)), features.encoder)
 
 
 def _basis_rule(features: Features, ledger: Ledger) -> dict[str, Any]:
-    """How the basis comes about: fitted on a subset of these pictures, or taken from another store."""
+    """How the basis comes about: fitted on a subset of these images, or taken from another store."""
     folder = other_basis(features)
     if folder is not None:
-        return {"taken": basis_.load_basis(folder / "basis.safetensors").sha256}
+        return {"taken": load_basis(basis_path(folder)).sha256}
     return {
         "fitted_on": "the rows with the smallest SHA-256 of their keys",
         "rows": min(features.basis_rows, ledger.rows),
@@ -131,7 +159,7 @@ def _basis_rule(features: Features, ledger: Ledger) -> dict[str, Any]:
 def _rows_provenance(ledger: Ledger, views: int) -> dict[str, Any]:
     """What decides the rows of the base store and of `z_0` alike."""
     return {
-        "pictures_sha256": ledger.pictures_sha256,
+        "pictures_sha256": ledger.images_sha256,
         "keys_sha256": ledger.keys_sha256,
         "crop": ledger.crop,
         "views": views,
@@ -139,13 +167,13 @@ def _rows_provenance(ledger: Ledger, views: int) -> dict[str, Any]:
     }
 
 
-def _labels_spec(root: Path, ledger: Ledger, block_rows: int) -> ArraySpec:
+def _labels_spec(root: Path, ledger: Ledger, rows_per_block: int) -> ArraySpec:
     return ArraySpec(
-        path=root / "labels.zarr",
+        path=labels_path(root),
         kind="labels",
         shape=(ledger.rows,),
         dtype="int64",
-        block_rows=block_rows,
+        rows_per_block=rows_per_block,
         keys_sha256=ledger.keys_sha256,
         provenance={"labels_sha256": ledger.labels_sha256},
         attributes={},
@@ -153,14 +181,14 @@ def _labels_spec(root: Path, ledger: Ledger, block_rows: int) -> ArraySpec:
 
 
 def _base_spec(
-    folder: Path, ledger: Ledger, features: Features, block_rows: int, encoder: EncoderCard, channels: int
+    folder: Path, ledger: Ledger, features: Features, rows_per_block: int, encoder: EncoderDescription, channels: int
 ) -> ArraySpec:
     return ArraySpec(
-        path=folder / "base.zarr",
+        path=base_path(folder),
         kind="base",
         shape=(ledger.rows, features.views, *encoder.grid, channels),
         dtype="float16",
-        block_rows=block_rows,
+        rows_per_block=rows_per_block,
         keys_sha256=ledger.keys_sha256,
         provenance={
             **_rows_provenance(ledger, features.views),
@@ -183,18 +211,18 @@ def _base_spec(
     )
 
 
-def _z0_spec(root: Path, ledger: Ledger, features: Features, block_rows: int, codec: CodecCard) -> ArraySpec:
-    h, w, c = codec.latent_shape
+def _z0_spec(root: Path, ledger: Ledger, features: Features, rows_per_block: int, codec: CodecDescription) -> ArraySpec:
+    h, w, _ = codec.latent_shape
     return ArraySpec(
-        path=root / codec.name / f"{h}x{w}x{c}.zarr",
+        path=z0_path(root, codec.name, codec.latent_shape),
         kind="z0",
         shape=(ledger.rows, features.views, h, w, codec.stored_channels),
         dtype="float16",
-        block_rows=block_rows,
+        rows_per_block=rows_per_block,
         keys_sha256=ledger.keys_sha256,
         provenance={**_rows_provenance(ledger, features.views), "codec": codec.identity},
         attributes={
-            "latent_shape": [h, w, c],
+            "latent_shape": list(codec.latent_shape),
             "codec": codec.attributes,
             "source": ledger.source,
             "options": {
@@ -205,3 +233,9 @@ def _z0_spec(root: Path, ledger: Ledger, features: Features, block_rows: int, co
             },
         },
     )
+
+
+def _text_specs(root: Path, ledger: Ledger, features: Features) -> tuple[ArraySpec, ...]:
+    if features.text is None:
+        return ()
+    return captions_spec(root, ledger, text_spec(features)), offsets_spec(root, ledger)

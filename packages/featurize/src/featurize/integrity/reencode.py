@@ -1,24 +1,26 @@
-"""Random rows encoded again from their pictures, against what the store holds: the check that trusts nothing on disk."""
+"""Random rows encoded again from their images, against what the store holds: the check that trusts nothing on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from featurize.errors import UserError
-from featurize.execution.engine import Run
-from featurize.extraction.block import BlockTask, Clock, batch_of, encode_batch
-from featurize.integrity.repair_files import features_of
-from featurize.integrity.verify import Finding, arrays_of
+from featurize.execution.tasks import Run
+from featurize.extraction.block import BlockTask, encode_batch
+from featurize.extraction.loader import Clock, batch_of
+from featurize.integrity.options import features_of
+from featurize.integrity.verify import Finding
+from featurize.store.layout import is_sealed, list_arrays
 from featurize.store.ledger import Ledger, read_ledger
-from featurize.store.store import ArraySpec, is_sealed, opened, read_rows, spec_of
+from featurize.store.metadata import ArraySpec, spec_of
+from featurize.store.read import open_array, read_rows
 
 # Relative distance of a row from its second encoding: float16's rounding is 3e-4, bfloat16's 8e-3 and differs by processor.
 TOLERANCE = {"float32": 5e-3, "bfloat16": 5e-2}
-PER_TASK = 32  # rows
+ROWS_PER_TASK = 32
 
 
 def spot_check(root: Path, count: int, seed: int, run: Run) -> list[Finding]:
@@ -26,47 +28,51 @@ def spot_check(root: Path, count: int, seed: int, run: Run) -> list[Finding]:
     ledger = read_ledger(root)
     rows = sorted(np.random.default_rng(seed).choice(ledger.rows, min(count, ledger.rows), replace=False).tolist())
     findings: list[Finding] = []
-    for path in arrays_of(root):
+    for path in list_arrays(root):
         if is_sealed(path) and (spec := spec_of(path)).kind in ("base", "z0"):
             findings += _check(spec, ledger, rows, run)
     return findings
 
 
 def _check(spec: ArraySpec, ledger: Ledger, rows: list[int], run: Run) -> Iterator[Finding]:
+    parts = [rows[start : start + ROWS_PER_TASK] for start in range(0, len(rows), ROWS_PER_TASK)]
+    is_base = spec.kind == "base"
     try:
         features = features_of(spec)
-        base = spec.path if spec.kind == "base" else None
-        parts = [rows[start : start + PER_TASK] for start in range(0, len(rows), PER_TASK)]
-        first = BlockTask(
-            0,
-            batch_of(ledger, parts[0], features),
-            base,
-            spec.path.parent / "basis.safetensors",
-            spec.shape[-1],
-            None if base else spec.path,
+        tasks = (
+            (
+                BlockTask(
+                    0,
+                    batch_of(ledger, part, features),
+                    spec.path if is_base else None,
+                    spec.shape[-1],
+                    None if is_base else spec.path,
+                ),
+                part,
+            )
+            for part in parts
         )
-        tasks = ((replace(first, batch=batch_of(ledger, part, features)), part) for part in parts)
-        found = dict(run(_distances, tasks))
+        distances = dict(run(_distances, tasks))
     except UserError as error:
         yield Finding(spec.path, f"can't be encoded again: {error}")
         return
     limit = TOLERANCE[features.precision]
-    for index, distances in sorted(found.items()):
-        for row, distance in zip(parts[index], distances):
+    for index in sorted(distances):
+        for row, distance in zip(parts[index], distances[index]):
             if not distance <= limit:
                 yield Finding(
                     spec.path,
                     f"row {row} ({ledger.keys[row]}), encoded again, is {distance:.1%} away from what is stored",
-                    row // spec.block_rows,
+                    row // spec.rows_per_block,
                 )
 
 
 def _distances(task: tuple[BlockTask, list[int]]) -> list[float]:
+    """For each row |again - stored| / |stored|."""
     block, rows = task
-    found = encode_batch(block, Clock())
-    again = found.base if block.base is not None else found.z0
-    path = block.base if block.base is not None else block.z0
+    encoded = encode_batch(block, Clock())
+    again, path = (encoded.base, block.base) if block.base is not None else (encoded.z0, block.z0)
     assert again is not None and path is not None
-    stored = read_rows(opened(path), np.array(rows)).astype(np.float64).reshape(len(rows), -1)
+    stored = read_rows(open_array(path), np.array(rows)).astype(np.float64).reshape(len(rows), -1)
     again = again.reshape(len(rows), -1)
     return (np.linalg.norm(again - stored, axis=1) / np.maximum(np.linalg.norm(stored, axis=1), 1e-12)).tolist()

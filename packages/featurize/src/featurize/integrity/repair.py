@@ -1,206 +1,230 @@
-"""Do again exactly what `verify` finds: first the files beside the blocks, then blocks from the pictures, the captions or the
-base store, and records and seals from the blocks."""
+"""What `verify` finds is made again: unseal what is bad, drop its records, and write it as the extraction does.
+
+Damaged files beside the blocks come first, in the order in which others are read through them: zarr.json, the ledger, the
+basis. Only records vouch for a block; one that nothing vouches for is made again.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from featurize.basis.svd import load_basis, save_basis
 from featurize.errors import UserError
-from featurize.execution.engine import Run
-from featurize.extraction.block import BlockTask, batch_of, write_one
-from featurize.extraction.extract import check_tolerance, measure_basis
-from featurize.extraction.levels import level_task, write_level_block
-from featurize.integrity import repair_files as mend_files
-from featurize.integrity.repair_files import features_of, spec_or_none
-from featurize.integrity.verify import Finding, arrays_of, check_root, has_moments, verify
-from featurize.io.files import read_json, write_json
-from featurize.store.ledger import Ledger, read_ledger
-from featurize.store.metadata import header_of
-from featurize.store.store import (
-    ArraySpec,
+from featurize.execution.tasks import Run, ordered_map
+from featurize.extraction.block import write_images
+from featurize.extraction.captions import captions_of, write_text
+from featurize.extraction.fit import check_tolerance, fitted_basis, measure_basis
+from featurize.extraction.levels import write_level
+from featurize.extraction.networks import describe_networks
+from featurize.extraction.scan import scan
+from featurize.extraction.targets import crop_rule, other_basis
+from featurize.images.crop import SQUARE
+from featurize.integrity.options import features_of, requested_features, text_encoder_of
+from featurize.integrity.verify import Finding, check_root, has_basis, has_moments, ledger_problems, verify
+from featurize.io.files import read_json, remove_folder, write_json
+from featurize.sources import list_images
+from featurize.store.layout import (
+    basis_parts_folder,
+    basis_path,
     blocks_folder,
-    chunk_path,
     is_sealed,
-    prepare,
+    ledger_path,
+    list_arrays,
+    list_bases,
+    metadata_path,
+    moments_path,
     record_path,
-    rows_of,
-    seal,
-    seal_path,
-    write_block,
 )
+from featurize.store.ledger import Ledger, ledger_of, read_ledger, write_ledger
+from featurize.store.metadata import ArraySpec, metadata_in_seal, read_metadata, spec_or_none
+from featurize.store.seal import read_seal, seal, unseal
+from featurize.store.write import write_array
 
-KINDS = ("base", "level", "z0", "labels", "text", "offsets")
+Say = Callable[[str], None]
 
 
-def repair(root: Path, run: Run, say: Callable[[str], None]) -> list[Finding]:
-    """Mend what `verify` finds; what is left is returned, with what to do about it.
+def repair(root: Path, run: Run, say: Say) -> list[Finding]:
+    """Make again what `verify` finds; what is left is returned, with what to do about it.
 
-    A sealed array is unsealed while it is being mended. Raises UserError when a block that is made again is not the block that
-    was sealed: other libraries or another processor round otherwise.
+    A sealed array is unsealed while it is repaired. Raises UserError when a block that is made again is not the block that was
+    sealed: other libraries or another processor round otherwise.
     """
     check_root(root)
-    mend_files.mend_headers(root, say)
-    mend_files.mend_ledger(root, run, say)
+    _restore_metadata(root, say)
+    if ledger_problems(root):
+        _make_ledger_again(root, run, say)
     ledger = read_ledger(root)
-    mend_files.mend_bases(root, ledger, run, say)
+    for path in list_bases(root):
+        if (base := spec_or_none(path)) is not None and not has_basis(base):
+            _make_basis_again(root, base, ledger, run, say)
     findings = verify(root, run)
     bad: dict[Path, set[int]] = defaultdict(set)
     for finding in findings:
         bad[finding.where] |= {finding.block} if finding.block is not None else set()
-    for path in arrays_of(root):  # base stores before their levels
-        if path in bad and (spec := spec_or_none(path)) is not None and spec.kind in KINDS:
-            say(f"mending {path}: {len(bad[path])} blocks")
-            _mend(spec, bad[path], ledger, run)
+    for path in list_arrays(root):  # base stores before their levels
+        if path in bad and (spec := spec_or_none(path)) is not None and spec.kind in WRITERS:
+            say(f"repairing {path}: {len(bad[path])} blocks")
+            _make_array_again(spec, bad[path], ledger, run)
     return verify(root, run) if findings else []
 
 
-def _mend(spec: ArraySpec, bad: set[int], ledger: Ledger, run: Run) -> None:
-    path = spec.path
-    measured = _measured_before(spec)
-    if _are_moments_lost(spec, measured):
-        # They are sums over the features of all pictures, which are not kept.
-        bad, measured = set(range(spec.blocks)), {}
-    sealed = _unseal(spec, bad)
-    todo = prepare(spec)
-    if spec.kind in ("labels", "offsets"):
-        values = ledger.labels if spec.kind == "labels" else _captions(ledger)[1]
-        for block in todo:
-            rows = rows_of(block, spec.block_rows, spec.shape[0])
-            write_block(path, block, values[rows.start : rows.stop])
-    elif spec.kind == "level":
-        list(run(write_level_block, [level_task(path, block) for block in todo]))
-    elif spec.kind == "text":
-        _embed_again(spec, todo, ledger, run)
-    else:
-        list(run(write_one, (_picture_task(spec, block, ledger) for block in todo)))
-    for block in todo:
-        was, now = sealed.get(block), read_json(record_path(path, block))
-        if was is not None and was != now:
-            versions = spec_versions(path)
+def _restore_metadata(root: Path, say: Say) -> None:
+    """Restore each zarr.json that is not the one in the seal."""
+    for path in list_arrays(root):
+        sealed = metadata_in_seal(path)
+        if sealed is not None and sealed != _document(metadata_path(path)):
+            say(f"repairing {metadata_path(path)}: restoring it from the seal")
+            write_json(metadata_path(path), sealed)
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except (UserError, OSError):
+        return None
+
+
+def _make_ledger_again(root: Path, run: Run, say: Say) -> None:
+    """List the source and read every image once more.
+
+    Raises UserError where the log does not say which source that was, and where the images are no longer those that the
+    arrays were made of; nothing is written then.
+    """
+    path = ledger_path(root)
+    features = requested_features(root)
+    if features is None or features.source is None:
+        raise UserError(
+            f"The ledger {path} is damaged and the log beside it does not say what was extracted; remove it and "
+            "run the same `featurize extract` again, which reads the pictures once more and keeps every array."
+        )
+    say(f"repairing {path}: reading the pictures of {features.source} again")
+    listing_arguments = (features.source, features.split, features.limit, features.classes)
+    listing = list_images(*listing_arguments)
+    crop = SQUARE if features.crop == "square" else crop_rule(features, describe_networks(features).encoder)
+    table = scan(root, listing.images, crop, features.max_bad, run)
+    ledger = ledger_of(table, features.source, str(crop))
+    for spec in filter(None, map(spec_or_none, list_arrays(root))):
+        changed = ledger.differences(spec.provenance)
+        if changed or spec.keys_sha256 != ledger.keys_sha256:
             raise UserError(
-                f"Block {block} of {path}, made again, is not the block that was sealed (it was made with {versions}); it is "
-                "written and the array unsealed. Bring those versions back and repair again, or repair again to seal it as it is."
+                f"The ledger {path} is damaged, and the pictures of {features.source} are no longer those that "
+                f"the arrays were made of (differs in: {', '.join(changed or ['keys_sha256'])}); restore them and repair again."
             )
-    extra = measured
+    write_ledger(root, table, ledger, listing, listing_arguments)
+
+
+def _make_basis_again(root: Path, base: ArraySpec, ledger: Ledger, run: Run, say: Say) -> None:
+    """Fit the basis on the same images, or take it from the same store.
+
+    Raises UserError where that gives another one than the base store was made with; nothing is written then.
+    """
+    path = basis_path(base.path.parent)
+    say(f"repairing {path}")
+    parts = basis_parts_folder(base.path.parent, base.fingerprint)
+    rule = base.provenance["basis"]
+    if "taken" in rule:
+        basis = load_basis(basis_path(_other_folder(root, base)))
+    else:
+        features = features_of(base).model_copy(update={"basis_rows": rule["rows"]})
+        basis = fitted_basis(parts, features, ledger, run, _no_log)
+    if basis.sha256 != base.attributes.get("basis_sha256"):
+        raise UserError(
+            f"The basis {path}, made again, is not the one that {base.path} was made with (other libraries or another processor "
+            f"round otherwise): restore {path.name} from a copy, or remove {path.parent} and extract again."
+        )
+    save_basis(path, basis, base.fingerprint)
+    if parts.exists():
+        remove_folder(parts)
+
+
+def _other_folder(root: Path, base: ArraySpec) -> Path:
+    """The encoder folder that a basis was taken from."""
+    features = requested_features(root)
+    other = None if features is None else other_basis(features)
+    if other is None or other.name != base.path.parent.name:
+        raise UserError(
+            f"The basis of {base.path} was taken from another store, and the log does not say which; copy basis.safetensors "
+            f"from the training split's {base.path.parent.name} folder to {base.path.parent}."
+        )
+    return other
+
+
+def _make_array_again(spec: ArraySpec, bad: set[int], ledger: Ledger, run: Run) -> None:
+    """Write the blocks of an array that are bad, or that nothing vouches for, and seal it."""
+    measured = _sealed_measurements(spec)
+    if spec.kind == "base" and _are_moments_lost(spec, measured):
+        # They are sums over the features of all images, which are not stored.
+        bad, measured = set(range(spec.blocks)), {}
+    sealed = unseal(spec, bad)
+    WRITERS[spec.kind](spec, ledger, run)
+    for block in sorted(bad & sealed.keys()):
+        if read_json(record_path(spec.path, block)) != sealed[block]:
+            versions = read_metadata(spec.path).attributes["versions"]
+            raise UserError(
+                f"Block {block} of {spec.path}, made again, is not the block that was sealed (it was made with "
+                f"{', '.join(f'{name} {version}' for name, version in versions.items())}); it is written and the array unsealed. "
+                "Install those versions and repair again, or repair again to seal it as it is."
+            )
     if spec.kind == "base" and not measured:
-        basis = path.parent / "basis.safetensors"
-        extra = measure_basis(path, spec.blocks, basis, spec.shape[-1])
+        measured = measure_basis(spec)
         if "taken" not in spec.provenance["basis"]:
-            check_tolerance(extra, spec, spec.attributes["options"]["basis_tolerance"])
-    seal(spec, extra, run)
+            check_tolerance(measured, spec, spec.attributes["options"]["basis_tolerance"])
+    seal(spec, measured, ordered_map(run))
 
 
-def _measured_before(spec: ArraySpec) -> dict[str, Any]:
+def _sealed_measurements(spec: ArraySpec) -> dict[str, Any]:
     """What the seal of a base store says of its basis: the same values give the same again."""
     try:
-        seal = read_json(seal_path(spec.path))
-        return {name: seal[name] for name in ("basis_drift", "features")} if spec.kind == "base" else {}
+        document = read_seal(spec.path)
+        return {name: document[name] for name in ("basis_drift", "features")} if spec.kind == "base" else {}
     except (UserError, OSError, KeyError):
         return {}
 
 
-def _are_moments_lost(spec: ArraySpec, measured: dict[str, Any]) -> bool:
+def _are_moments_lost(base: ArraySpec, measured: dict[str, Any]) -> bool:
     """Whether the moments of a base store are damaged, or are not there and would be needed to seal it."""
-    if spec.kind != "base" or (not is_sealed(spec.path) and blocks_folder(spec.path).exists()):
+    if not is_sealed(base.path) and blocks_folder(base.path).exists():
         return False
-    kept = spec.path.parent / "moments.safetensors"
-    return not has_moments(kept) if kept.is_file() else not measured
+    path = moments_path(base.path.parent)
+    return not has_moments(path) if path.is_file() else not measured
 
 
-def _captions(ledger: Ledger) -> tuple[list[str], np.ndarray]:
-    from featurize.text.clip_text import captions_of  # imports torch
-
-    return captions_of(ledger)
+def _write_labels(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
+    write_array(spec, ledger.labels)
 
 
-def _embed_again(spec: ArraySpec, blocks: list[int], ledger: Ledger, run: Run) -> None:
-    """Write blocks of embedded captions. Raises UserError when the text encoder is another now."""
-    from featurize.text.clip_text import TextSpec, text_card, text_tasks, write_text_block
-
-    asked = mend_files.asked_for(spec.path.parent.parent)
-    known = {
-        "text": "clip",
-        "text_weights": None if asked is None else asked.text_weights,
-    }  # of earlier versions' arrays
-    options = spec.attributes.get("options", known)
-    encoder = TextSpec(options["text"], options["text_weights"])
-    if json.loads(json.dumps(text_card(encoder).identity)) != spec.provenance["encoder"]:
-        raise UserError(
-            f"{spec.path} was made with another text encoder; bring those weights back to "
-            f"{encoder.weights or 'their place'} to embed captions again."
-        )
-    list(run(write_text_block, text_tasks(spec.path, ["", *_captions(ledger)[0]], blocks, encoder)))
+def _write_base(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
+    write_images(spec, None, features_of(spec), ledger, run, _no_log)
 
 
-def spec_versions(path: Path) -> str:
-    """The libraries an array was made with, in words."""
-    versions = header_of(path).attributes["versions"]
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _write_z0(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
+    write_images(None, spec, features_of(spec), ledger, run, _no_log)
 
 
-def _unseal(spec: ArraySpec, bad: set[int]) -> dict[int, dict[str, Any]]:
-    """Make an array an unfinished one that lacks its bad blocks; the records that its seal had.
-
-    Where neither seal nor records are left, blocks that look whole get a record of what they hold.
-    """
-    records: dict[int, dict[str, Any]] = {}
-    if is_sealed(spec.path):
-        try:
-            records = dict(enumerate(read_json(seal_path(spec.path))["blocks"]))
-        except (UserError, KeyError):
-            records = {}
-        if len(records) != spec.blocks:
-            records = {}
-        if blocks_folder(spec.path).exists():
-            for leftover in blocks_folder(spec.path).glob("*.json"):
-                leftover.unlink()
-        kept = records
-    elif blocks_folder(spec.path).exists():
-        for block in bad:
-            record_path(spec.path, block).unlink(missing_ok=True)
-        return {}
-    else:
-        kept = {}
-    if not kept and spec.kind != "level":  # a level is made again sooner than it is trusted
-        kept = {block: record for block in range(spec.blocks) if (record := _record_of(spec, block)) is not None}
-    for block, record in kept.items():
-        if block not in bad:
-            write_json(record_path(spec.path, block), record)
-    seal_path(spec.path).unlink(missing_ok=True)
-    return records
+def _write_level(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
+    write_level(spec, run)
 
 
-def _record_of(spec: ArraySpec, block: int) -> dict[str, Any] | None:
-    """A record of a chunk as it lies there; None for one that can't be whole."""
-    chunk = chunk_path(spec.path, block, len(spec.shape))
-    size = int(np.prod((spec.block_rows, *spec.shape[1:]))) * np.dtype(spec.dtype).itemsize
-    data = chunk.read_bytes() if chunk.is_file() else b""
-    rows = rows_of(block, spec.block_rows, spec.shape[0])
-    if len(data) != size:
-        return None
-    values = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.block_rows, -1)[: len(rows)]
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return None
-    return {"rows": [rows.start, rows.stop], "bytes": size, "sha256": hashlib.sha256(data).hexdigest()}
+def _write_text(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
+    write_text(spec, captions_of(ledger)[0], text_encoder_of(spec), run)
 
 
-def _picture_task(spec: ArraySpec, block: int, ledger: Ledger) -> BlockTask:
-    """The task that writes a block of a base store or of `z_0` from the pictures, with the options it was made with."""
-    features = features_of(spec)
-    rows = rows_of(block, spec.block_rows, spec.shape[0])
-    base = spec.path if spec.kind == "base" else None
-    return BlockTask(
-        block,
-        batch_of(ledger, rows, features),
-        base,
-        spec.path.parent / "basis.safetensors",
-        spec.shape[-1],
-        None if base else spec.path,
-    )
+def _write_offsets(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
+    write_array(spec, captions_of(ledger)[1])
+
+
+def _no_log(event: str, **facts: Any) -> None:
+    """Repair says what it does on the screen; the log is the extraction's."""
+
+
+WRITERS: dict[str, Callable[[ArraySpec, Ledger, Run], None]] = {
+    "labels": _write_labels,
+    "base": _write_base,
+    "z0": _write_z0,
+    "level": _write_level,
+    "text": _write_text,
+    "offsets": _write_offsets,
+}

@@ -10,35 +10,43 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from featurize.basis import svd as basis_
+from featurize.basis.moments import load_moments
+from featurize.basis.standardise import Sums, merge_sums, sums_of
+from featurize.basis.svd import load_basis
 from featurize.errors import UserError
-from featurize.execution.engine import Run, in_order
-from featurize.extraction.levels import Sums, level_task, merge_sums, pooled_block, standardised_block, sums_of
+from featurize.execution.tasks import Run, in_order
+from featurize.extraction.levels import level_task, pooled_block, standardised_block
 from featurize.io.files import read_json
-from featurize.store.ledger import Ledger, ledger_path, read_ledger
-from featurize.store.metadata import Header, header_of, is_there
-from featurize.store.store import (
-    FORMAT,
-    ArraySpec,
+from featurize.store.layout import (
+    base_path,
+    basis_path,
+    block_moments_path,
     blocks_folder,
     chunk_path,
-    damage,
-    digest_of,
-    fingerprint,
+    has_metadata,
     is_sealed,
+    ledger_path,
+    list_arrays,
+    metadata_path,
     moments_path,
-    opened,
     record_path,
-    rows_of,
-    seal_path,
-    sealed_metadata,
-    spec_of,
     written_blocks,
 )
+from featurize.store.ledger import Ledger, read_ledger, read_ledger_metadata, read_table
+from featurize.store.metadata import (
+    FORMAT,
+    ArrayMetadata,
+    ArraySpec,
+    fingerprint,
+    metadata_in_seal,
+    read_metadata,
+    spec_of,
+)
+from featurize.store.read import open_array
+from featurize.store.seal import array_sha256, chunk_problem, read_seal
 
-ROUNDING = 1e-2  # of a channel's spread: by so much may a base store's statistics differ from its tokens' (float16)
+ROUNDING = 1e-2  # of a channel's spread: so far a base store's statistics may be from its tokens' (float16)
 
 
 @dataclass(frozen=True)
@@ -55,19 +63,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class BlockCheck:
-    """A block to be looked at; `labels` are those of its rows, `level` asks for the comparison with the base store."""
+    """A block to check; `labels` are those of its rows. A level is compared with the base store where `compare_with_base`."""
 
-    path: Path
+    spec: ArraySpec
     block: int
     record: dict[str, Any]
-    kind: str
     labels: np.ndarray | None = None
-    level: bool = False
+    compare_with_base: bool = False
 
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What was found in a block, and sums over its values (a base store's own, or those a level was standardised by)."""
+    """The problems of a block, and sums over its values (a base store's own, or those a level was standardised by)."""
 
     problems: list[str] = field(default_factory=list)
     sums: Sums | None = None
@@ -76,41 +83,25 @@ class BlockReport:
 def verify(root: Path, run: Run) -> list[Finding]:
     """All findings about a store root, none when it is whole. Reads every block once, and the base store once a level.
 
-    Without a whole ledger nothing else can be looked at. Raises UserError when it is no store root.
+    Without a whole ledger nothing else can be looked at. Raises UserError when it is not a store root.
     """
     check_root(root)
-    problems = ledger_problems(root)
-    findings = [Finding(ledger_path(root), problem) for problem in problems]
-    if problems:
+    findings = [Finding(ledger_path(root), problem) for problem in ledger_problems(root)]
+    if findings:
         return findings
     ledger = read_ledger(root)
     damaged: dict[Path, set[int]] = {}
-    for path in arrays_of(root):
-        found = _check_array(path, ledger, damaged, run)
-        damaged[path] = {finding.block for finding in found if finding.block is not None}
-        findings += found
+    for path in list_arrays(root):
+        own = _check_array(path, ledger, damaged, run)
+        damaged[path] = {finding.block for finding in own if finding.block is not None}
+        findings += own
     return findings
 
 
 def check_root(root: Path) -> None:
     """Raises UserError for a folder without a ledger and without arrays."""
-    if not ledger_path(root).is_file() and not arrays_of(root):
-        raise UserError(f"{root} is no store root (it has no rows.parquet).")
-
-
-def arrays_of(root: Path) -> list[Path]:
-    """The arrays below a root, a base store before the levels that come from it."""
-    found = {path.parent if path.name == "zarr.json" else _array_of_seal(path) for path in _signs(root)}
-    return sorted(found, key=lambda path: (path.parent != root, str(path.parent), path.name != "base.zarr", path.name))
-
-
-def _signs(root: Path) -> Iterator[Path]:
-    for pattern in ("*.zarr/zarr.json", "*/*.zarr/zarr.json", "*.seal.json", "*/*.seal.json"):
-        yield from root.glob(pattern)
-
-
-def _array_of_seal(seal: Path) -> Path:
-    return seal.with_name(seal.name.removesuffix(".seal.json") + ".zarr")
+    if not ledger_path(root).is_file() and not list_arrays(root):
+        raise UserError(f"{root} is not a store root (it has no rows.parquet).")
 
 
 def ledger_problems(root: Path) -> list[str]:
@@ -124,8 +115,7 @@ def ledger_problems(root: Path) -> list[str]:
 
 
 def _contradictions(root: Path, ledger: Ledger) -> Iterator[str]:
-    with ledger_path(root).open("rb") as file:
-        table = pq.read_table(file, columns=["row", "key", "status", "reason", "sha256"])
+    table = read_table(ledger_path(root), ["row", "key", "status", "reason", "sha256"])
     stored = pc.is_valid(table["row"])
     if ledger.table["row"].to_pylist() != list(range(ledger.rows)):
         yield "its rows are not 0, 1, 2, ... in order"
@@ -137,36 +127,33 @@ def _contradictions(root: Path, ledger: Ledger) -> Iterator[str]:
         yield "a refused picture has no reason"
     if ledger.table["sha256"].null_count or pc.any(pc.equal(ledger.table["sha256"], "")).as_py():
         yield "a stored picture has no digest"
-    with ledger_path(root).open("rb") as file:
-        keys_sha256 = (pq.read_schema(file).metadata or {}).get(b"keys_sha256", b"").decode()
-    if keys_sha256 != ledger.keys_sha256:
+    if read_ledger_metadata(ledger_path(root)).get("keys_sha256") != ledger.keys_sha256:
         yield "its keys_sha256 is not that of its keys"
 
 
 def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run: Run) -> list[Finding]:
     try:
-        opened(path)
-        header = header_of(path)
-        spec = spec_of(path, header)
+        open_array(path)
+        metadata = read_metadata(path)
+        spec = spec_of(path, metadata)
     except Exception:  # zarr raises many kinds for a damaged array, and attributes may be missing
-        what = "its zarr.json can't be read" if is_there(path) else "its zarr.json is missing"
-        mend = (
-            "`featurize repair` brings it back from the seal"
-            if sealed_metadata(path) is not None
+        what = "its zarr.json can't be read" if has_metadata(path) else "its zarr.json is missing"
+        remedy = (
+            "`featurize repair` restores it from the seal"
+            if metadata_in_seal(path) is not None
             else "no seal has a copy: remove the array with its .seal.json or .blocks and run again the command that made it"
         )
-        return [Finding(path, f"{what}; {mend}")]
-    findings = [Finding(path, problem) for problem in _header_problems(spec, header, ledger)]
+        return [Finding(path, f"{what}; {remedy}")]
+    findings = [Finding(path, problem) for problem in _metadata_problems(spec, metadata, ledger)]
     records, problems = _records(spec)
     findings += [Finding(path, problem) for problem in problems]
-    base = path.parent / "base.zarr"
+    base = base_path(path.parent)
     usable = spec.kind == "level" and _can_be_read(base)
     checks = [
         BlockCheck(
-            path,
+            spec,
             block,
             record,
-            spec.kind,
             _labels_of(spec, ledger, block),
             usable and block not in damaged.get(base, set()),
         )
@@ -184,48 +171,47 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
 def _can_be_read(array: Path) -> bool:
     """Whether an array's zarr.json is whole, so that its values are read as they were written."""
     try:
-        opened(array)
+        open_array(array)
     except Exception:  # zarr raises many kinds for a damaged array
         return False
-    return sealed_metadata(array) in (None, read_json(array / "zarr.json"))
+    return metadata_in_seal(array) in (None, read_json(metadata_path(array)))
 
 
-def _header_problems(spec: ArraySpec, header: Header, ledger: Ledger) -> Iterator[str]:
-    if header.attributes.get("format") != FORMAT:
+def _metadata_problems(spec: ArraySpec, metadata: ArrayMetadata, ledger: Ledger) -> Iterator[str]:
+    if metadata.attributes.get("format") != FORMAT:
         yield f"is not in the format {FORMAT}"
-    if header.attributes["fingerprint"] != fingerprint(spec.provenance):
+    if metadata.attributes["fingerprint"] != fingerprint(spec.provenance):
         yield "its fingerprint is not that of its provenance"
-    sealed = sealed_metadata(spec.path)
-    if sealed is not None and sealed != read_json(spec.path / "zarr.json"):
+    if metadata_in_seal(spec.path) not in (None, read_json(metadata_path(spec.path))):
         yield "its zarr.json is not the one that was sealed"
     for name in ledger.differences(spec.provenance):
-        yield f"its {name} is not the ledger's: it was made of other pictures, labels or captions"
+        yield f"its {name} is not the ledger's: it was made of other images, labels or captions"
     if spec.keys_sha256 != ledger.keys_sha256:
         yield "its keys_sha256 is not the ledger's: its rows are other pictures"
     if spec.kind in ("base", "level", "z0", "labels") and spec.shape[0] != ledger.rows:
         yield f"has {spec.shape[0]} rows and the ledger {ledger.rows}"
-    if header.chunks != (spec.block_rows, *spec.shape[1:]):
-        yield f"its chunks {header.chunks} are not blocks of {spec.block_rows} rows"
+    if metadata.chunks != (spec.rows_per_block, *spec.shape[1:]):
+        yield f"its chunks {metadata.chunks} are not blocks of {spec.rows_per_block} rows"
     if spec.kind in ("base", "level") and not has_basis(spec):
         yield "basis.safetensors beside it is missing, damaged, or not the basis it was made with"
-    kept = spec.path.parent / "moments.safetensors"
-    if spec.kind == "base" and kept.is_file() and not has_moments(kept):
-        yield f"{kept.name} beside it is damaged; `featurize repair` encodes all pictures to make it again, or remove it"
+    moments = moments_path(spec.path.parent)
+    if spec.kind == "base" and moments.is_file() and not has_moments(moments):
+        yield f"{moments.name} beside it is damaged; `featurize repair` encodes all pictures to make it again, or remove it"
 
 
 def has_basis(spec: ArraySpec) -> bool:
     """Whether the basis beside a base store or a level is the one it was made with."""
     try:
-        known = basis_.load_basis(spec.path.parent / "basis.safetensors").sha256
+        basis = load_basis(basis_path(spec.path.parent))
     except UserError:
         return False
-    return known == spec.attributes.get("basis_sha256")
+    return basis.sha256 == spec.attributes.get("basis_sha256")
 
 
 def has_moments(path: Path) -> bool:
     """Whether a file of moments is there and whole."""
     try:
-        basis_.load_moments(path)
+        load_moments(path)
     except UserError:
         return False
     return True
@@ -247,16 +233,16 @@ def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
                 records[block] = {"rows": [], "bytes": -1, "sha256": ""}
         return records, [state]
     try:
-        seal = read_json(seal_path(spec.path))
+        seal = read_seal(spec.path)
         blocks = list(seal["blocks"])
-        digest = digest_of(record["sha256"] for record in blocks)
+        digest = array_sha256(blocks)
     except (UserError, KeyError, TypeError):
         return {}, ["its seal can't be read"]
     problems = []
     expected = {
         "kind": spec.kind,
-        "rows": spec.shape[0],
-        "block_rows": spec.block_rows,
+        "rows": spec.rows,
+        "block_rows": spec.rows_per_block,
         "keys_sha256": spec.keys_sha256,
         "fingerprint": spec.fingerprint,
         "sha256": digest,
@@ -264,7 +250,7 @@ def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
     for key, value in expected.items():
         if seal.get(key) != value:
             problems.append(f"its seal says another {key} than {'its blocks' if key == 'sha256' else 'zarr.json'}")
-    if "metadata" in seal and sealed_metadata(spec.path) is None:
+    if "metadata" in seal and metadata_in_seal(spec.path) is None:
         problems.append("the copy of zarr.json in its seal is damaged")
     if len(blocks) != spec.blocks:
         problems.append(f"its seal has {len(blocks)} blocks instead of {spec.blocks}")
@@ -272,32 +258,34 @@ def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
 
 
 def _labels_of(spec: ArraySpec, ledger: Ledger, block: int) -> np.ndarray | None:
-    rows = rows_of(block, spec.block_rows, spec.shape[0])
+    rows = spec.rows_of(block)
     return ledger.labels[rows.start : rows.stop] if spec.kind == "labels" else None
 
 
 def _check_block(check: BlockCheck) -> BlockReport:
-    header = header_of(check.path)
-    dimensions = len(header.shape)
-    found = damage(check.path, check.block, check.record, dimensions)
-    if found:
-        return BlockReport([found])
-    if check.kind == "base" and not is_sealed(check.path) and not has_moments(moments_path(check.path, check.block)):
+    spec, dimensions = check.spec, len(check.spec.shape)
+    problem = chunk_problem(spec.path, check.block, check.record, dimensions)
+    if problem:
+        return BlockReport([problem])
+    if spec.kind == "base" and not is_sealed(spec.path) and not has_moments(block_moments_path(spec.path, check.block)):
         return BlockReport(["its moments are missing or damaged"])
-    rows = rows_of(check.block, header.chunks[0], header.shape[0])
-    chunk = chunk_path(check.path, check.block, dimensions).read_bytes()
-    values = np.frombuffer(chunk, np.dtype(header.dtype).newbyteorder("<")).reshape(header.chunks)[: len(rows)]
+    rows = spec.rows_of(check.block)
+    chunk = chunk_path(spec.path, check.block, dimensions).read_bytes()
+    if len(chunk) != spec.bytes_per_block:
+        return BlockReport([f"has {len(chunk)} bytes, and by zarr.json a block has {spec.bytes_per_block}"])
+    stored = np.frombuffer(chunk, np.dtype(spec.dtype).newbyteorder("<"))
+    values = stored.reshape(spec.rows_per_block, *spec.shape[1:])[: len(rows)]
     problems = _row_problems(values, rows, check)
-    sums = sums_of(values) if check.kind == "base" else None
-    if check.level:
-        task = level_task(check.path, check.block)
-        expected = standardised_block(task).astype(header.dtype)
+    sums = sums_of(values) if spec.kind == "base" else None
+    if check.compare_with_base:
+        task = level_task(spec, check.block)
+        expected = standardised_block(task).astype(spec.dtype)
         wrong = np.flatnonzero(_row_digests(expected) != _row_digests(values))
         if wrong.size:
             problems.append(
                 f"{wrong.size} rows, the first {rows.start + wrong[0]}, are not the base store's, pooled and standardised"
             )
-        sums = sums_of(pooled_block(task))
+        sums = sums_of(pooled_block(task.pool))
     return BlockReport(problems, sums)
 
 
@@ -310,8 +298,10 @@ def _row_problems(values: np.ndarray, rows: range, check: BlockCheck) -> list[st
         bad = np.flatnonzero(~np.isfinite(flat).all(axis=1))
         if bad.size:
             problems.append(f"{bad.size} rows, the first {rows.start + bad[0]}, hold NaN or infinite values")
-        # A picture of one colour is constant in pixels; no encoder's map is.
-        constant = np.flatnonzero((flat == flat[:, :1]).all(axis=1)) if check.kind in ("base", "level") else bad[:0]
+        # An image of one colour is constant in pixels; no encoder's map is.
+        constant = (
+            np.flatnonzero((flat == flat[:, :1]).all(axis=1)) if check.spec.kind in ("base", "level") else bad[:0]
+        )
         if constant.size and flat.shape[1] > 1:
             problems.append(f"{constant.size} rows, the first {rows.start + constant[0]}, are constant")
     return problems
@@ -323,15 +313,15 @@ def _row_digests(values: np.ndarray) -> np.ndarray:
 
 def _statistics_problems(spec: ArraySpec, sums: Sums) -> Iterator[str]:
     """Mean and std over all blocks against what the attributes, or the tokens' moments, say."""
-    mean, std = sums.mean, np.sqrt(sums.square / sums.count)
+    mean, std = sums.mean, sums.std
     if spec.kind == "level" and "taken" not in spec.provenance["standardisation"]:
-        for name, found in (("mean", mean), ("std", std)):
-            if not np.allclose(found, spec.attributes[name], rtol=1e-6, atol=1e-9 * std.max()):
+        for name, measured in (("mean", mean), ("std", std)):
+            if not np.allclose(measured, spec.attributes[name], rtol=1e-6, atol=1e-9 * std.max()):
                 yield f"its attribute {name} is not that of the base store's pooled rows"
-    kept = spec.path.parent / "moments.safetensors"
-    if spec.kind == "base" and kept.is_file() and has_moments(kept) and has_basis(spec):
-        basis = basis_.load_basis(spec.path.parent / "basis.safetensors")
-        moments, _ = basis_.load_moments(kept)
+    moments_file = moments_path(spec.path.parent)
+    if spec.kind == "base" and moments_file.is_file() and has_moments(moments_file) and has_basis(spec):
+        basis = load_basis(basis_path(spec.path.parent))
+        moments, _ = load_moments(moments_file)
         directions = basis.components[:, : spec.shape[-1]]
         expected_mean = (moments.mean - basis.mean) @ directions
         expected_std = np.sqrt(np.einsum("dk,de,ek->k", directions, moments.scatter, directions) / moments.count)

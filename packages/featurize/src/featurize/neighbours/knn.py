@@ -19,7 +19,7 @@ from featurize.neighbours.overlap import draw_overlap, overlap_matrix
 from featurize.neighbours.pixels import raw_features, raw_pixels, thumbnail
 from featurize.neighbours.search import label_agreement, search_process, without_self
 from featurize.neighbours.sheet import THUMBNAIL, Line, Panel, draw_sheet
-from featurize.neighbours.spaces import PIXEL_SIDE, Space, encoder_spaces, picture_spaces
+from featurize.neighbours.spaces import PIXEL_SIDE, Space, encoder_spaces, image_spaces
 from featurize.recipe import Features
 from featurize.store.ledger import Ledger, read_ledger
 
@@ -88,7 +88,7 @@ def knn_viz(
     draw_sheet(
         [Panel(title, tuple(members)) for title, members in lines.items()],
         shown,
-        lambda position: ledger.pictures[int(rows[position])],
+        lambda position: ledger.images[int(rows[position])],
         lambda position: pixels.thumbnail(position, THUMBNAIL),
         out,
     )
@@ -133,7 +133,7 @@ def _spaces(
             spaces.append(raw_features(one.root, ledger, raw, rows, folder))
         group = f"{one.root.name} {one.encoder}" if same_encoder else one.encoder
         spaces += encoder_spaces(one.root, one.encoder, group, rows)
-    pictures = [space for root in dict.fromkeys(one.root for one in compared) for space in picture_spaces(root, rows)]
+    pictures = [space for root in dict.fromkeys(one.root for one in compared) for space in image_spaces(root, rows)]
     pictures = list({space.name: space for space in pictures}.values())
     if all(space.name != "raw pixels" for space in pictures) and len(rows) <= PIXEL_ROWS:
         pictures.append(raw_pixels(ledger, rows, folder))

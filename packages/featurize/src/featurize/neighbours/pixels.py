@@ -1,4 +1,4 @@
-"""Spaces that need the pictures themselves again: raw pixels, and the encoder's features before the basis."""
+"""Spaces that need the images themselves again: raw pixels, and the encoder's features before the basis."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import numpy as np
 from tqdm import tqdm
 
 from featurize.errors import UserError
-from featurize.execution.engine import device_of_worker
-from featurize.extraction.block import encoder_spec
+from featurize.execution.devices import device_of_worker
+from featurize.extraction.networks import encoder_spec
 from featurize.images.crop import crop
 from featurize.images.decode import decode
 from featurize.neighbours.spaces import PIXEL_SIDE, FileSpace
 from featurize.recipe import Features
 from featurize.sources import read
+from featurize.store.layout import base_path, encoder_folder
 from featurize.store.ledger import Ledger
-from featurize.store.store import folder_name, sealed_header
+from featurize.store.read import read_sealed_metadata
 
 BATCH = 32
 
 
 def thumbnail(ledger: Ledger, row: int, side: int, interpolation: str = "bicubic") -> np.ndarray:
     """The crop of a stored row that its encoder saw, uint8 (side, side, 3)."""
-    return crop(decode(read(ledger.pictures[row])), ledger.boxes[row], side, interpolation)
+    return crop(decode(read(ledger.images[row])), ledger.boxes[row], side, interpolation)
 
 
 def raw_pixels(ledger: Ledger, rows: np.ndarray, folder: Path) -> FileSpace:
-    """The crops of the rows, PIXEL_SIDE pixels a side, less their mean; kept in `folder`."""
+    """The crops of the rows, PIXEL_SIDE pixels a side, less their mean, in a file of `folder`."""
     path = folder / "pixels.npy"
     pixels = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), PIXEL_SIDE * PIXEL_SIDE * 3))
     for start, crops in _crops(ledger, rows, PIXEL_SIDE, "bicubic", "reading pixels"):
@@ -49,8 +50,8 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
 
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(features), device)
-    base = root / folder_name(features.encoder) / "base.zarr"
-    made_with = sealed_header(base).attributes["provenance"]["encoder"]
+    base = base_path(encoder_folder(root, features.encoder))
+    made_with = read_sealed_metadata(base).attributes["provenance"]["encoder"]
     identity = json.loads(json.dumps(encoder.identity))
     if identity != made_with:
         keys = sorted(key for key in identity.keys() | made_with.keys() if identity.get(key) != made_with.get(key))

@@ -1,6 +1,6 @@
-"""Spaces in which pictures are compared: a level, the mean of a map, `z_0`, or vectors in a file of their own.
+"""Spaces in which images are compared: a level, the mean of a map, `z_0`, or vectors in a file of their own.
 
-Nothing here imports torch: the process that searches (neighbours.py) reads its vectors through these.
+Nothing here imports torch: the process that searches (search.py) reads its vectors through these.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import zarr
 
 from featurize.basis.pooling import pool, pooling_matrix
 from featurize.recipe import parse_shape
-from featurize.store.store import folder_name, is_sealed, open_sealed, read_rows, sealed_header
+from featurize.store.layout import base_path, encoder_folder, is_sealed
+from featurize.store.read import open_sealed, read_rows, sealed_levels
 
 PIXEL_SIDE  = 32  # of the raw-pixel baseline, at most                # fmt: skip
 BLOCK_BYTES = 64 << 20  # of float32 vectors in memory at a time
 
 
 class Space(Protocol):
-    """A vector for each compared picture, float32, read as they are wanted."""
+    """A vector for each compared image, float32, read when they are needed."""
 
     @property
     def name(self) -> str: ...
@@ -40,7 +41,7 @@ class Space(Protocol):
     def dimensions(self) -> int: ...
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
-        """(n, D) float32 of the compared pictures at these positions."""
+        """(n, D) float32 of the compared images at these positions."""
         ...
 
 
@@ -48,7 +49,7 @@ class Space(Protocol):
 class StoredSpace:
     """The compared rows (N, in rising order) of an array of a store.
 
-    `how`: `flat` the whole map, `mean` its mean over positions, `pixels` a picture pooled to PIXEL_SIDE, less its mean.
+    `how`: `flat` the whole map, `mean` its mean over positions, `pixels` an image pooled to PIXEL_SIDE, less its mean.
     """
 
     name: str
@@ -88,7 +89,7 @@ def _open(path: Path) -> zarr.Array:
 
 @dataclass(frozen=True)
 class FileSpace:
-    """Vectors (N, D) float32 in a .npy file, one per compared picture."""
+    """Vectors (N, D) float32 in a .npy file, one per compared image."""
 
     name: str
     group: str
@@ -125,13 +126,11 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
 
 def encoder_spaces(root: Path, encoder: str, group: str, rows: np.ndarray) -> list[Space]:
     """The mean token in the basis, then every sealed level from the finest grid to the coarsest."""
-    folder = root / folder_name(encoder)
-    base = open_sealed(folder / "base.zarr")
+    folder = encoder_folder(root, encoder)
+    base = open_sealed(base_path(folder))
     h, w, channels = base.shape[2:]
-    spaces: list[Space] = [
-        StoredSpace(f"mean of {h}x{w}", group, folder / "base.zarr", rows, "mean", np.ones(channels))
-    ]
-    for path in level_paths(folder):
+    spaces: list[Space] = [StoredSpace(f"mean of {h}x{w}", group, base_path(folder), rows, "mean", np.ones(channels))]
+    for path in sealed_levels(folder):
         level = open_sealed(path)
         # Compared as the encoder scales the channels: standardised, the faint trailing ones would drown the others.
         scale = np.array(level.attrs["std"], dtype=np.float32)
@@ -139,14 +138,7 @@ def encoder_spaces(root: Path, encoder: str, group: str, rows: np.ndarray) -> li
     return spaces
 
 
-def level_paths(folder: Path) -> list[Path]:
-    """The sealed levels of an encoder's folder, from the finest grid to the coarsest."""
-    sealed = [path for path in folder.glob("*x*x*.zarr") if is_sealed(path)]
-    levels = [(parse_shape(path.stem), path) for path in sealed if sealed_header(path).attributes["kind"] == "level"]
-    return [path for _, path in sorted(levels, key=lambda level: (-level[0][0] * level[0][1], -level[0][2]))]
-
-
-def picture_spaces(root: Path, rows: np.ndarray) -> list[Space]:
+def image_spaces(root: Path, rows: np.ndarray) -> list[Space]:
     """What needs no encoder of features: `z_0` of each codec (moments by their means), stored pixels pooled."""
     spaces: list[Space] = []
     for path in sorted(root.glob("*/*x*x*.zarr")):

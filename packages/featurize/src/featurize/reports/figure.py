@@ -10,14 +10,15 @@ import numpy as np
 
 from featurize.basis.svd import effective_rank
 from featurize.errors import UserError
-from featurize.io.files import atomic_write, read_json
-from featurize.neighbours.spaces import level_paths
-from featurize.store.store import is_sealed, seal_path, sealed_header
+from featurize.io.files import atomic_write
+from featurize.store.layout import is_sealed, list_bases
+from featurize.store.read import read_sealed_metadata, sealed_levels
+from featurize.store.seal import read_seal
 
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """Of one encoder's folder: the share of the variance per kept channel (K), falling; what the seal measured on all
+    """One encoder's folder: the share of the variance per stored channel (K), falling; what the seal measured on all
     tokens (`effective_rank`, `outlier_share`), where it did; and for each level its name, mean (C) and std (C) per channel,
     after pooling."""
 
@@ -29,7 +30,7 @@ class EncoderFacts:
 
 def encoders_of(root: Path) -> list[EncoderFacts]:
     """The facts of every encoder with a sealed base store below `root`."""
-    return [_facts(path) for path in sorted(root.glob("*/base.zarr")) if is_sealed(path)]
+    return [_facts(path) for path in list_bases(root) if is_sealed(path)]
 
 
 def draw_info(root: Path, out: Path) -> None:
@@ -65,10 +66,10 @@ def _draw_variance(axes: Any, facts: EncoderFacts) -> None:
     axes.plot(channels, cumulative, color="black", linewidth=1.5)
     axes.bar(channels, 100 * facts.explained_K, color="steelblue", width=1.0)
     for name, mean, _ in facts.levels:
-        kept = len(mean)
-        axes.plot(kept, cumulative[kept - 1], "o", markersize=4, color="crimson")
+        channel = len(mean)
+        axes.plot(channel, cumulative[channel - 1], "o", markersize=4, color="crimson")
         axes.annotate(
-            name, (kept, cumulative[kept - 1]), textcoords="offset points", xytext=(-4, 5), ha="right", fontsize=8
+            name, (channel, cumulative[channel - 1]), textcoords="offset points", xytext=(-4, 5), ha="right", fontsize=8
         )
     lines = [facts.name, f"effective rank {effective_rank(facts.explained_K):.1f} of the {len(channels)} kept channels"]
     if "effective_rank" in facts.measured:
@@ -80,14 +81,14 @@ def _draw_variance(axes: Any, facts: EncoderFacts) -> None:
 
 
 def _facts(base_path: Path) -> EncoderFacts:
-    attributes = sealed_header(base_path).attributes
+    attributes = read_sealed_metadata(base_path).attributes
     levels = []
-    for path in level_paths(base_path.parent):
-        level = sealed_header(path).attributes
+    for path in sealed_levels(base_path.parent):
+        level = read_sealed_metadata(path).attributes
         levels.append((path.stem, np.array(level["mean"]), np.array(level["std"])))
     return EncoderFacts(
         str(attributes["encoder"]),
         np.array(attributes["explained_variance"]),
-        read_json(seal_path(base_path)).get("features", {}),
+        read_seal(base_path).get("features", {}),
         tuple(levels),
     )

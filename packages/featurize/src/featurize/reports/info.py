@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow.compute as pc
 
 from featurize.basis.svd import effective_rank
-from featurize.integrity.verify import arrays_of
-from featurize.io.files import read_json
+from featurize.store.layout import is_sealed, list_arrays, shape_name, written_blocks
 from featurize.store.ledger import read_ledger
-from featurize.store.metadata import Header
-from featurize.store.store import is_sealed, seal_path, sealed_header, written_blocks
+from featurize.store.metadata import ArrayMetadata
+from featurize.store.read import read_sealed_metadata
+from featurize.store.seal import read_seal
 
 
 def describe(root: Path) -> str:
-    """Lines about the ledger, then about each array below `root`. Raises UserError when it is no store root."""
+    """Lines about the ledger, then about each array below `root`. Raises UserError when it is not a store root."""
     ledger = read_ledger(root)
     labels = ledger.labels
     classes = len(np.unique(labels[labels >= 0]))
@@ -25,7 +25,7 @@ def describe(root: Path) -> str:
         f"{root}: {ledger.rows:,} rows from {ledger.source}; {ledger.refused:,} pictures refused; "
         f"{f'{classes} classes' if classes else 'no labels'}; {f'{captions:,} captions' if captions else 'no captions'}."
     ]
-    return "\n".join([*lines, *(_describe_array(path, root) for path in arrays_of(root))])
+    return "\n".join([*lines, *(_describe_array(path, root) for path in list_arrays(root))])
 
 
 def _describe_array(path: Path, root: Path) -> str:
@@ -33,14 +33,14 @@ def _describe_array(path: Path, root: Path) -> str:
     if not is_sealed(path):
         done = len(written_blocks(path))
         return f"  {name}: unfinished, {done} blocks are written; run the command that was making it again."
-    array = sealed_header(path)
+    array = read_sealed_metadata(path)
     kind = str(array.attributes["kind"])
     size = array.nbytes / 1e6
-    head = f"  {name}: {_WORDS[kind]}, {'x'.join(map(str, array.shape))} {array.dtype}, {size:,.1f} MB, sealed"
-    return "\n".join([f"{head} {str(read_json(seal_path(path))['sha256'])[:12]}", *_details(array, path, kind)])
+    head = f"  {name}: {_KINDS[kind]}, {shape_name(array.shape)} {array.dtype}, {size:,.1f} MB, sealed"
+    return "\n".join([f"{head} {str(read_seal(path)['sha256'])[:12]}", *_details(array, path, kind)])
 
 
-_WORDS = {
+_KINDS = {
     "base": "base store",
     "level": "level",
     "z0": "z_0",
@@ -50,7 +50,7 @@ _WORDS = {
 }
 
 
-def _details(array: Header, path: Path, kind: str) -> list[str]:
+def _details(array: ArrayMetadata, path: Path, kind: str) -> list[str]:
     attributes = array.attributes
     indent = "      "
     if kind in ("labels", "offsets"):
@@ -74,7 +74,7 @@ def _details(array: Header, path: Path, kind: str) -> list[str]:
         f"before pooling (the first {shares[0]:.1%}); effective rank {effective_rank(shares):.1f}"
     )
     if kind == "base":
-        seal = read_json(seal_path(path))
+        seal = read_seal(path)
         drift, features = seal["basis_drift"], seal["features"]
         basis = attributes["provenance"]["basis"]
         if "taken" in basis:

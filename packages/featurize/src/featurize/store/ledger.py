@@ -1,10 +1,9 @@
-"""The ledger `rows.parquet`: every picture of the source has one row, or the reason why it has none."""
+"""The ledger `rows.parquet`: every image of the source has one row, or the reason why it has none."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,17 +16,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurize.errors import UserError
-from featurize.execution.engine import Run
-from featurize.extraction.scan import PER_TASK, draft_path, look_at_all
-from featurize.images.decode import SQUARE, Box, CropRule
-from featurize.io.files import replacing
-from featurize.sources import Listing, Picture
+from featurize.images.crop import SQUARE, Box
+from featurize.io.files import atomic_write
+from featurize.sources import Listing, SourceImage
 from featurize.sources.change_stamp import stamp
-from featurize.store.store import FORMAT
+from featurize.store.layout import draft_ledger_path, ledger_path
+from featurize.store.metadata import FORMAT
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+LINES_AT_ONCE = 256  # turned into Python objects
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("label", pa.int64()),
+        ("captions", pa.list_(pa.string())),
+        ("sha256", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("mode", pa.string()),
+        ("box", pa.list_(pa.float64())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,8 @@ class Ledger:
         return _digest(self.table["key"], "\n")
 
     @cached_property
-    def pictures_sha256(self) -> str:
-        """SHA-256 over the pictures' digests."""
+    def images_sha256(self) -> str:
+        """SHA-256 over the images' digests."""
         return _digest(self.table["sha256"], "")
 
     @cached_property
@@ -72,37 +88,43 @@ class Ledger:
         return captions_digest([caption for own in self.table["captions"].to_pylist() for caption in own])
 
     def differences(self, provenance: dict[str, Any]) -> list[str]:
-        """Which digests of this ledger are others than the provenance of an array says."""
-        names = ("pictures_sha256", "labels_sha256", "captions_sha256")
-        return [name for name in names if name in provenance and provenance[name] != getattr(self, name)]
+        """The names of those digests in an array's provenance that are not this ledger's."""
+        properties = {
+            "pictures_sha256": "images_sha256",
+            "labels_sha256": "labels_sha256",
+            "captions_sha256": "captions_sha256",
+        }
+        return [
+            name for name, own in properties.items() if name in provenance and provenance[name] != getattr(self, own)
+        ]
 
     @property
     def labels(self) -> np.ndarray:
-        """(rows,) int64, -1 where a picture has none."""
+        """(rows,) int64, -1 where an image has none."""
         return pc.fill_null(self.table["label"], -1).to_numpy().astype(np.int64)
 
     @property
-    def pictures(self) -> Lines[Picture]:
-        """The picture of each row."""
-        return Lines(self.table, _picture)
+    def images(self) -> Lines[SourceImage]:
+        """The image of each row."""
+        return Lines(self.table, _image)
 
     @property
     def boxes(self) -> Lines[Box]:
         """The crop of each row."""
         return Lines(self.table, lambda line: tuple(line["box"]))
 
-    def part(self, rows: range | list[int]) -> tuple[tuple[Picture, ...], tuple[Box, ...], tuple[str, ...]]:
-        """Pictures, boxes and digests of some rows."""
+    def part(self, rows: range | list[int]) -> tuple[tuple[SourceImage, ...], tuple[Box, ...], tuple[str, ...]]:
+        """Images, boxes and digests of some rows."""
         lines = self.table.take(list(rows)).to_pylist()
         return (
-            tuple(_picture(line) for line in lines),
+            tuple(_image(line) for line in lines),
             tuple(tuple(line["box"]) for line in lines),
             tuple(line["sha256"] for line in lines),
         )
 
 
 class Lines(Sequence[T]):
-    """The lines of a table, each made an object when it is asked for."""
+    """The lines of a table, each made an object when it is read."""
 
     def __init__(self, table: pa.Table, make: Callable[[dict[str, Any]], T]) -> None:
         self._table, self._make = table, make
@@ -118,68 +140,34 @@ class Lines(Sequence[T]):
         return self._make(self._table.slice(int(row) % len(self), 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[T]:
-        for batch in self._table.to_batches(max_chunksize=PER_TASK):
+        for batch in self._table.to_batches(max_chunksize=LINES_AT_ONCE):
             yield from map(self._make, batch.to_pylist())
 
 
-def ledger_path(root: Path) -> Path:
-    return root / "rows.parquet"
+def unchanged_ledger(root: Path, listing_arguments: Sequence[object]) -> Ledger | None:
+    """The ledger of a root, where it can be told without listing the source that nothing has changed; else None.
 
-
-def unchanged_ledger(root: Path, asked: Sequence[object]) -> Ledger | None:
-    """The ledger of a root, where it can be told without listing the source that nothing has changed; else None."""
+    `listing_arguments` are those of `list_images`.
+    """
     path = ledger_path(root)
     if not path.is_file():
         return None
-    made_of = _metadata(path).get("stamp")
-    if not made_of or stamp(asked, pc.unique(_table_of(path, ["source"])["source"]).to_pylist()) != made_of:
+    stored = read_ledger_metadata(path).get("stamp")
+    if not stored or stamp(listing_arguments, pc.unique(read_table(path, ["source"])["source"]).to_pylist()) != stored:
         return None
     return read_ledger(root)
 
 
-def known_ledger(root: Path, listing: Listing) -> Ledger | None:
+def ledger_of_listing(root: Path, listing: Listing) -> Ledger | None:
     """The ledger of a root that was made of this very listing; None where there is none, or another."""
     path = ledger_path(root)
-    if path.is_file() and _metadata(path).get("listing_sha256") == listing.sha256:
+    if path.is_file() and read_ledger_metadata(path).get("listing_sha256") == listing.sha256:
         return read_ledger(root)
     return None
 
 
-def make_ledger(
-    root: Path,
-    source: str,
-    listing: Listing,
-    crop: CropRule,
-    max_bad: int | str,
-    run: Run,
-    asked: Sequence[object] | None = None,
-) -> Ledger:
-    """Decode every picture once and write the ledger, or take the one that is there.
-
-    A picture that can't be decoded is refused with its reason. More than `max_bad` of them (a count, or a share like
-    `1%`) is an error, raised as soon as it is certain; so is a ledger of other pictures. `asked` is what the listing is the
-    answer to.
-    """
-    path = ledger_path(root)
-    listed = listing.sha256
-    old = _metadata(path) if path.exists() else None
-    if old is not None:
-        check_crop(root, old.get("crop", str(SQUARE)), crop)
-        if old.get("listing_sha256") == listed:
-            return read_ledger(root)
-        if _all_keys(path) != [picture.key for picture in listing.pictures]:
-            raise _other_pictures(root, old)
-        log.info("The pictures' files have other places or times than in %s; they are read again.", path)
-    table = look_at_all(root, listing.pictures, crop, max_bad, run)
-    if old is not None and not _same_rows(table, _table_of(path)):
-        raise _other_pictures(root, old)
-    ledger = ledger_of(table, source, str(crop))
-    write_ledger(root, table, ledger, listing, asked)
-    return ledger
-
-
 def write_ledger(
-    root: Path, table: pa.Table, ledger: Ledger, listing: Listing, asked: Sequence[object] | None = None
+    root: Path, table: pa.Table, ledger: Ledger, listing: Listing, listing_arguments: Sequence[object] | None = None
 ) -> None:
     """Write all lines of a ledger with what it was made of; its pages carry checksums, which reading compares."""
     metadata = {
@@ -187,34 +175,13 @@ def write_ledger(
         "source": ledger.source,
         "crop": ledger.crop,
         "listing_sha256": listing.sha256,
-        "stamp": (stamp(asked, {picture.source for picture in listing.pictures}) if asked else None) or "",
+        "stamp": (stamp(listing_arguments, {image.source for image in listing.images}) if listing_arguments else None)
+        or "",
         "keys_sha256": ledger.keys_sha256,
     }
-    with replacing(ledger_path(root)) as temporary:
+    with atomic_write(ledger_path(root)) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
-    draft_path(root).unlink(missing_ok=True)
-
-
-def check_crop(root: Path, found: str, crop: CropRule) -> None:
-    """Raises UserError where a root's boxes were made by another rule."""
-    if found != str(crop):
-        raise UserError(
-            f"The pictures of {root} are cropped by the rule '{found}', not '{crop}', and a store root has one rule, so that all "
-            "its grids agree; choose another --out, or the root's own --crop."
-        )
-
-
-def _other_pictures(root: Path, metadata: dict[str, str]) -> UserError:
-    was = metadata.get("source", "an unknown source")
-    return UserError(f"{root} already holds other pictures ({was}); choose another --out.")
-
-
-def _all_keys(path: Path) -> list[str]:
-    return _table_of(path, ["key"])["key"].to_pylist()
-
-
-def _same_rows(first: pa.Table, second: pa.Table) -> bool:
-    return all(first[name].equals(second[name]) for name in ("row", "key", "label", "captions", "sha256", "box"))
+    draft_ledger_path(root).unlink(missing_ok=True)
 
 
 def read_ledger(root: Path) -> Ledger:
@@ -222,13 +189,14 @@ def read_ledger(root: Path) -> Ledger:
     path = ledger_path(root)
     if not path.is_file():
         raise UserError(
-            f"{root} is no store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
+            f"{root} is not a store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
         )
-    metadata = _metadata(path)
-    return ledger_of(_table_of(path), metadata.get("source", ""), metadata.get("crop", str(SQUARE)))
+    stored = read_ledger_metadata(path)
+    return ledger_of(read_table(path), stored.get("source", ""), stored.get("crop", str(SQUARE)))
 
 
-def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """All lines of a ledger, refused ones as well. Raises UserError for a damaged file."""
     try:
         with path.open("rb") as file:
             return pq.read_table(file, columns=columns, page_checksum_verification=True)
@@ -240,12 +208,14 @@ def _table_of(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def ledger_of(table: pa.Table, source: str, crop: str) -> Ledger:
     """The ledger of a table of all lines."""
-    kept = table.filter(pc.is_valid(table["row"])) if table["row"].null_count else table
-    return Ledger(source, crop, kept.combine_chunks(), refused=len(table) - len(kept))
+    stored = table.filter(pc.is_valid(table["row"])) if table["row"].null_count else table
+    return Ledger(source, crop, stored.combine_chunks(), refused=len(table) - len(stored))
 
 
-def _picture(line: dict[str, Any]) -> Picture:
-    return Picture(line["key"], line["source"], line["offset"], line["size"], line["label"], tuple(line["captions"]))
+def _image(line: dict[str, Any]) -> SourceImage:
+    return SourceImage(
+        line["key"], line["source"], line["offset"], line["size"], line["label"], tuple(line["captions"])
+    )
 
 
 def captions_digest(captions: Sequence[str]) -> str:
@@ -255,12 +225,15 @@ def captions_digest(captions: Sequence[str]) -> str:
 
 def _digest(column: pa.ChunkedArray, after_each: str) -> str:
     digest = hashlib.sha256()
-    for start in range(0, len(column), PER_TASK):
-        digest.update("".join(f"{text}{after_each}" for text in column.slice(start, PER_TASK).to_pylist()).encode())
+    for start in range(0, len(column), LINES_AT_ONCE):
+        digest.update(
+            "".join(f"{text}{after_each}" for text in column.slice(start, LINES_AT_ONCE).to_pylist()).encode()
+        )
     return digest.hexdigest()
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def read_ledger_metadata(path: Path) -> dict[str, str]:
+    """What a ledger says it was made of: source, crop, listing. Raises UserError for a damaged file."""
     try:
         with path.open("rb") as file:
             stored = pq.read_schema(file).metadata or {}

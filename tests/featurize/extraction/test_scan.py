@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.extraction import scan as ledger_lines
-from featurize.extraction.scan import allowed_bad, draft_path
+from featurize.extraction import scan
+from featurize.extraction.scan import allowed_bad, make_ledger
 from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
 from featurize.sources import Listing, SourceImage, list_images
-from featurize.store.ledger import ledger_path, make_ledger
+from featurize.store.layout import draft_ledger_path, ledger_path
 from tests.featurize.conftest import random_picture
 
 
@@ -47,10 +47,10 @@ def test_max_bad_is_a_count_or_a_share(mixed_folder: Path, tmp_path: Path, max_b
         with pytest.raises(UserError, match=f"4 of 12 pictures can't be read, more than --max-bad {max_bad} allows"):
             make_ledger(root, "folder", listing, SQUARE, max_bad, here)
         assert not ledger_path(root).exists()
-        lines = pq.read_table(draft_path(root)).to_pylist()
+        lines = pq.read_table(draft_ledger_path(root)).to_pylist()
     else:
         assert make_ledger(root, "folder", listing, SQUARE, max_bad, here).rows == 8
-        assert not draft_path(root).exists()
+        assert not draft_ledger_path(root).exists()
         lines = pq.read_table(ledger_path(root)).to_pylist()
     assert [line["key"] for line in lines if line["status"] == "refused"] == [f"a.{n:02d}.png" for n in (0, 3, 6, 9)]
     assert lines[0]["reason"] == "the file is empty"
@@ -59,7 +59,7 @@ def test_max_bad_is_a_count_or_a_share(mixed_folder: Path, tmp_path: Path, max_b
 def test_garbage_stops_the_run_early_and_the_draft_says_which(
     mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_lines, "PER_TASK", 2)
+    monkeypatch.setattr(scan, "IMAGES_PER_TASK", 2)
     listing = list_images(f"folder:{mixed_folder}", "train", None)
     with pytest.raises(UserError) as stopped:
         make_ledger(tmp_path / "out", "folder", listing, SQUARE, "10%", here)
@@ -67,14 +67,14 @@ def test_garbage_stops_the_run_early_and_the_draft_says_which(
     assert "2 of the first 4 pictures can't be read" in str(stopped.value)
     assert "1 times 'the file is empty' (first: a.00.png)" in str(stopped.value)
     assert "1 times 'no picture of a known format" in str(stopped.value)
-    assert [line["key"] for line in pq.read_table(draft_path(tmp_path / "out")).to_pylist()] == [
+    assert [line["key"] for line in pq.read_table(draft_ledger_path(tmp_path / "out")).to_pylist()] == [
         f"a.{n:02d}.png" for n in range(4)
     ]
     for path in (mixed_folder / "a.00.png", mixed_folder / "a.03.png"):
         random_picture(0).save(path)
     relisted = list_images(f"folder:{mixed_folder}", "train", 6)
     assert make_ledger(tmp_path / "out", "folder", relisted, SQUARE, "10%", here).rows == 6
-    assert not draft_path(tmp_path / "out").exists()
+    assert not draft_ledger_path(tmp_path / "out").exists()
 
 
 def test_nothing_but_garbage_is_said_so(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_rows_in_are_rows_stored_and_rows_refused(tmp_path_factory: pytest.TempP
     assert len(lines) == len(kinds) == ledger.rows + ledger.refused
     assert [index for index, line in enumerate(lines) if line["row"] is not None] == good
     assert all(bool(line["reason"]) == (line["row"] is None) == (line["status"] == "refused") for line in lines)
-    assert [(p.key, p.label, p.captions) for p in ledger.pictures] == [
+    assert [(p.key, p.label, p.captions) for p in ledger.images] == [
         (pictures[index].key, index % 3, (f"caption {index}",)) for index in good
     ]
     assert ledger.labels.tolist() == [index % 3 for index in good]

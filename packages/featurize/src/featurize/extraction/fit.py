@@ -1,0 +1,118 @@
+"""The SVD basis of an encoder's tokens: fitted on a subset of the images, or taken from another store, and measured on all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from featurize.basis.moments import (
+    Moments,
+    Outliers,
+    load_moments,
+    merge,
+    merge_all,
+    merge_outliers,
+    moments_of,
+    save_moments,
+)
+from featurize.basis.svd import Basis, fit, load_basis, owner_of, quality, save_basis
+from featurize.errors import UserError
+from featurize.execution.devices import device_of_worker
+from featurize.execution.tasks import Run
+from featurize.execution.progress import progress_line
+from featurize.extraction.block import Done, Log
+from featurize.extraction.loader import Batch, Clock, batch_of, load_views
+from featurize.extraction.networks import encoder_spec
+from featurize.io.files import remove_folder
+from featurize.recipe import Features
+from featurize.store.layout import basis_part_path, basis_parts_folder, basis_path, block_moments_path, moments_path
+from featurize.store.ledger import Ledger
+from featurize.store.metadata import ArraySpec
+
+IMAGES_PER_TASK = 256
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """A part of the subset that the basis is fitted on, and the file of its moments."""
+
+    batch: Batch
+    part: Path
+
+
+def provide_basis(base: ArraySpec, other: Path | None, features: Features, ledger: Ledger, run: Run, log: Log) -> None:
+    """The basis beside a base store: the one already there, that of the encoder folder `other`, or a new fit."""
+    path, owner = basis_path(base.path.parent), base.fingerprint
+    parts = basis_parts_folder(base.path.parent, owner)
+    if not (path.is_file() and owner_of(path) == owner):
+        basis = load_basis(basis_path(other)) if other is not None else fitted_basis(parts, features, ledger, run, log)
+        save_basis(path, basis, owner)
+    if parts.exists():
+        remove_folder(parts)
+
+
+def fitted_basis(folder: Path, features: Features, ledger: Ledger, run: Run, log: Log) -> Basis:
+    """The basis fitted on the first `basis_rows` images in the order of the keyed hash.
+
+    The parts of the fit stay in `folder`, so that a run that is stopped goes on.
+    """
+    rows = sorted(by_hash(ledger.keys)[: features.basis_rows])
+    chosen = [rows[start : start + IMAGES_PER_TASK] for start in range(0, len(rows), IMAGES_PER_TASK)]
+    parts = [basis_part_path(folder, index) for index in range(len(chosen))]
+    missing = [index for index, part in enumerate(parts) if not part.is_file()]
+    tasks = (FitTask(batch_of(ledger, chosen[index], features), parts[index]) for index in missing)
+    done = len(rows) - sum(len(chosen[index]) for index in missing)
+    with progress_line(len(rows), done, "fitting the basis", ledger.refused) as advance:
+        for index, result in run(_write_part, tasks):
+            log("basis part", part=missing[index], **advance(result.images, result.seconds))
+    return fit(merge_all(load_moments(part)[0] for part in parts))
+
+
+def by_hash(keys: list[str]) -> list[int]:
+    """All rows in an order that depends on their keys only."""
+    return sorted(range(len(keys)), key=lambda row: sha256(keys[row].encode()).digest())
+
+
+def _write_part(task: FitTask) -> Done:
+    """Write the moments of a part's tokens."""
+    from featurize.encoders import encode, load_encoder
+
+    clock, batch = Clock(), task.batch
+    device = device_of_worker()
+    encoder = load_encoder(encoder_spec(batch.features), device)
+    parts = []
+    for (x_BHWC,), count in load_views(batch, ((encoder.input_size, encoder.interpolation),), clock):
+        with clock.during("encode"):
+            f_BHWD = encode(encoder, x_BHWC, device, batch.features.precision)[:count]
+            parts.append(moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))
+    with clock.during("write"):
+        save_moments(task.part, merge_all(parts))
+    return Done(len(batch.images), clock.seconds)
+
+
+def measure_basis(base: ArraySpec) -> dict[str, Any]:
+    """What the seal of a base store says of its basis, from the moments of all tokens, which stay beside it in a file."""
+    path = moments_path(base.path.parent)
+    parts = [block_moments_path(base.path, block) for block in range(base.blocks)]
+    if all(part.is_file() for part in parts):  # after a repair only those of some blocks are there
+        save_moments(path, *reduce(_merged, map(load_moments, parts)))
+    return quality(load_basis(basis_path(base.path.parent)), *load_moments(path), base.shape[-1])
+
+
+def _merged(first: tuple[Moments, Outliers], second: tuple[Moments, Outliers]) -> tuple[Moments, Outliers]:
+    return merge(first[0], second[0]), merge_outliers([first[1], second[1]])
+
+
+def check_tolerance(measured: dict[str, Any], base: ArraySpec, tolerance: float) -> None:
+    """Raises UserError when the basis of a base store loses more than this share of the variance."""
+    lost, angle = measured["basis_drift"]["lost_variance"], measured["basis_drift"]["largest_angle_degrees"]
+    if lost > tolerance:
+        raise UserError(
+            f"The basis, fitted on {base.provenance['basis']['rows']} pictures, loses {lost:.2%} of the variance that the best "
+            f"one for all pictures keeps (largest angle {angle:.1f} degrees), more than --basis-tolerance {tolerance:.2%}. What "
+            f"is written is kept: accept it with --basis-tolerance {lost * 1.01:.2g}, or fit on more pictures (a larger "
+            f"--basis-rows) with another --out, or after removing {base.path.parent}."
+        )

@@ -1,0 +1,123 @@
+"""Images of a ledger read, decoded and cropped, in batches of one size."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import islice
+
+import numpy as np
+
+from featurize.errors import UserError
+from featurize.execution.devices import decoding_threads
+from featurize.images.crop import Box, crop
+from featurize.images.decode import BadImage, decode
+from featurize.recipe import Features
+from featurize.sources import SourceImage, read
+from featurize.store.ledger import Ledger
+
+INNER_BATCH = 32  # views a forward pass: fixed and padded, so that no setting changes a rounding
+IMAGES_AHEAD = 4 * INNER_BATCH  # decoded beside a GPU
+STAGES = ("read", "decode", "encode", "write")
+
+InputSpec = tuple[int, str]  # what a network takes: the crop's side in pixels, the interpolation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to encode, and how."""
+
+    images: tuple[SourceImage, ...]
+    boxes: tuple[Box, ...]
+    sha256s: tuple[str, ...]
+    features: Features
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage; threads that decode beside the encoder count together."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+def batch_of(ledger: Ledger, rows: range | list[int], features: Features) -> Batch:
+    """The images of some rows, ready to be sent to a worker."""
+    return Batch(*ledger.part(rows), features)
+
+
+def load_views(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> Iterator[tuple[list[np.ndarray], int]]:
+    """(for each input uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side."""
+    crops, views = _load_crops(batch, inputs, clock), batch.features.views
+    while part := list(islice(crops, INNER_BATCH // views)):
+        yield [_stacked(images, views) for images in zip(*part)], len(part) * views
+
+
+def _stacked(images: Sequence[np.ndarray], views: int) -> np.ndarray:
+    """The images, each followed by its flip when there are two views, filled up with black."""
+    x_BHWC = np.zeros((INNER_BATCH, *images[0].shape), dtype=np.uint8)
+    x_BHWC[: len(images) * views : views] = images
+    if views == 2:
+        x_BHWC[1 : len(images) * views : views] = np.stack(images)[:, :, ::-1]
+    return x_BHWC
+
+
+def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> Iterator[tuple[np.ndarray, ...]]:
+    """The crops of each image, one an input. Nothing else stays in memory: a decoded image may be a hundred times larger."""
+    threads = decoding_threads()
+    jobs = zip(batch.images, batch.boxes, batch.sha256s, strict=True)
+
+    def timed(loaded: tuple[tuple[np.ndarray, ...], float, float]) -> tuple[np.ndarray, ...]:
+        crops, reading, decoding = loaded
+        clock.seconds["read"] += reading / max(1, threads)
+        clock.seconds["decode"] += decoding / max(1, threads)
+        return crops
+
+    if not threads:
+        yield from (timed(load_crops_of(*job, inputs)) for job in jobs)
+        return
+    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
+        waiting: deque[Future] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(load_crops_of, *job, inputs))
+            if len(waiting) > IMAGES_AHEAD:
+                yield timed(waiting.popleft().result())
+        while waiting:
+            yield timed(waiting.popleft().result())
+
+
+def load_crops_of(
+    image: SourceImage, box: Box, digest: str, inputs: tuple[InputSpec, ...]
+) -> tuple[tuple[np.ndarray, ...], float, float]:
+    """(uint8 (S, S, 3) for each input, seconds of reading, seconds of decoding and resizing).
+
+    Raises UserError for an image whose bytes have another SHA-256 than `digest`.
+    """
+    start = time.perf_counter()
+    try:
+        data = read(image)
+        read_at = time.perf_counter()
+        if sha256(data).hexdigest() != digest:
+            raise BadImage("its bytes are others")
+        decoded = decode(data)
+    except UserError:  # a remote place does not answer: that says nothing about the image
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The picture {image.key} ({image.source}) has changed since the ledger was made: {error}; "
+            "restore the file, or remove the store root and extract again."
+        ) from None
+    crops = tuple(crop(decoded, box, size, interpolation) for size, interpolation in inputs)
+    return crops, read_at - start, time.perf_counter() - read_at

@@ -1,0 +1,157 @@
+"""Every path of a store root, spelt here and nowhere else (docs/store-format.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+METADATA = "zarr.json"
+
+
+def ledger_path(root: Path) -> Path:
+    """The ledger: one line for each image of the source."""
+    return root / "rows.parquet"
+
+
+def draft_ledger_path(root: Path) -> Path:
+    """The ledger of a run that --max-bad stopped, as far as it came."""
+    return root / "rows.draft.parquet"
+
+
+def labels_path(root: Path) -> Path:
+    return root / "labels.zarr"
+
+
+def encoder_folder(root: Path, encoder: str) -> Path:
+    """The folder of an encoder's arrays."""
+    return root / encoder.replace(":", "-").replace("/", "-")
+
+
+def base_path(folder: Path) -> Path:
+    """The base store in an encoder's folder."""
+    return folder / "base.zarr"
+
+
+def level_path(folder: Path, shape: tuple[int, ...]) -> Path:
+    """The level of shape (h, w, c) in an encoder's folder, and `z_0` in a codec's."""
+    return folder / f"{shape_name(shape)}.zarr"
+
+
+def basis_path(folder: Path) -> Path:
+    """The SVD basis in an encoder's folder."""
+    return folder / "basis.safetensors"
+
+
+def basis_parts_folder(folder: Path, fingerprint: str) -> Path:
+    """Moments of the basis's fit, until it is done; `fingerprint` is that of the base store."""
+    return folder / f"basis-{fingerprint[:12]}.parts"
+
+
+def basis_part_path(parts: Path, index: int) -> Path:
+    """The moments of one part of the basis's fit, in the folder of its parts."""
+    return parts / f"{index:06d}.moments.safetensors"
+
+
+def moments_path(folder: Path) -> Path:
+    """The moments of all tokens of the base store in an encoder's folder."""
+    return folder / "moments.safetensors"
+
+
+def z0_path(root: Path, codec: str, latent_shape: tuple[int, int, int]) -> Path:
+    return level_path(root / codec, latent_shape)
+
+
+def text_path(root: Path, tokens: int, width: int) -> Path:
+    """The embedded captions of a root, or the prompts of a folder."""
+    return level_path(root / "text", (tokens, width))
+
+
+def offsets_path(root: Path) -> Path:
+    """Which text rows belong to which row of a root."""
+    return root / "text" / "offsets.zarr"
+
+
+def prompts_path(root: Path) -> Path:
+    return root / "prompts.parquet"
+
+
+def shape_name(shape: tuple[int, ...]) -> str:
+    """`8x8x64`."""
+    return "x".join(map(str, shape))
+
+
+def root_of(array: Path) -> Path:
+    """The store root of an array in an encoder's, a codec's or the text folder."""
+    return array.parent.parent
+
+
+def metadata_path(array: Path) -> Path:
+    return array / METADATA
+
+
+def chunk_path(array: Path, block: int, dimensions: int) -> Path:
+    """The file, or object, of a block's chunk."""
+    return array.joinpath("c", str(block), *["0"] * (dimensions - 1))
+
+
+def seal_path(array: Path) -> Path:
+    return array.with_suffix(".seal.json")
+
+
+def blocks_folder(array: Path) -> Path:
+    """The records of an array that is not sealed yet."""
+    return array.with_suffix(".blocks")
+
+
+def record_path(array: Path, block: int) -> Path:
+    return blocks_folder(array) / f"{block:06d}.json"
+
+
+def block_moments_path(array: Path, block: int) -> Path:
+    """The moments of one block's tokens, until the base store is sealed."""
+    return blocks_folder(array) / f"{block:06d}.moments.safetensors"
+
+
+def is_sealed(array: Path) -> bool:
+    return seal_path(array).is_file()
+
+
+def has_metadata(array: Path) -> bool:
+    """Whether an array has been created: a run that dies before its metadata is written leaves an empty folder at most."""
+    return metadata_path(array).is_file()
+
+
+def written_blocks(array: Path) -> set[int]:
+    """The blocks of an unfinished array that have a record."""
+    folder = blocks_folder(array)
+    if not folder.exists():
+        return set()
+    names = (path.name for path in folder.iterdir())
+    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json") and name[0] != "."}
+
+
+def list_roots(folder: Path) -> list[Path]:
+    """The store roots at or below a folder, two folders deep."""
+    return sorted(
+        {path.parent for above in ("", "*/", "*/*/") for path in folder.glob(f"{above}{ledger_path(Path())}")}
+    )
+
+
+def list_arrays(root: Path) -> list[Path]:
+    """The arrays below a root, a base store before the levels that come from it."""
+    arrays = {path.parent if path.name == METADATA else _array_of_seal(path) for path in _metadata_and_seals(root)}
+    return sorted(arrays, key=lambda path: (path.parent != root, str(path.parent), path.name != "base.zarr", path.name))
+
+
+def list_bases(root: Path) -> list[Path]:
+    """The base stores of a root, one an encoder."""
+    return [path for path in list_arrays(root) if path == base_path(path.parent)]
+
+
+def _metadata_and_seals(root: Path) -> Iterator[Path]:
+    for pattern in (f"*.zarr/{METADATA}", f"*/*.zarr/{METADATA}", "*.seal.json", "*/*.seal.json"):
+        yield from root.glob(pattern)
+
+
+def _array_of_seal(seal: Path) -> Path:
+    return seal.with_name(seal.name.removesuffix(".seal.json") + ".zarr")
