@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 from workflow.plan import Cell, Plan
 
 # Image files of an experiment, with their captions on the page.

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from nestgen.errors import UserError
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 
 # Number of samples of nestgen's evaluation protocols (docs/evaluation.md).
 PROTOCOL_COUNTS = {"coco30k": 30_000, "imagenet100-50k": 50_000, "imagenet50k": 50_000}

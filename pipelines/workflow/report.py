@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 
 matplotlib.use("Agg")
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -15,7 +15,7 @@ import click
 from nestgen.denoiser.config import denoiser_config
 from nestgen.denoiser.flops import count, training_petaflops
 from nestgen.recipe.recipe import load_recipe
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 from workflow import evidence
 from workflow.plan import Cell, Plan, read_plan
 

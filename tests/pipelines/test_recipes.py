@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 PAPER = read_yaml(RECIPES[0].parents[1] / "paper.yaml")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nestgen.recipe.yaml12 import read_yaml
+from nestgen.recipe.yaml import read_yaml
 from tests.pipelines.conftest import Snakemake
 
 
