@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nestgen.errors import UserError
-from nestgen.files import read_json, replacing, sha256_of, write_json
+from nestgen.files import atomic_write, read_json, sha256_of, write_json
 
 
 def test_a_document_comes_back(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         write_json(path, {"a": float("nan")})
 
     def interrupted() -> None:
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text("half")
             raise KeyboardInterrupt
 

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nestgen.sampling.pipeline import NestedPipeline
 
-__all__ = ["NestedPipeline"]
+__all__ = ["NestedPipeline", "__version__"]
+
+__version__: str
 
 
 def __getattr__(name: str) -> Any:
-    """NestedPipeline on first use: importing it takes seconds, and the command line often needs none of it."""
+    """The names above on first use: NestedPipeline takes seconds to import, and the command line often needs none."""
+    if name == "__version__":
+        import importlib.metadata
+
+        return importlib.metadata.version("nestgen")
     if name == "NestedPipeline":
         from nestgen.sampling.pipeline import NestedPipeline
 

@@ -14,7 +14,7 @@ from nestgen.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, which becomes `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -26,13 +26,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Writes a document; NaN has no place in JSON and raises ValueError."""
-    with replacing(path) as temporary:
+    """Writes a document. Raises ValueError for NaN, which JSON does not have."""
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is damaged or not there."""
+    """Reads a document. Raises UserError for a file that is damaged or not there."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from nestgen.errors import UserError
-from nestgen.files import replacing
+from nestgen.files import atomic_write
 
 GAP = 4  # pixels between images
 CELL = 96  # smaller images are enlarged by a whole factor to at most this side, so that 32 px can be seen
@@ -89,5 +89,5 @@ def write_image(image: Image.Image | np.ndarray, path: Path) -> None:
     """Writes a PNG of an image, or of uint8 (height, width, 3)."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")

@@ -25,7 +25,7 @@ def generator(seed: int, stream: str, index: int) -> np.random.Generator:
 
 
 def _generators(seed: int, stream: str, index: Sequence[int]) -> Iterator[np.random.Generator]:
-    """`generator(seed, stream, i)` for each i: one object, set anew each time, which is four times as fast."""
+    """`generator(seed, stream, i)` for each i: one object whose state is set each time, which is four times as fast."""
     bits = np.random.Philox(key=_key(seed, stream))
     state, rng = bits.state, np.random.Generator(bits)
     for i in index:

@@ -20,7 +20,7 @@ def show(recipe: Recipe) -> str:
 
 def _levels(recipe: Recipe) -> str:
     rows: list[tuple[str, ...]] = [
-        ("level", "shape", "sigma", "tokens", "given", "parameters", "GFlops", "with attention")
+        ("level", "shape", "sigma", "tokens", "conditions", "parameters", "GFlops", "with attention")
     ]
     for number, level in enumerate(recipe.levels):
         config = denoiser_config(recipe, number)
@@ -40,13 +40,13 @@ def _levels(recipe: Recipe) -> str:
     labels = f"{recipe.denoiser.labels} labels" if recipe.denoiser.labels else "no labels"
     return (
         f"{recipe.file}: {recipe.name}, {len(recipe.levels)} level(s), denoiser {recipe.denoiser.size}, {labels}\n"
-        "GFlops are of one picture's forward pass by the paper's convention, which leaves out attention products.\n\n"
+        "GFlops are of one image's forward pass by the paper's convention, which leaves out attention products.\n\n"
     ) + "\n".join([table(rows), *_warnings(recipe)])
 
 
 def _warnings(recipe: Recipe) -> list[str]:
-    found = [(number, bottleneck_warning(denoiser_config(recipe, number))) for number in range(len(recipe.levels))]
-    return [f"warning: of z_{number}, {sentence}" for number, sentence in found if sentence]
+    warnings = [bottleneck_warning(denoiser_config(recipe, number)) for number in range(len(recipe.levels))]
+    return [f"warning: of z_{number}, {sentence}" for number, sentence in enumerate(warnings) if sentence]
 
 
 def _sigma(level: Level) -> str:
@@ -84,7 +84,7 @@ def _training(recipe: Recipe) -> str:
     for name, petaflops in [*((f"D_{number}", one) for number, one in enumerate(each)), ("together", sum(each))]:
         rows.append((name, f"{petaflops:.4g}", f"{petaflops / 0.1 / 3600:.3g}"))
     return (
-        f"Training: {options.steps:,} steps of {options.batch:,} pictures, three forward passes each, attention included\n\n"
+        f"Training: {options.steps:,} steps of {options.batch:,} images, three forward passes each, attention included\n\n"
     ) + table(rows)
 
 

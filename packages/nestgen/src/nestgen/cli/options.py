@@ -32,7 +32,7 @@ vae_option = click.option(
 reference_option = click.option(
     "--reference",
     type=click.Path(path_type=Path),
-    help="Store root of held-out pictures; by default the recipe's evaluation.reference, else the training rows.",
+    help="Store root of held-out images; by default the recipe's evaluation.reference, else the training rows.",
 )
 
 
@@ -46,7 +46,7 @@ class Sigmas(click.ParamType):
         try:
             return tuple(float(one) for one in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of numbers, such as 1,0.5")
+            self.fail(f"{value!r} is not a list of numbers, such as 1,0.5")
 
 
 sigma_option = click.option(

@@ -52,7 +52,7 @@ def train(
 ) -> None:
     """Trains a level's denoiser, going on from its newest checkpoint. Levels may train side by side.
 
-    Ctrl-C ends the step under way and keeps it. Over several machines: `accelerate launch -m nestgen train --level 0`
+    Ctrl-C finishes the step under way and saves it. Over several machines: `accelerate launch -m nestgen train --level 0`
     or `torchrun -m nestgen train --level 0`.
     """
 
@@ -62,8 +62,8 @@ def train(
     if processes > 1:
         sigma = None if sigmas is None else ",".join(map(str, sigmas))
         options = {"recipe": recipe_file, "depth": depth, "sigma": sigma, "steps": steps, "init": init, "level": level}
-        given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        context.exit(launch(processes, ["train", *given]))
+        arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        context.exit(launch(processes, ["train", *arguments]))
     from nestgen.training.train import train
 
     train(recipe, level, init)

@@ -1,0 +1,4 @@
+"""The process that adds noise, the samplers that remove it, and guidance.
+
+May import recipe and denoiser.
+"""

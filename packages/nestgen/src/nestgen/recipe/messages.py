@@ -14,7 +14,7 @@ from nestgen.recipe.sections import Autoguide, Level, Section
 UNION_MEMBERS = ("float", "tuple[", "constrained-float", "function-before[")
 
 
-def in_words(errors: ValidationError, data: Any, recipe: type[Section]) -> str:
+def describe_error(errors: ValidationError, data: Any, recipe: type[Section]) -> str:
     """What is wrong with a recipe's data, in one sentence: the key by its path, what was expected, what was found."""
     # An unknown key first: it is why another one is missing.
     error: Any = min(errors.errors(), key=lambda one: one["type"] != "extra_forbidden")

@@ -1,4 +1,4 @@
-"""The paper's evaluations by name: how many samples, against which pictures, and of which classes or captions."""
+"""The paper's evaluations by name: how many samples, against which images, and of which classes or captions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Protocol:
         if card.get("label") is not None:
             return "each of its samples has a class drawn at random: leave --label out"
         if card.get("text") and card["text"].get("captions") != "one of each row":
-            return "each of its samples has a caption of another picture of the reference: give --prompts its root"
+            return "each of its samples has a caption of another image of the reference: give --prompts its root"
         return None
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "coco30k": Protocol(30_000, True, "validation set; with text, one seeded caption of each of its first 30,000 rows"),
-    "imagenet100-50k": Protocol(50_000, False, "training pictures; with labels, classes drawn uniformly from the seed"),
-    "imagenet50k": Protocol(50_000, False, "training pictures; with labels, classes drawn uniformly from the seed"),
+    "imagenet100-50k": Protocol(50_000, False, "training images; with labels, classes drawn uniformly from the seed"),
+    "imagenet50k": Protocol(50_000, False, "training images; with labels, classes drawn uniformly from the seed"),
 }

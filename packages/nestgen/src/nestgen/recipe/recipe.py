@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, NonNegativeInt, PrivateAttr, ValidationError, model_validator
 
 from nestgen.errors import UserError
-from nestgen.recipe.messages import in_words
+from nestgen.recipe.messages import describe_error
 from nestgen.recipe.sections import (
     PER_LEVEL,
     DenoiserOptions,
@@ -70,7 +70,7 @@ class Recipe(Section):
         for number, level in enumerate(self.levels):
             if isinstance(level.sigma, tuple) and not self.denoiser.sigma_told:
                 raise ValueError(
-                    f"levels[{number}].sigma is a range, so the denoisers must be told which sigma they were given; "
+                    f"levels[{number}].sigma is a range, so the denoisers need the sigma as an input; "
                     "set denoiser.sigma_told: true"
                 )
         return self
@@ -125,7 +125,7 @@ def load_recipe(path: Path | None = None) -> Recipe:
         raise UserError(f"there is no recipe {file}; {hint} (docs/recipe.md shows one)")
     data = read_yaml(file)
     if not isinstance(data, dict):
-        raise UserError(f"{file} holds no recipe: expected keys such as name, features and levels at the top")
+        raise UserError(f"{file} is not a recipe: expected keys such as name, features and levels at the top")
     recipe = _validated({"name": file.stem, **data}, file)
     recipe._file = file
     return recipe
@@ -135,4 +135,4 @@ def _validated(data: Mapping[str, Any], file: Path) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{file}: {in_words(error, data, Recipe)}") from None
+        raise UserError(f"{file}: {describe_error(error, data, Recipe)}") from None

@@ -118,10 +118,10 @@ class ProcessOptions(Section):
     weighting: Literal["uniform", "min-snr"] = "uniform"
 
     @model_validator(mode="after")
-    def _prediction_tells_the_latent(self) -> ProcessOptions:
+    def _prediction_determines_the_latent(self) -> ProcessOptions:
         if (self.kind, self.prediction) == ("flow", "eps"):
             raise ValueError(
-                "has prediction eps, which at the start of flow's sampling says nothing of the latent; "
+                "has prediction eps, which at the start of flow's sampling does not determine the latent; "
                 "set velocity or v, or another kind"
             )
         return self
@@ -192,7 +192,7 @@ FLOW_SAMPLERS = ("euler", "ddim", "heun")  # the others divide by the signal, of
 
 
 class Autoguide(Section):
-    """A worse denoiser of the same level to guide away from: of an earlier step, or of another run."""
+    """A weaker denoiser of the same level to guide away from: an earlier step, or another run."""
 
     scale: NonNegativeFloat
     run: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] | None = None
@@ -201,12 +201,12 @@ class Autoguide(Section):
     @model_validator(mode="after")
     def _names_one(self) -> Autoguide:
         if self.run is None and self.step is None:
-            raise ValueError("names no denoiser; give run (the name of a smaller one), step (an earlier one) or both")
+            raise ValueError("names no denoiser; give run (a run of a smaller denoiser), step (an earlier one) or both")
         return self
 
 
 class SamplingOptions(Section):
-    """How pictures are drawn. All but `guidance_decay` and `batch` are one value, or one per level with z_0 first."""
+    """How images are sampled. All but `guidance_decay` and `batch` are one value, or one per level with z_0 first."""
 
     sampler: Annotated[tuple[Sampler | None, ...], PerLevel] = (None,)
     steps: Annotated[tuple[PositiveInt, ...], PerLevel] = (50,)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nestgen.errors import UserError
-from nestgen.files import replacing, write_json
+from nestgen.files import atomic_write, write_json
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs import ema
@@ -21,7 +21,7 @@ from nestgen.runs.checkpoint import FORMAT, checkpoints, newest
 
 def save_snapshot(folder: Path, step: int, length: float, tensors: Mapping[str, Tensor]) -> None:
     """Writes snapshots/<step>-<length>.safetensors of a run."""
-    with replacing(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors") as draft:
+    with atomic_write(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors") as draft:
         save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
 
 
@@ -52,7 +52,7 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     factors = ema.combination(profiles, ema.Profile(step, length))
     tensors = _combined([files[profile] for profile in profiles], factors.tolist())
     destination = target / "checkpoints" / f"{step:08d}"
-    with replacing(destination / "ema.safetensors") as draft:
+    with atomic_write(destination / "ema.safetensors") as draft:
         save_file(tensors, draft)
     size = {"ema.safetensors": (destination / "ema.safetensors").stat().st_size}
     meta: dict[str, Any] = {**checkpoint.meta, "step": step, "ema_length": length, "files": size}

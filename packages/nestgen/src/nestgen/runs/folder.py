@@ -16,7 +16,7 @@ from typing import Any
 
 from nestgen.denoiser.config import denoiser_config
 from nestgen.errors import UserError
-from nestgen.files import replacing, write_json
+from nestgen.files import atomic_write, write_json
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.runs import loss_log
@@ -121,7 +121,7 @@ def training_lock(folder: Path) -> Iterator[None]:
 
 def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parameters: int, step: int) -> None:
     """Writes recipe.yaml and config.json and removes what was logged after `step`."""
-    with replacing(folder / "recipe.yaml") as draft:
+    with atomic_write(folder / "recipe.yaml") as draft:
         draft.write_bytes(recipe_file.read_bytes())
     write_json(folder / "config.json", {"parameters": parameters, **meta})
     for name in ("log.jsonl", "scores.jsonl"):
@@ -158,5 +158,5 @@ def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
     previews = sorted(path.name for path in (folder / "previews").glob("*.png"))
     for name in ["loss.png"] * (folder / "loss.png").is_file() + [f"previews/{name}" for name in previews[-1:]]:
         lines += ["", f"![]({name})"]
-    with replacing(folder / "README.md") as draft:
+    with atomic_write(folder / "README.md") as draft:
         draft.write_text("\n".join(lines) + "\n", encoding="utf-8")

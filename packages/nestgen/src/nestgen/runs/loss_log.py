@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nestgen.files import replacing
+from nestgen.files import atomic_write
 
 
 def append(log: Path, record: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def truncate(log: Path, step: int) -> None:
     """Removes the lines after `step`: a resumed training writes them again."""
     if log.is_file():
         lines = [json.dumps(record) + "\n" for record in read(log) if record["step"] <= step]
-        with replacing(log) as draft:
+        with atomic_write(log) as draft:
             draft.write_text("".join(lines))
 
 
@@ -48,5 +48,5 @@ def draw_curve(log: Path, image: Path, title: str, predicted: str) -> None:
     axes.plot(steps, means, color="tab:blue", label=f"mean of {width}")
     axes.set(xlabel="step", ylabel=f"mean squared error on {predicted}", title=title, yscale="log")
     axes.grid(alpha=0.3, which="both")
-    with replacing(image) as draft:
+    with atomic_write(image) as draft:
         figure.savefig(draft, dpi=120, format="png")
