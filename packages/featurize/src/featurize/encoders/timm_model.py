@@ -1,9 +1,12 @@
-"""Any timm backbone with a feature map: `timm:<model>`. timm itself says what a model is, so describing one imports it."""
+"""Any timm backbone with a feature map: `timm:<model>`. timm itself says what a model is, and is asked once."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,8 @@ from featurize.checkpoints.files import fit, read_state_dict, sha256_of, sidecar
 from featurize.encoders import Encoder, EncoderDescription, EncoderSpec, Kind, loaded
 from featurize.errors import UserError
 from featurize.images.crop import INTERPOLATIONS, CropRule
+from featurize.io.files import cache_folder, read_json, write_json
+from featurize.versions import version
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,41 +25,78 @@ if TYPE_CHECKING:
 def describe(spec: EncoderSpec) -> EncoderDescription:
     """`timm:<model>`: the last feature map after the model's own final norm where it has one, prefix tokens dropped.
 
-    A JSON beside the weights gives the model's arguments and the images' mean and std; `--model-args` overrides them. The
-    model is built and run once on torch's meta device, which holds shapes and no values.
+    A JSON beside the weights gives the model's arguments and the images' mean and std; `--model-args` overrides them.
     """
-    import torch
-    from timm.data import resolve_model_data_config
-
     name = spec.name.partition(":")[2]
-    weights = find_weights(spec.weights, published_file(name), spec.name)
+    weights = find_weights(spec.weights, None if spec.weights is not None else published_file(name), spec.name)
     beside = sidecar(weights)
     if beside.get("model", name) != name:
         raise UserError(
             f"The weights {weights} are of '{beside['model']}', not of '{name}'; use timm:{beside['model']}."
         )
     arguments = beside.get("model_args", {}) | json.loads(spec.model_args)
+    facts = _remembered(_model_facts, name, arguments, beside.get("input_size"))
+    data = facts["data"] | {key: beside[key] for key in ("mean", "std", "interpolation") if key in beside}
+    if data["interpolation"] not in INTERPOLATIONS:
+        raise UserError(
+            f"The encoder {spec.name} resizes by '{data['interpolation']}'; known are {', '.join(INTERPOLATIONS)}."
+        )
+    size, (height, width, channels) = facts["input_size"], facts["output"]
+    # timm's own evaluation: the short side to size / crop_pct, then the centre. Its other crop modes are no such box.
+    centred = data["crop_mode"] == "center" and "mean" not in beside
+    return describe_model(
+        spec, name, arguments, weights, size, (height, width), channels, data,
+        norm=facts["norm"],
+        prefix_tokens=facts["prefix_tokens"],
+        official_crop=CropRule(math.floor(size / data["crop_pct"]), size) if centred else None,
+    )  # fmt: skip
+
+
+def _remembered(question: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a function that asks timm, in JSON's types; from a file where an earlier run asked the same.
+
+    It depends on timm's version and the arguments alone. Importing timm takes seconds, so that describing a model whose
+    store is complete would take longer than all else.
+    """
+    key = json.dumps([question.__name__, version("timm"), arguments], sort_keys=True)
+    path = cache_folder() / "timm" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, UserError, KeyError):  # none yet, or a damaged one
+        return read_json(path)["answer"]
+    answer = question(*arguments)
+    with suppress(OSError):  # without a place for it timm is asked again next time
+        write_json(path, {"answer": answer})
+    return answer
+
+
+def _model_facts(name: str, arguments: dict[str, Any], input_size: int | None) -> dict[str, Any]:
+    """The input's side and statistics, the map's (H, W, D), its norm and prefix tokens.
+
+    The model is built and run once on torch's meta device, which holds shapes and no values.
+    """
+    import torch
+    from timm.data import resolve_model_data_config
+
     with torch.device("meta"):
         model = _create(name, arguments).eval()
         data = resolve_model_data_config(model)
-        data |= {key: beside[key] for key in ("mean", "std", "interpolation") if key in beside}
-        if data["interpolation"] not in INTERPOLATIONS:
-            raise UserError(
-                f"The encoder {spec.name} resizes by '{data['interpolation']}'; known are {', '.join(INTERPOLATIONS)}."
-            )
         # A model built for another size than the one its configuration was published with says so itself.
         fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        size = int(fixed[0] if fixed else beside.get("input_size", data["input_size"][-1]))
+        size = int(fixed[0] if fixed else input_size or data["input_size"][-1])
         with torch.inference_mode():
-            _, height, width, channels = feature_map(model, torch.zeros(1, 3, size, size)).shape
-    # timm's own evaluation: the short side to size / crop_pct, then the centre. Its other crop modes are no such box.
-    centred = data.get("crop_mode", "center") == "center" and "mean" not in beside
-    return describe_model(
-        spec, name, arguments, weights, size, (int(height), int(width)), int(channels), data,
-        norm=final_norm(model),
-        prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
-        official_crop=CropRule(math.floor(size / data["crop_pct"]), size) if centred else None,
-    )  # fmt: skip
+            _, *output = feature_map(model, torch.zeros(1, 3, size, size)).shape
+    return {
+        "input_size": size,
+        "output": [int(length) for length in output],
+        "norm": final_norm(model),
+        "prefix_tokens": int(getattr(model, "num_prefix_tokens", 0)),
+        "data": {
+            "mean": list(data["mean"]),
+            "std": list(data["std"]),
+            "interpolation": data["interpolation"],
+            "crop_pct": data["crop_pct"],
+            "crop_mode": data.get("crop_mode", "center"),
+        },
+    }
 
 
 def describe_model(
@@ -115,6 +157,16 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
 
 def published_file(name: str) -> RemoteFile | None:
     """Where timm's authors publish the weights of a model, None where they publish none."""
+    repository = _remembered(_published_repository, name)
+    if repository is None:
+        return None
+    return RemoteFile(
+        f"https://huggingface.co/{repository}/resolve/main/model.safetensors",
+        f"{repository.replace('/', '-')}.safetensors",
+    )
+
+
+def _published_repository(name: str) -> str | None:
     import timm
 
     try:
@@ -123,11 +175,10 @@ def published_file(name: str) -> RemoteFile | None:
         return None
     if published is None or not published.hf_hub_id:
         return None
-    repository = published.hf_hub_id
+    repository = str(published.hf_hub_id)
     if repository.endswith("/"):
         repository += f"{published.architecture}.{published.tag}" if published.tag else str(published.architecture)
-    address = f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
-    return RemoteFile(address, f"{repository.replace('/', '-')}.safetensors")
+    return repository
 
 
 def feature_map(model: nn.Module, x_BCHW: Tensor) -> Tensor:
