@@ -148,8 +148,8 @@ def test_disagreeing_levels_are_refused(experiment: Writer, store_writer: Writer
     path = store_path(recipe, 1)
     keys = [f"picture-{row}" for row in range(10)]
     cases = [
-        ((10, 1, 4, 4, 6), ["other", *keys[1:]], [4, 4, 6], "are not of the same pictures"),
-        ((9, 1, 4, 4, 6), keys[:9], [4, 4, 6], "(9 rows) are not of the same pictures"),
+        ((10, 1, 4, 4, 6), ["other", *keys[1:]], [4, 4, 6], "are not of the same images"),
+        ((9, 1, 4, 4, 6), keys[:9], [4, 4, 6], "(9 rows) are not of the same images"),
         ((10, 2, 4, 4, 6), keys, [4, 4, 6], "the same --views"),
         ((10, 1, 2, 2, 6), keys, [2, 2, 6], "holds latents of 2x2x6, but levels[1].shape"),
     ]

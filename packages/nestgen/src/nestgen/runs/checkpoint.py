@@ -5,7 +5,7 @@ A run's folder holds checkpoints/<step>/ with
     denoiser.safetensors    the weights, names as in U-ViT
     ema.safetensors         their average: what is sampled from
     optimizer.safetensors   AdamW's moments, `<name>.exp_avg` and `<name>.exp_avg_sq`, and `step`
-    power-*.safetensors     the power-function averages, where training.ema_snapshots asks for them (ema.py)
+    power-*.safetensors     the power-function averages, if training.ema_snapshots is set (ema.py)
     meta.json               step, level, depth, denoiser (its configuration), process, levels (shape, sigma and
                             patch of each), stores (fingerprint by name: z0, z1, ..., labels), codec (of z_0),
                             seed, training, init (sha256 of the first weights' file), scaler, versions, and files

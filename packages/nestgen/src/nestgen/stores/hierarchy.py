@@ -40,7 +40,7 @@ def check_same_rows(one: Store, other: Store) -> None:
     if one.attributes["keys_sha256"] != other.attributes["keys_sha256"]:
         raise UserError(
             f"{one.path} ({one.rows} rows) and {other.path} ({other.rows} rows) are not of the same "
-            "pictures; extract both from one source with `featurize extract`"
+            "images; extract both from one source with `featurize extract`"
         )
 
 

@@ -1,4 +1,8 @@
-"""Several processes of one machine that share a training: `nestgen train --processes N`."""
+"""Several processes of one machine that share a training: `nestgen train --processes N`.
+
+torch's elastic launcher is not used: after Ctrl-C it gives the processes 30 seconds before it kills them, which a step
+and its checkpoint may exceed, and its processes survive it when it is killed itself.
+"""
 
 from __future__ import annotations
 
@@ -60,18 +64,18 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         ]
         os.close(read_end)
         try:
-            codes, first_failed = _wait(started)
+            codes = _wait(started)
         finally:
             for process in started:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
             os.close(write_end)
-        return _exit_code(codes, first_failed, errors)
+        return _exit_code(codes, errors)
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]]) -> tuple[list[int], int | None]:
-    """Exit codes of all, and the rank that failed first, if any; then the others end within GRACE or are killed."""
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes of all; once one has failed, the others have GRACE to end by themselves and then count as LOST."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in started:
@@ -80,39 +84,34 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> tuple[list[int], int | 
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        first_failed, failed_at = None, 0.0
+        failed_at: float | None = None
         while None in (codes := [process.poll() for process in started]):
-            if first_failed is None and (failed := _failed(codes)):
-                first_failed, failed_at = failed[0], time.monotonic()
-            if first_failed is not None and time.monotonic() - failed_at > GRACE:
+            if failed_at is None and any(codes):
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() - failed_at > GRACE:
                 break
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    codes = [process.returncode if process.returncode is not None else LOST for process in started]
-    if (first_failed is None or codes[first_failed] == LOST) and (failed := _failed(codes)):
-        first_failed = failed[0]
-    return codes, first_failed
+    return [process.returncode if process.returncode is not None else LOST for process in started]
 
 
-def _failed(codes: Sequence[int | None]) -> list[int]:
-    """The ranks that have failed, what was killed first and what only lost another process last."""
-    failed = [(code == LOST, code > 0, rank) for rank, code in enumerate(codes) if code]
-    return [rank for _, _, rank in sorted(failed)]
+def _exit_code(codes: Sequence[int], errors: Sequence[IO[str]]) -> int:
+    """The exit code of the training: that of a killed process, else of the first that failed by itself.
 
-
-def _exit_code(codes: Sequence[int], first_failed: int | None, errors: Sequence[IO[str]]) -> int:
-    """The exit code of the training. Prints the errors of the process that failed first, unless that is rank 0's."""
-    if first_failed is None:
-        return 0
-    code = codes[first_failed]
-    if first_failed and code != LOST:
-        errors[first_failed - 1].seek(0)
-        sys.stderr.write(errors[first_failed - 1].read())
-    if code < 0:
+    Prints the errors of that process; rank 0's are printed already.
+    """
+    failed = [rank for rank, code in enumerate(codes) if code not in (0, LOST)]
+    if not failed:
+        return max(codes)
+    culprit = min(failed, key=lambda rank: (codes[rank] > 0, rank))
+    if culprit:
+        errors[culprit - 1].seek(0)
+        sys.stderr.write(errors[culprit - 1].read())
+    if (code := codes[culprit]) < 0:
         raise UserError(
-            f"process {first_failed} of the training was ended by {signal.Signals(-code).name}, perhaps for want of "
+            f"process {culprit} of the training was ended by {signal.Signals(-code).name}, perhaps for want of "
             "memory; the same command goes on from the last checkpoint"
         )
     return code
