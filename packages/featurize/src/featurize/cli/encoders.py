@@ -30,7 +30,7 @@ def check_encoder(name: str, weights: str | None, model_args: str | None, precis
 
     from featurize.encoders import EncoderSpec
     from featurize.encoders.check import check_encoder as run_check
-    from featurize.execution.engine import device_of_worker
+    from featurize.execution.devices import device_of_worker
 
     arguments = json.dumps(parse_model_args(model_args) if model_args else {}, sort_keys=True)
     failed = []
