@@ -18,18 +18,19 @@ from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.process import betas, level_process
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe
-from nestgen.sampling.descent import device, sample_below
-from nestgen.sampling.trained import Model, Weights
+from nestgen.sampling.conditions import ImageConditions
+from nestgen.sampling.descent import default_device, sample_images
+from nestgen.sampling.trained import LevelSampler, TrainedDenoiser
 
 
-def models_of(recipe: Recipe) -> tuple[Model, ...]:
+def random_samplers(recipe: Recipe) -> tuple[LevelSampler, ...]:
     """The hierarchy's denoisers with random weights."""
-    models = []
+    samplers = []
     for level in range(len(recipe.levels)):
-        denoiser = Denoiser(denoiser_config(recipe, level)).requires_grad_(False).eval().to(device())
-        weights = Weights(denoiser, level_process(recipe, level), {}, "")
-        models.append(Model(level, weights, level_sampling(recipe, level)))
-    return tuple(models)
+        denoiser = Denoiser(denoiser_config(recipe, level)).requires_grad_(False).eval().to(default_device())
+        trained = TrainedDenoiser(denoiser, level_process(recipe, level), {}, "")
+        samplers.append(LevelSampler(level, trained, level_sampling(recipe, level)))
+    return tuple(samplers)
 
 
 @torch.inference_mode()
@@ -72,13 +73,13 @@ def main(size: str, depth: int, batch: int, steps: int, guidance: float, rounds:
     """Seconds an image: a plain U-ViT loop, L = 1, and the whole hierarchy beside what its GFlops say."""
     settings = {"steps": steps, "guidance": guidance, "sampler": "dpm++-multi"}
     recipes = [recipe_of(size, "no", levels, batch).with_sampling(settings) for levels in (1, depth)]
-    one, all_levels = (models_of(recipe) for recipe in recipes)
-    plain = PlainUViT(32, 4, 2, *SIZES[size]).requires_grad_(False).eval().to(device())
-    z = torch.randn(batch, 4, 32, 32, device=device())
+    one, all_levels = (random_samplers(recipe) for recipe in recipes)
+    plain = PlainUViT(32, 4, 2, *SIZES[size]).requires_grad_(False).eval().to(default_device())
+    z = torch.randn(batch, 4, 32, 32, device=default_device())
 
-    def run(models: tuple[Model, ...]) -> None:
-        sample_below(models, range(batch), 0, {})
-        if device().type == "cuda":
+    def run(samplers: tuple[LevelSampler, ...]) -> None:
+        sample_images(samplers, range(batch), ImageConditions(0))
+        if default_device().type == "cuda":
             torch.cuda.synchronize()
 
     contenders = {
@@ -90,7 +91,7 @@ def main(size: str, depth: int, batch: int, steps: int, guidance: float, rounds:
         contender(0)
     measured = take_turns(contenders, rounds)
     flops = [gflops(recipes[0], 0.0), gflops(recipes[0], guidance), gflops(recipes[1], guidance)]
-    on_gpu = device().type == "cuda"
+    on_gpu = default_device().type == "cuda"
     seconds = [(found.wall if on_gpu else found.cpu) / batch for found in measured.values()]
     lines = [
         [name, f"{took:.3f}", f"{steps * flop:.1f}", ratio(seconds[0], took), f"{measured[name].spread:.0%}"]

@@ -1,4 +1,4 @@
-"""Sample folders, drawn and read."""
+"""Sample folders, sampled and read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from nestgen.recipe.recipe import Recipe
-from nestgen.sampling.card import Request
+from nestgen.sampling.conditions import Request
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.sample import sample
 
 
-def draw(recipe: Recipe, out: Path, count: int = 7, seed: int = 0, batch: int = 3, **options: Any) -> Path:
+def sample_folder(recipe: Recipe, out: Path, count: int = 7, seed: int = 0, batch: int = 3, **options: Any) -> Path:
     processes = options.pop("processes", 1)
     sample(recipe, out, Request(count, seed, batch, **options), processes)
     return out

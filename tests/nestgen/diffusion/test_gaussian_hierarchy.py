@@ -14,8 +14,9 @@ from nestgen import randomness as noise
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.diffusion.process import Process
 from nestgen.recipe.level_sampling import LevelSampling
-from nestgen.sampling.descent import sample_below
-from nestgen.sampling.trained import Model, Weights
+from nestgen.sampling.conditions import ImageConditions
+from nestgen.sampling.descent import sample_images
+from nestgen.sampling.trained import LevelSampler, TrainedDenoiser
 
 D = 3  # channels of a level; every level is one place
 IMAGES = 64
@@ -84,18 +85,18 @@ def exact_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "normal", normal)
 
 
-def hierarchy(kind: str, sampler: str, steps: int) -> tuple[Model, ...]:
+def hierarchy(kind: str, sampler: str, steps: int) -> tuple[LevelSampler, ...]:
     process = Process(kind, "velocity" if kind == "flow" else "eps")  # type: ignore[arg-type]
-    models = []
+    samplers = []
     for level in range(3):
-        weights = Weights(Optimal(level, process), process, {}, "")  # type: ignore[arg-type]
+        trained = TrainedDenoiser(Optimal(level, process), process, {}, "")  # type: ignore[arg-type]
         sigmas = () if level == 2 else (SIGMA,)
-        models.append(Model(level, weights, LevelSampling(sampler, steps, None, None, sigmas)))
-    return tuple(models)
+        samplers.append(LevelSampler(level, trained, LevelSampling(sampler, steps, None, None, sigmas)))
+    return tuple(samplers)
 
 
 def drawn(kind: str, sampler: str, steps: int) -> np.ndarray:
-    return sample_below(hierarchy(kind, sampler, steps), range(IMAGES), 0, {})[0].flatten(1).numpy()
+    return sample_images(hierarchy(kind, sampler, steps), range(IMAGES), ImageConditions(0))[0].flatten(1).numpy()
 
 
 def solution(kind: str) -> np.ndarray:
@@ -106,7 +107,7 @@ def solution(kind: str) -> np.ndarray:
     """
     above = None
     for level in (2, 1, 0):
-        optimal = hierarchy(kind, "ddim", 1)[level].weights.denoiser
+        optimal = hierarchy(kind, "ddim", 1)[level].trained.denoiser
         process = optimal.process
         condition = None
         if above is not None:

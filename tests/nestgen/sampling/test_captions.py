@@ -17,11 +17,10 @@ from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.sampling.captions import embed_prompt, open_prompts
-from nestgen.sampling.card import Request
+from nestgen.sampling.conditions import Request, open_conditions
+from nestgen.sampling.frozen import FrozenSource
 from nestgen.sampling.latents import open_latents
-from nestgen.sampling.real import Source
-from nestgen.sampling.sample import Drawer
-from nestgen.sampling.trained import load_models
+from nestgen.sampling.trained import load_samplers
 from nestgen.stores.store import open_store
 
 Trained = Callable[..., Path]
@@ -62,18 +61,18 @@ def test_each_captioned_picture_gives_one_of_its_captions(tmp_path: Path, store_
     write_text(tmp_path, store_writer, counts)
     prompts = open_prompts(tmp_path, (3, 8))
     bounds = np.concatenate([[1], 1 + np.cumsum(counts)])
-    rows = prompts.rows_of(range(4000), 7)
+    rows = prompts.text_rows(range(4000), 7)
     pictures = np.searchsorted(bounds, rows, side="right") - 1
     assert all(sorted(pictures[first : first + 4]) == [0, 2, 3, 4] for first in range(0, 4000, 4))
     for picture in (0, 2, 4):  # every caption about as often
         shares = np.bincount(rows[pictures == picture] - bounds[picture]) / 1000
         assert len(shares) == counts[picture]
         assert np.abs(shares - 1 / counts[picture]).max() < 0.06
-    np.testing.assert_array_equal(prompts.rows_of([37, 5], 7), rows[[37, 5]])  # a function of (seed, i)
-    assert (prompts.rows_of(range(4000), 8) != rows).any()
+    np.testing.assert_array_equal(prompts.text_rows([37, 5], 7), rows[[37, 5]])  # a function of (seed, i)
+    assert (prompts.text_rows(range(4000), 8) != rows).any()
     assert prompts.describe()["captions"] == "one of each row"
-    like = [4, 0, 1, 2]  # of pictures that images are like: their own, and of one without captions the empty one
-    assert (np.searchsorted(bounds, prompts.rows_of(range(4), 7, like), side="right") - 1).tolist() == [4, 0, -1, 2]
+    own = prompts.text_rows(range(4), 7, [4, 0, 1, 2])  # of rows: their own, and of one without captions the empty one
+    assert (np.searchsorted(bounds, own, side="right") - 1).tolist() == [4, 0, -1, 2]
 
 
 def test_captions_reach_the_denoisers_and_the_card(recipe: Recipe, tmp_path: Path, store_writer: Writer) -> None:
@@ -91,19 +90,23 @@ def test_captions_reach_the_denoisers_and_the_card(recipe: Recipe, tmp_path: Pat
     assert read_json(Path("plain/sample.json"))["text"] is None
     assert read_json(Path("plain/sample.json"))["levels"][2]["guidance"] == 1.0  # a caption is there to be dropped
     run = CliRunner().invoke(main, ["sample", "--count", "3", "--out", "given"])
-    assert "z_2 and below are drawn anew, because text.captions was prompt i of image i" in run.output
+    assert "z_2 and below are sampled again, because text.captions was prompt i of image i" in run.output
 
 
-def test_an_image_like_a_picture_has_its_caption(recipe: Recipe, tmp_path: Path) -> None:
-    """One caption a row: that of the row that image i is like, not of a drawn order; image 0's where it is frozen."""
+def test_an_image_frozen_to_a_row_has_its_caption(recipe: Recipe, tmp_path: Path) -> None:
+    """One caption a row: that of the row that image i is frozen to, not of the seed's order; image 0's where it is frozen."""
     root = tmp_path / "stores" / "toy"
     text = open_store(root / "text" / "3x8.zarr").load().astype(np.float32)
-    models = load_models(recipe, torch.device("cpu"))
-    for source, rows in ((Source(2, root), [1, 2, 3]), (Source(1, root, 9), [10, 10, 10])):
-        drawer = Drawer(recipe, Request(3, 0, 3, source=source, prompts=root), tmp_path, models)
-        np.testing.assert_array_equal(drawer.context(range(3)), text[rows])
-    drawn = [Drawer(recipe, Request(3, 0, 3, source=one, prompts=root), tmp_path, models) for one in (None, Source(1))]
-    free, frozen = (one.context(range(3)) for one in drawn)
+    samplers = load_samplers(recipe, torch.device("cpu"))
+
+    def context(frozen: FrozenSource | None) -> torch.Tensor:
+        context_BTD = open_conditions(recipe, samplers, Request(3, 0, 3, frozen=frozen, prompts=root)).context(range(3))
+        assert context_BTD is not None
+        return context_BTD
+
+    for source, rows in ((FrozenSource(2, root), [1, 2, 3]), (FrozenSource(1, root, 9), [10, 10, 10])):
+        np.testing.assert_array_equal(context(source), text[rows])
+    free, frozen = context(None), context(FrozenSource(1))
     np.testing.assert_array_equal(frozen, free[[0, 0, 0]])
 
 

@@ -1,4 +1,4 @@
-"""What the denoisers are asked on the way down: conditions and their noise, labels, guidance in all its forms."""
+"""What the denoisers get on the way down: conditions and their noise, labels, guidance in all its forms."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from torch import Tensor
 from nestgen import randomness as noise
 from nestgen.errors import UserError
 from nestgen.files import read_json
-from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
-from nestgen.sampling.descent import labels_of, sample_below
-from nestgen.sampling.trained import Given, Model, load_models
-from tests.nestgen.samples import draw, levels
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe, load_recipe
+from nestgen.sampling.conditions import ImageConditions
+from nestgen.sampling.descent import sample_images
+from nestgen.sampling.trained import LevelSampler, load_samplers
+from tests.nestgen.samples import levels, sample_folder
 
 Trained = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -37,90 +39,92 @@ def test_noise_belongs_to_the_level_not_to_the_depth(recipe: Recipe, tmp_path: P
     """With denoisers that see nothing, z_0 is a function of its noise: the same at L = 1, 2, 3."""
     z_0 = []
     for depth in (1, 2, 3):
-        models = load_models(recipe.depth(depth), CPU)
-        for model in models:
-            torch.nn.init.zeros_(model.weights.denoiser.final_layer.weight)
-            torch.nn.init.zeros_(model.weights.denoiser.final_layer.bias)
-        z_0.append(sample_below(models, range(4), 0, {})[0])
+        samplers = load_samplers(recipe.depth(depth), CPU)
+        for sampler in samplers:
+            torch.nn.init.zeros_(sampler.trained.denoiser.final_layer.weight)
+            torch.nn.init.zeros_(sampler.trained.denoiser.final_layer.bias)
+        z_0.append(sample_images(samplers, range(4), ImageConditions(0))[0])
     torch.testing.assert_close(z_0[0], z_0[1], rtol=0, atol=0)
     torch.testing.assert_close(z_0[0], z_0[2], rtol=0, atol=0)
 
 
 def test_frozen_levels_stay_and_decide_what_is_below(recipe: Recipe) -> None:
-    models = load_models(recipe, CPU)
-    free = sample_below(models, range(3), 0, {})
+    samplers = load_samplers(recipe, CPU)
+    free = sample_images(samplers, range(3), ImageConditions(0))
     for lowest in (1, 2):
         frozen = {level: free[level] for level in range(lowest, 3)}
-        again = sample_below(models, range(3), 0, frozen)
+        again = sample_images(samplers, range(3), ImageConditions(0), frozen)
         for level in range(3):
             torch.testing.assert_close(again[level], free[level], rtol=0, atol=0)
     frozen = {1: free[1].flip(0), 2: free[2]}
-    other = sample_below(models, range(3), 0, frozen)
+    other = sample_images(samplers, range(3), ImageConditions(0), frozen)
     assert other[1] is frozen[1]
     assert (other[0] - free[0]).abs().max() > 0.01  # z_0 is another: it was conditioned on another z_1
 
 
 class Recorder(torch.nn.Module):
-    """A denoiser that keeps what it is called with, and predicts from it."""
+    """A denoiser that records what it is called with, and predicts from it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, sampler: LevelSampler) -> None:
         super().__init__()
-        self.config = model.config
-        self.pos_embed = model.weights.denoiser.pos_embed
+        self.config = sampler.config
+        self.pos_embed = sampler.trained.denoiser.pos_embed
         self.calls: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
-        self.denoiser = model.weights.denoiser
+        self.denoiser = sampler.trained.denoiser
 
     def forward(self, *inputs: Tensor, **given: Any) -> Tensor:
         self.calls.append((inputs, given))
         return self.denoiser(*inputs, **given)
 
 
-def recording(model: Model) -> tuple[Model, Recorder]:
-    recorder = Recorder(model)
-    weights = replace(model.weights, denoiser=recorder)  # type: ignore[arg-type]
-    return replace(model, weights=weights), recorder
+def recording(sampler: LevelSampler) -> tuple[LevelSampler, Recorder]:
+    recorder = Recorder(sampler)
+    trained = replace(sampler.trained, denoiser=recorder)  # type: ignore[arg-type]
+    return replace(sampler, trained=trained), recorder
 
 
-def with_sampling(model: Model, **changes: Any) -> Model:
-    return replace(model, sampling=replace(model.sampling, **changes))
+def with_settings(sampler: LevelSampler, **changes: Any) -> LevelSampler:
+    return replace(sampler, settings=replace(sampler.settings, **changes))
 
 
-def eps_of(model: Model, z: Tensor, told: float, given: Given) -> Tensor:
-    """The guided noise prediction at n = told of the discrete process."""
-    t = torch.tensor(told / 1000, dtype=torch.float64)
-    process = model.weights.process
-    x = model.denoise(given)(z, t)
+def eps_of(
+    sampler: LevelSampler, z: Tensor, n: float, conditions: tuple[Tensor, ...] = (), label_B: Tensor | None = None
+) -> Tensor:
+    """The guided noise prediction at time n of the discrete process, 1 to 1000."""
+    t = torch.tensor(n / 1000, dtype=torch.float64)
+    process = sampler.trained.process
+    x = sampler.guided(conditions, label_B)(z, t)
     return (z - float(process.alpha(t)) * x) / float(process.sigma(t))
 
 
 def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
     recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4}))
-    model, recorder = recording(with_sampling(load_models(recipe, CPU)[1], guidance=0.7))
+    sampler, recorder = recording(with_settings(load_samplers(recipe, CPU)[1], guidance=0.7))
     z, above = noise.normal(0, "z", range(5), (6, 4, 4)), noise.normal(0, "above", range(5), (4, 2, 2))
-    told, label = torch.full((5,), 300.0), torch.tensor([0, 1, 2, 3, 0])
-    eps = eps_of(model, z, 300.0, Given((above,), label))
+    time, label = torch.full((5,), 300.0), torch.tensor([0, 1, 2, 3, 0])
+    eps = eps_of(sampler, z, 300.0, (above,), label)
     assert len(recorder.calls) == 1
-    kept = recorder.denoiser(z, told, above, torch.ones(5, dtype=torch.bool), label)
-    null = recorder.denoiser(z, told, None, None, torch.full((5,), 4))
-    torch.testing.assert_close(eps, 1.7 * kept - 0.7 * null, rtol=1e-4, atol=1e-5)
-    assert (kept - null).abs().max() > 0.01
+    conditional = recorder.denoiser(z, time, above, torch.ones(5, dtype=torch.bool), label)
+    unconditional = recorder.denoiser(z, time, None, None, torch.full((5,), 4))
+    torch.testing.assert_close(eps, 1.7 * conditional - 0.7 * unconditional, rtol=1e-4, atol=1e-5)
+    assert (conditional - unconditional).abs().max() > 0.01
     for unguided in (0.0, None):
-        eps = eps_of(with_sampling(model, guidance=unguided), z, 300.0, Given((above,), label))
-        torch.testing.assert_close(eps, kept, rtol=1e-4, atol=1e-5)
+        eps = eps_of(with_settings(sampler, guidance=unguided), z, 300.0, (above,), label)
+        torch.testing.assert_close(eps, conditional, rtol=1e-4, atol=1e-5)
         assert recorder.calls[-1][0][0] is z  # one batch, not two
 
 
 @pytest.mark.parametrize(("classes", "top"), [(0, None), (4, 1.0)])
 def test_the_top_is_guided_by_its_label_only(trained: Trained, classes: int, top: float | None) -> None:
     recipe = load_recipe(trained(classes=classes, denoiser={"size": "nano", "labels": classes}))
-    assert [model.sampling.guidance for model in load_models(recipe, CPU)] == [1.0, 1.0, top]
+    assert [sampler.settings.guidance for sampler in load_samplers(recipe, CPU)] == [1.0, 1.0, top]
 
 
 def test_the_condition_is_noised_as_in_training(recipe: Recipe) -> None:
-    models = load_models(recipe, CPU)
+    samplers = load_samplers(recipe, CPU)
     z_1 = noise.normal(1, "test", range(200), (6, 4, 4))
-    model, recorder = recording(with_sampling(models[0], guidance=0.0, steps=1))
-    sample_below([model], range(200), 0, {1: z_1})
+    sampler, recorder = recording(with_settings(samplers[0], guidance=0.0, steps=1))
+    sample_images([sampler], range(200), ImageConditions(0), {1: z_1})
     (condition,) = recorder.calls[0][1]["condition"]
     added = condition - z_1
     assert abs(added.std() - 0.5) < 0.01
@@ -131,12 +135,8 @@ def test_the_condition_is_noised_as_in_training(recipe: Recipe) -> None:
 
 @given(seed=st.integers(0, 2**31), first=st.integers(0, 10**6))
 def test_labels_are_functions_of_seed_and_index(seed: int, first: int) -> None:
-    class Classes:
-        labels = 5
-
-    models: Any = [Classes()]
-    block = labels_of(models, range(first, first + 6), seed, None)
-    one = labels_of(models, [first + 3], seed, None)
+    conditions = ImageConditions(seed, classes=5)
+    block, one = conditions.labels(range(first, first + 6)), conditions.labels([first + 3])
     assert block is not None
     assert one is not None
     assert block[3] == one[0]
@@ -145,36 +145,35 @@ def test_labels_are_functions_of_seed_and_index(seed: int, first: int) -> None:
 
 def test_labels_reach_the_denoisers(trained: Trained, tmp_path: Path) -> None:
     recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4}))
-    models = load_models(recipe, CPU)
-    drawn = labels_of(models, range(400), 0, None)
-    assert drawn is not None
-    assert torch.bincount(drawn).tolist() == pytest.approx([100] * 4, abs=35)
-    free, asked = draw(recipe, tmp_path / "free"), draw(recipe, tmp_path / "asked", label=2)
-    same = (drawn[:7] == 2).numpy()
+    label_B = ImageConditions(0, classes=4).labels(range(400))
+    assert label_B is not None
+    assert torch.bincount(label_B).tolist() == pytest.approx([100] * 4, abs=35)
+    free, labelled = sample_folder(recipe, tmp_path / "free"), sample_folder(recipe, tmp_path / "labelled", label=2)
+    same = (label_B[:7] == 2).numpy()
     assert 0 < same.sum() < 7
-    equal = [np.array_equal(one, other) for one, other in zip(levels(free)[2], levels(asked)[2])]
+    equal = [np.array_equal(one, other) for one, other in zip(levels(free)[2], levels(labelled)[2])]
     assert equal == same.tolist()  # only the images of that class are the same
-    with pytest.raises(UserError, match="no label 4: the denoisers know classes 0 to 3"):
-        draw(recipe, tmp_path / "bad", label=4)
+    with pytest.raises(UserError, match="no label 4: the denoisers have classes 0 to 3"):
+        sample_folder(recipe, tmp_path / "bad", label=4)
 
 
 def test_guidance_holds_within_its_interval_and_decays_downwards(recipe: Recipe) -> None:
     changed = recipe.with_sampling(
         {"guidance": 2.0, "guidance_decay": 0.5, "guidance_interval": [None, [0.2, 0.6], None]}
     )
-    models = load_models(changed, CPU)
-    assert [model.sampling.guidance for model in models] == [0.5, 1.0, None]
-    model, recorder = recording(models[1])
-    z, given = noise.normal(0, "z", range(2), (6, 4, 4)), Given((noise.normal(0, "above", range(2), (4, 2, 2)),))
-    for told, batch in ((150.0, 2), (200.0, 4), (600.0, 4), (650.0, 2)):
-        eps_of(model, z, told, given)
+    samplers = load_samplers(changed, CPU)
+    assert [sampler.settings.guidance for sampler in samplers] == [0.5, 1.0, None]
+    sampler, recorder = recording(samplers[1])
+    z, above = noise.normal(0, "z", range(2), (6, 4, 4)), noise.normal(0, "above", range(2), (4, 2, 2))
+    for n, batch in ((150.0, 2), (200.0, 4), (600.0, 4), (650.0, 2)):
+        eps_of(sampler, z, n, (above,))
         assert len(recorder.calls[-1][0][0]) == batch  # twice the images where it is guided
 
 
 def test_sigma_at_sampling_is_its_own(recipe: Recipe, tmp_path: Path) -> None:
     changed = recipe.with_sampling({"sigma": [0, 0.25, None]})
-    assert [model.sampling.sigmas for model in load_models(changed, CPU)] == [(0.25,), (0.5,), ()]
-    draw(changed, tmp_path / "s")
+    assert [sampler.settings.sigmas for sampler in load_samplers(changed, CPU)] == [(0.25,), (0.5,), ()]
+    sample_folder(changed, tmp_path / "s")
     levels_of = read_json(tmp_path / "s" / "sample.json")["levels"]
     assert [level["condition_sigma"] for level in levels_of] == [0.25, 0.5, 0.0]
 
@@ -188,12 +187,12 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
     tensors["final_layer.bias"] += 0.5
     save_file(tensors, weights)
     guided = recipe.with_sampling({"autoguide": [None, None, {"scale": 0.8, "run": "weak"}]})
-    top = load_models(guided, CPU)[2]
+    top = load_samplers(guided, CPU)[2]
     assert top.weak is not None
     z = noise.normal(0, "z", range(3), (4, 2, 2))
-    eps, plain = eps_of(top, z, 500.0, Given()), eps_of(load_models(recipe, CPU)[2], z, 500.0, Given())
+    eps, plain = eps_of(top, z, 500.0), eps_of(load_samplers(recipe, CPU)[2], z, 500.0)
     torch.testing.assert_close(eps, plain - 0.8 * 0.5, rtol=1e-4, atol=1e-4)  # d + w (d - (d + 0.5))
-    draw(guided, tmp_path / "s")
+    sample_folder(guided, tmp_path / "s")
     assert read_json(tmp_path / "s" / "sample.json")["levels"][2]["autoguide"]["scale"] == 0.8
     for autoguide, sentence in (
         ({"scale": 1, "step": 5}, r"has no checkpoint of step 5, .* \(it has 7\)"),
@@ -201,22 +200,22 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
         ({"scale": 1, "run": "nowhere"}, r"no trained denoiser in .*nowhere"),
     ):
         with pytest.raises(UserError, match=sentence):
-            load_models(recipe.with_sampling({"autoguide": [None, None, autoguide]}), CPU)
+            load_samplers(recipe.with_sampling({"autoguide": [None, None, autoguide]}), CPU)
 
 
 def test_all_levels_above_condition_where_the_denoisers_were_trained_so(trained: Trained, tmp_path: Path) -> None:
     options = {"size": "nano", "condition_on": "all", "sigma_told": True}
     recipe = load_recipe(trained(denoiser=options)).with_sampling({"sigma": [0, 0.3, 0.7], "steps": 2})
-    models = load_models(recipe, CPU)
-    assert [model.sampling.sigmas for model in models] == [(0.3, 0.7), (0.7,), ()]
-    model, recorder = recording(with_sampling(models[0], guidance=0.5))
+    samplers = load_samplers(recipe, CPU)
+    assert [sampler.settings.sigmas for sampler in samplers] == [(0.3, 0.7), (0.7,), ()]
+    sampler, recorder = recording(with_settings(samplers[0], guidance=0.5))
     above = {1: noise.normal(1, "1", range(50), (6, 4, 4)), 2: noise.normal(1, "2", range(50), (4, 2, 2))}
-    sample_below([model], range(50), 0, above)
+    sample_images([sampler], range(50), ImageConditions(0), above)
     (z, _), given = recorder.calls[0]
     assert len(z) == 100
     for level, sigma, noised in zip((1, 2), (0.3, 0.7), given["condition"], strict=True):
         assert abs(float((noised[:50] - above[level]).std()) - sigma) < 0.02
     assert given["sigma_BK"].unique(dim=0).tolist() == [pytest.approx([0.3, 0.7])]
     assert given["keep_B"].tolist() == [True] * 50 + [False] * 50
-    draw(recipe, tmp_path / "s", count=2)
+    sample_folder(recipe, tmp_path / "s", count=2)
     assert read_json(tmp_path / "s" / "sample.json")["levels"][0]["further_sigmas"] == [0.7]

@@ -16,7 +16,7 @@ from nestgen import NestedPipeline
 from nestgen.errors import UserError
 from nestgen.images import read_images
 from nestgen.recipe.recipe import load_recipe
-from nestgen.sampling.card import Request
+from nestgen.sampling.conditions import Request
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.pipeline import Step
 from nestgen.sampling.sample import sample
@@ -36,7 +36,7 @@ def run(trained: Trained, tmp_path: Path) -> Path:
     return tmp_path / "moved"
 
 
-def test_draws_what_the_command_draws(run: Path, tmp_path: Path) -> None:
+def test_samples_what_the_command_samples(run: Path, tmp_path: Path) -> None:
     found = NestedPipeline.from_run(run).sample(5, seed=2)
     pictures = np.stack([np.asarray(image) for image in found.images])
     np.testing.assert_array_equal(pictures, read_images(tmp_path / "s", 5))
@@ -68,13 +68,13 @@ def test_frozen_levels_are_kept(run: Path) -> None:
 
 
 def test_depth_is_the_deepest_that_is_there(run: Path) -> None:
-    assert len(NestedPipeline.from_run(run, depth=2).models) == 2
+    assert len(NestedPipeline.from_run(run, depth=2).samplers) == 2
     shutil.rmtree(run / "z2-top")
-    assert len(NestedPipeline.from_run(run).models) == 2
+    assert len(NestedPipeline.from_run(run).samplers) == 2
 
 
 def test_what_is_wrong_is_one_sentence(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         NestedPipeline.from_run(tmp_path / "nowhere")
     pipe = NestedPipeline.from_run(run)
     with pytest.raises(UserError, match=r"sampling\.stps is not a key"):

@@ -18,11 +18,12 @@ from nestgen.cli.main import main
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.images import read_images
-from nestgen.recipe.recipe import Recipe, load_recipe, run_dir
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.sampling import card as cards
 from nestgen.sampling import latents
-from nestgen.sampling.trained import load_models
-from tests.nestgen.samples import draw, files, levels
+from nestgen.sampling.trained import load_samplers
+from tests.nestgen.samples import files, levels, sample_folder
 
 Trained = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def recipe(trained: Trained) -> Recipe:
 
 
 def test_writes_pictures_latents_card_and_a_sheet_beside(recipe: Recipe, tmp_path: Path) -> None:
-    out = draw(recipe, tmp_path / "s", count=4)
+    out = sample_folder(recipe, tmp_path / "s", count=4)
     assert sorted(path.name for path in out.glob("*.png")) == [f"{i:06d}.png" for i in range(4)]
     assert (tmp_path / "s-sheet.png").is_file()
     z_0 = levels(out)[0]
@@ -50,9 +51,9 @@ def test_writes_pictures_latents_card_and_a_sheet_beside(recipe: Recipe, tmp_pat
 
 def test_an_image_does_not_depend_on_the_batch(recipe: Recipe, tmp_path: Path) -> None:
     recipe = recipe.with_sampling({"steps": 2})
-    whole = levels(draw(recipe, tmp_path / "whole", count=64, batch=64))
+    whole = levels(sample_folder(recipe, tmp_path / "whole", count=64, batch=64))
     for batch, count in ((7, 64), (1, 5)):
-        out = draw(recipe, tmp_path / f"by-{batch}", count=count, batch=batch)
+        out = sample_folder(recipe, tmp_path / f"by-{batch}", count=count, batch=batch)
         for one, other in zip(whole, levels(out)):
             assert np.abs(one[:count] - other).max() < 1e-4 * one.std()  # the stated tolerance
         pictures = [read_images(folder, count).astype(int) for folder in (tmp_path / "whole", out)]
@@ -60,12 +61,12 @@ def test_an_image_does_not_depend_on_the_batch(recipe: Recipe, tmp_path: Path) -
 
 
 def test_equal_batches_are_equal_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
-    assert files(draw(recipe, tmp_path / "a")) == files(draw(recipe, tmp_path / "b"))
+    assert files(sample_folder(recipe, tmp_path / "a")) == files(sample_folder(recipe, tmp_path / "b"))
 
 
 def test_images_and_seeds_differ(recipe: Recipe, tmp_path: Path) -> None:
     pictures = np.concatenate(
-        [read_images(draw(recipe, tmp_path / str(seed), count=3, seed=seed), 3) for seed in (0, 1)]
+        [read_images(sample_folder(recipe, tmp_path / str(seed), count=3, seed=seed), 3) for seed in (0, 1)]
     )
     assert len(np.unique(pictures, axis=0)) == 6
 
@@ -75,7 +76,7 @@ def test_an_interrupted_run_goes_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     """Cut between a block and its record, after some records; then run again, with another batch allowed."""
-    whole = files(draw(recipe, tmp_path / "whole"))
+    whole = files(sample_folder(recipe, tmp_path / "whole"))
     left = iter(range(writes))
     write = latents.write_json
 
@@ -87,17 +88,17 @@ def test_an_interrupted_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(latents, "write_json", die)
         with pytest.raises(KeyboardInterrupt):
-            draw(recipe, tmp_path / "cut")
+            sample_folder(recipe, tmp_path / "cut")
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("*.blocks/*.json")}
     assert len(records) == writes
     assert not (tmp_path / "cut" / "sample.json").exists()
-    draw(recipe, tmp_path / "cut")
+    sample_folder(recipe, tmp_path / "cut")
     assert files(tmp_path / "cut") == whole
     assert {path: path.stat().st_mtime_ns for path in records} == records  # what was there was not drawn again
 
 
 def test_a_killed_process_goes_on(recipe: Recipe, tmp_path: Path, begin: Callable) -> None:
-    whole = files(draw(recipe, tmp_path / "whole", count=40, batch=2))
+    whole = files(sample_folder(recipe, tmp_path / "whole", count=40, batch=2))
     out = tmp_path / "killed"
     process = begin(recipe.root, "nestgen", "sample", "--count", 40, "--batch-size", 2, "--out", out).process
     while len(list(out.rglob("*.blocks/*.json"))) < 5 and process.is_alive():
@@ -105,39 +106,39 @@ def test_a_killed_process_goes_on(recipe: Recipe, tmp_path: Path, begin: Callabl
     process.kill()
     process.join()
     assert 0 < len(list(out.rglob("*.blocks/*.json"))) < 60
-    draw(recipe, out, count=40, batch=2)
+    sample_folder(recipe, out, count=40, batch=2)
     for one, other in zip(levels(tmp_path / "whole"), levels(out)):
         assert np.abs(one - other).max() < 1e-4 * one.std()  # another process may round otherwise
     assert files(out).keys() == whole.keys()
 
 
 def test_another_batch_goes_on_with_the_blocks_there(recipe: Recipe, tmp_path: Path) -> None:
-    whole = levels(draw(recipe, tmp_path / "whole"))
-    out = draw(recipe, tmp_path / "s")
+    whole = levels(sample_folder(recipe, tmp_path / "whole"))
+    out = sample_folder(recipe, tmp_path / "s")
     for record in (*out.glob("latents/z1.blocks/000003.json"), *out.glob("latents/z0.blocks/*.json")):
         record.unlink()
     for batch in (2, 5):
-        draw(recipe, out, batch=batch)
+        sample_folder(recipe, out, batch=batch)
         for one, other in zip(whole, levels(out)):
             assert np.abs(one - other).max() < 1e-4 * one.std()
 
 
 def test_missing_pictures_are_decoded_again(recipe: Recipe, tmp_path: Path) -> None:
-    out = draw(recipe, tmp_path / "s")
+    out = sample_folder(recipe, tmp_path / "s")
     whole, card = files(out), (out / "sample.json").read_text()
     (out / "000002.png").unlink()
-    draw(recipe, out)
+    sample_folder(recipe, out)
     assert files(out) == whole
     (out / "sample.json").unlink()  # as Snakemake does with the output of a step that was cut short
-    draw(recipe, out)
+    sample_folder(recipe, out)
     assert files(out) == whole
     assert (out / "sample.json").read_text() == card
 
 
 def test_a_whole_folder_is_left_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
-    out = draw(recipe, tmp_path / "s")
+    out = sample_folder(recipe, tmp_path / "s")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    draw(recipe, out)
+    sample_folder(recipe, out)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == times
 
 
@@ -145,59 +146,59 @@ def times_of(out: Path, level: int) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in out.glob(f"latents/z{level}.blocks/*.json")}
 
 
-def test_a_changed_level_is_drawn_anew_with_those_below_only(
+def test_a_changed_level_is_sampled_again_with_those_below_only(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = draw(recipe, tmp_path / "s")
+    out = sample_folder(recipe, tmp_path / "s")
     whole, top, middle = files(out), times_of(out, 2), times_of(out, 1)
     capsys.readouterr()
     other = recipe.with_sampling({"steps": 5, "guidance": [1.0, 0.5, 1.0]})
-    draw(other, out)
-    assert f"{out}: z_1 and below are drawn anew, because z_1.guidance was 1.0 and is 0.5" in capsys.readouterr().out
+    sample_folder(other, out)
+    assert f"{out}: z_1 and below are sampled again, because z_1.guidance was 1.0 and is 0.5" in capsys.readouterr().out
     assert times_of(out, 2) == top
-    assert files(out) == files(draw(other, tmp_path / "fresh"))
+    assert files(out) == files(sample_folder(other, tmp_path / "fresh"))
     assert read_json(out / "sample.json")["levels"][1]["guidance"] == 0.5
     middle = times_of(out, 1)
-    draw(recipe.with_sampling({"steps": [4, 5, 5], "guidance": [1.0, 0.5, 1.0]}), out)
-    assert "z_0 is drawn anew, because z_0.steps was 5 and is 4" in capsys.readouterr().out
+    sample_folder(recipe.with_sampling({"steps": [4, 5, 5], "guidance": [1.0, 0.5, 1.0]}), out)
+    assert "z_0 is sampled again, because z_0.steps was 5 and is 4" in capsys.readouterr().out
     assert (times_of(out, 2), times_of(out, 1)) == (top, middle)
-    draw(recipe, out)
+    sample_folder(recipe, out)
     assert files(out) == whole
 
 
 def test_new_weights_redraw_what_depends_on_them(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = draw(recipe, tmp_path / "s")
+    out = sample_folder(recipe, tmp_path / "s")
     top, before = times_of(out, 2), read_images(out, 7)
     weights = run_dir(recipe, 1) / "checkpoints" / "00000007" / "ema.safetensors"
     tensors = load_file(weights)
     tensors["final_layer.bias"] += 0.1
     save_file(tensors, weights)
-    draw(recipe, out)
-    assert "z_1 and below are drawn anew, because z_1.checkpoint_sha256 was" in capsys.readouterr().out
+    sample_folder(recipe, out)
+    assert "z_1 and below are sampled again, because z_1.checkpoint_sha256 was" in capsys.readouterr().out
     assert times_of(out, 2) == top
-    assert files(out) == files(draw(recipe, tmp_path / "fresh"))
+    assert files(out) == files(sample_folder(recipe, tmp_path / "fresh"))
     assert not np.array_equal(read_images(out, 7), before)
 
 
 def test_another_seed_or_depth_leaves_nothing_of_before(recipe: Recipe, tmp_path: Path) -> None:
-    out = draw(recipe, tmp_path / "s")
-    draw(recipe, out, seed=1)
-    assert files(out) == files(draw(recipe, tmp_path / "seed", seed=1))
-    draw(recipe.depth(2), out)
-    assert files(out) == files(draw(recipe.depth(2), tmp_path / "two"))
+    out = sample_folder(recipe, tmp_path / "s")
+    sample_folder(recipe, out, seed=1)
+    assert files(out) == files(sample_folder(recipe, tmp_path / "seed", seed=1))
+    sample_folder(recipe.depth(2), out)
+    assert files(out) == files(sample_folder(recipe.depth(2), tmp_path / "two"))
 
 
 def test_more_images_are_added_and_fewer_refused(recipe: Recipe, tmp_path: Path) -> None:
-    out = draw(recipe, tmp_path / "s", count=5)  # blocks of 3 and 2
+    out = sample_folder(recipe, tmp_path / "s", count=5)  # blocks of 3 and 2
     first = times_of(out, 2)["000000.json"]
-    draw(recipe, out, count=7)
-    assert files(out) == files(draw(recipe, tmp_path / "fresh"))
+    sample_folder(recipe, out, count=7)
+    assert files(out) == files(sample_folder(recipe, tmp_path / "fresh"))
     assert times_of(out, 2)["000000.json"] == first
     assert read_json(out / "sample.json")["count"] == 7
     with pytest.raises(UserError, match="holds 7 samples and this run asks for 5"):
-        draw(recipe, out, count=5)
+        sample_folder(recipe, out, count=5)
 
 
 @pytest.mark.parametrize("writes", [1, 3, 7])
@@ -206,7 +207,7 @@ def test_a_redraw_that_is_interrupted_mixes_nothing(
 ) -> None:
     """Cut anywhere in it, then finished with the new settings or with the old ones."""
     other = recipe.with_sampling({"steps": [5, 4, 5]})
-    olds, news = files(draw(recipe, tmp_path / "old")), files(draw(other, tmp_path / "new"))
+    olds, news = files(sample_folder(recipe, tmp_path / "old")), files(sample_folder(other, tmp_path / "new"))
     for final, expected in ((other, news), (recipe, olds)):
         out = tmp_path / f"cut-{final.sampling.steps}"
         shutil.copytree(tmp_path / "old", out)
@@ -221,41 +222,41 @@ def test_a_redraw_that_is_interrupted_mixes_nothing(
             patch.setattr(latents, "write_json", die)
             patch.setattr(cards, "write_json", die)
             with pytest.raises(KeyboardInterrupt):
-                draw(other, out)
-        draw(final, out)
+                sample_folder(other, out)
+        sample_folder(final, out)
         assert files(out) == expected
 
 
 def test_two_processes_draw_the_same(recipe: Recipe, tmp_path: Path) -> None:
-    one = draw(recipe, tmp_path / "one")
-    assert files(draw(recipe, tmp_path / "two", processes=2)) == files(one)
+    one = sample_folder(recipe, tmp_path / "one")
+    assert files(sample_folder(recipe, tmp_path / "two", processes=2)) == files(one)
     assert read_json(tmp_path / "two" / "sample.json") == read_json(one / "sample.json")
 
 
 def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no label 0: the denoisers know no classes"):
-        draw(recipe, tmp_path / "s", label=0)
+    with pytest.raises(UserError, match="no label 0: the denoisers have no classes"):
+        sample_folder(recipe, tmp_path / "s", label=0)
     sigma = recipe.levels[1].model_copy(update={"sigma": 1.0})
     changed = recipe.model_copy(update={"levels": (recipe.levels[0], sigma, recipe.levels[2])})
     with pytest.raises(UserError, match=r"no trained denoiser in .*z0-given-z1-sigma1;"):
-        draw(changed, tmp_path / "s")
+        sample_folder(changed, tmp_path / "s")
     shutil.copytree(run_dir(recipe, 0), run_dir(changed, 0))
     with pytest.raises(UserError, match=r"was trained with levels\[1\]\.sigma 0\.5, but in .* it is 1\.0"):
-        draw(changed, tmp_path / "s")
+        sample_folder(changed, tmp_path / "s")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "000000.png").touch()
     with pytest.raises(UserError, match="is not empty and holds no samples to go on with"):
-        draw(recipe, tmp_path / "full")
+        sample_folder(recipe, tmp_path / "full")
     z_1 = run_dir(recipe, 1) / "checkpoints" / "00000007" / "meta.json"
     text = z_1.read_text()
-    fingerprint = load_models(recipe, CPU)[1].weights.meta["stores"]["z1"]
+    fingerprint = load_samplers(recipe, CPU)[1].trained.meta["stores"]["z1"]
     z_1.write_text(text.replace(fingerprint, "0" * 64))
     with pytest.raises(UserError, match="were trained on different stores of z_1"):
-        draw(recipe, tmp_path / "s")
+        sample_folder(recipe, tmp_path / "s")
     z_1.write_text(text)
     shutil.rmtree(run_dir(recipe, 2))
     with pytest.raises(UserError, match=r"no trained denoiser in .*z2-top; run `nestgen train --level 2`"):
-        draw(recipe, tmp_path / "s")
+        sample_folder(recipe, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -265,7 +266,7 @@ def test_a_diverged_denoiser_is_named(recipe: Recipe, tmp_path: Path) -> None:
     tensors["final_layer.bias"].fill_(torch.nan)
     save_file(tensors, weights)
     with pytest.raises(UserError, match=r"z1 of images 0 to 2 came out not finite; its denoiser has diverged"):
-        draw(recipe, tmp_path / "s")
+        sample_folder(recipe, tmp_path / "s")
 
 
 def test_command_samples_with_the_recipes_defaults(
@@ -279,7 +280,7 @@ def test_command_samples_with_the_recipes_defaults(
     assert (card["seed"], card["batch"], card["depth"]) == (0, 64, 2)
     run = CliRunner().invoke(main, ["sample", "--count", "2", "--depth", "2", "--out", "s", "--set", "steps=[4, 5]"])
     assert run.exit_code == 0, run.output
-    assert "s: z_0 is drawn anew, because z_0.steps was 5 and is 4" in run.output
+    assert "s: z_0 is sampled again, because z_0.steps was 5 and is 4" in run.output
     for wrong, sentence in (
         ("stps=4", "sampling.stps is not a key"),
         ("steps=[", "--set steps line 1 is not valid YAML"),

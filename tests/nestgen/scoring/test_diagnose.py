@@ -14,14 +14,14 @@ from nestgen import randomness as noise
 from nestgen.cli.main import main
 from nestgen.files import read_json
 from nestgen.recipe.recipe import Recipe, load_recipe
-from nestgen.sampling.card import Request
-from nestgen.sampling.descent import sample_below
+from nestgen.sampling.conditions import ImageConditions, Request
+from nestgen.sampling.descent import sample_images
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.sample import sample
-from nestgen.sampling.trained import load_models
+from nestgen.sampling.trained import load_samplers
 from nestgen.scoring.frechet import frechet_distance
 from nestgen.scoring.memorisation import nearest_rows
-from nestgen.stores.store import open_hierarchy
+from nestgen.stores.hierarchy import open_hierarchy
 
 Trained = Callable[..., Path]
 
@@ -43,13 +43,14 @@ def test_each_level_is_drawn_given_real_rows(recipe: Recipe, tmp_path: Path) -> 
     assert run.exit_code == 0, run.output
     levels = {found["level"]: found for found in read_json(tmp_path / "diagnosis.json")["levels"]}
     stores = [store.load()[:, 0].astype(np.float32) for store in open_hierarchy(recipe)]
-    models = load_models(recipe, torch.device("cpu"))
+    samplers = load_samplers(recipe, torch.device("cpu"))
     for level in (0, 1, 2):
         drawn = open_latents(tmp_path / "s", level).read_all()
         assert levels[level]["generated"] == pytest.approx(frechet_distance(flat(drawn), flat(stores[level])), rel=1e-6)
     for level in (0, 1):
         above = torch.from_numpy(stores[level + 1][:9]).permute(0, 3, 1, 2)
-        given_true = sample_below([models[level]], range(9), 0, {level + 1: above})[level].permute(0, 2, 3, 1)
+        z = sample_images([samplers[level]], range(9), ImageConditions(0), {level + 1: above})
+        given_true = z[level].permute(0, 2, 3, 1)
         expected = frechet_distance(flat(given_true), flat(stores[level]))
         assert levels[level]["true"] == pytest.approx(expected, rel=1e-4)
         assert levels[level]["gap"] == pytest.approx(levels[level]["generated"] - levels[level]["true"])
@@ -64,7 +65,7 @@ def test_samples_are_diagnosed_with_the_settings_they_were_drawn_with(recipe: Re
     sample(recipe.with_sampling({"steps": 1, "guidance": 0.5}), tmp_path / "other", Request(9, 0, 9))
     run = CliRunner().invoke(main, ["diagnose", "--samples", "other"])
     assert (run.exit_code, run.output.count("\n")) == (1, 1)
-    assert "the samples of other were drawn otherwise: z_0.steps was 1 and is 2; give the --set" in run.output
+    assert "the samples of other were made with other settings: z_0.steps was 1 and is 2; give the --set" in run.output
     run = CliRunner().invoke(main, ["diagnose", "--samples", "other", "--set", "steps=1", "--set", "guidance=0.5"])
     assert run.exit_code == 0, run.output
 

@@ -19,23 +19,24 @@ from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import EvaluationOptions
-from nestgen.sampling.card import Request
+from nestgen.sampling.conditions import Request
+from nestgen.sampling.frozen import FrozenSource
 from nestgen.sampling.latents import create_latents, open_latents
-from nestgen.sampling.real import Source
 from nestgen.sampling.sample import sample
 from nestgen.scoring import statistics as measure
-from nestgen.scoring.evaluate import Against, evaluate
+from nestgen.scoring.evaluate import References, evaluate
 from nestgen.scoring.frechet import frechet_distance
-from nestgen.scoring.hierarchy_sheet import Look, hierarchy
+from nestgen.scoring.hierarchy_sheet import SheetOptions, hierarchy_sheet
 from nestgen.scoring.spaces import DIMENSIONS, pool
-from nestgen.stores.store import open_hierarchy, open_store
+from nestgen.stores.hierarchy import open_hierarchy
+from nestgen.stores.store import open_store
 
 Trained = Callable[..., Path]
 Writer = Callable[..., Path]
 
 
 def scores(recipe: Recipe, samples: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    evaluate(recipe, samples, Against(**({"encoder_level": "1x1x5"} | options)), samples / "card.json")
+    evaluate(recipe, samples, References(**({"encoder_level": "1x1x5"} | options)), samples / "card.json")
     return {score["space"]: score for score in read_json(samples / "card.json")["scores"]}
 
 
@@ -181,8 +182,8 @@ def test_what_samples_keep_of_their_rows_is_measured(
     trained: Trained, tmp_path: Path, store_writer: Writer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe(trained(rows=30, classes=3, sampling={"steps": 1}, evaluation={"protocol": "imagenet50k"}))
-    like = Source(freeze_from=1, root=tmp_path / "stores" / "toy")
-    sample(recipe, tmp_path / "s", Request(12, 0, 12, source=like))
+    frozen = FrozenSource(freeze_from=1, root=tmp_path / "stores" / "toy")
+    sample(recipe, tmp_path / "s", Request(12, 0, 12, frozen=frozen))
     classes = np.arange(30) % 3
     apart = (10 * np.eye(3)[classes] + np.random.default_rng(0).normal(size=(30, 3)))[:, None, None, None, :]
     defaults = {"kind": "level", "mean": [0.0] * 3, "std": [1.0] * 3, "latent_shape": [1, 1, 3]}
@@ -201,21 +202,21 @@ def test_what_samples_keep_of_their_rows_is_measured(
     assert found[1]["features"] < 0.5
     assert 0 <= found[0]["colours"] <= 1
     assert found[0]["chance"]["class"] == pytest.approx(1 / 3, abs=0.02)  # 12 rows of 3 classes
-    assert "kept of the rows, levels frozen from z_1: class" in capsys.readouterr().out
-    hierarchy(recipe, tmp_path / "h.png", 2, 5, Look(), kept=[tmp_path / "s" / "card.json"])
+    assert "preserved of the rows, levels frozen from z_1: class" in capsys.readouterr().out
+    hierarchy_sheet(recipe, tmp_path / "h.png", 2, 5, SheetOptions(), preserved=[tmp_path / "s" / "card.json"])
     rows = {tuple(row["frozen"]): row for row in read_json(tmp_path / "h.json")["rows"]}
     assert rows[1, 2]["kept"] == found[1]
     assert not any("kept" in rows[levels] for levels in ((), (2,)))  # their samples were not scored
-    assert "colours kept" in capsys.readouterr().out
+    assert "colours preserved" in capsys.readouterr().out
     other = recipe.with_sampling({"steps": 3})
-    with pytest.raises(UserError, match=r"card.json were drawn otherwise: z_0.steps was 1 and is 3; give"):
-        hierarchy(other, tmp_path / "h.png", 2, 5, Look(), kept=[tmp_path / "s" / "card.json"])
+    with pytest.raises(UserError, match=r"card.json were made with other settings: z_0.steps was 1 and is 3; give"):
+        hierarchy_sheet(other, tmp_path / "h.png", 2, 5, SheetOptions(), preserved=[tmp_path / "s" / "card.json"])
 
 
 def test_samples_like_none_stand_beside_no_row(recipe: Recipe, samples: Path, tmp_path: Path) -> None:
     scores(recipe, samples)
-    with pytest.raises(UserError, match="does not say what its samples keep; draw them with --like each"):
-        hierarchy(recipe, tmp_path / "h.png", 2, 0, Look(), kept=[samples / "card.json"])
+    with pytest.raises(UserError, match="does not say what its samples preserve; sample with --like each"):
+        hierarchy_sheet(recipe, tmp_path / "h.png", 2, 0, SheetOptions(), preserved=[samples / "card.json"])
     assert not (tmp_path / "h.png").exists()
 
 
@@ -244,13 +245,13 @@ def test_unlike_encodings_are_refused(
 
 
 def test_bad_input_is_one_sentence(recipe: Recipe, samples: Path, tmp_path: Path, store_writer: Writer) -> None:
-    with pytest.raises(UserError, match=r"has no sample\.json; draw samples there"):
+    with pytest.raises(UserError, match=r"has no sample\.json; run `nestgen sample"):
         scores(recipe, tmp_path)
-    with pytest.raises(UserError, match=r"was drawn from toy .*, but .* is other"):
+    with pytest.raises(UserError, match=r"was sampled from toy .*, but .* is other"):
         scores(recipe.model_copy(update={"name": "other"}), samples)
     with pytest.raises(UserError, match=r"there is no store .*2x2x4"):
         scores(recipe, samples, reference=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="8x8 is no level; --level-shape is height x width x channels"):
+    with pytest.raises(UserError, match="8x8 is not a level; give --level-shape as height x width x channels"):
         scores(recipe, samples, samples_store=tmp_path, encoder_level="8x8")
     copy_root(recipe, tmp_path / "one", store_writer, lambda values: values[:1])
     with pytest.raises(UserError, match="reference cannot be scored in z_2: two sets of 2 or more"):

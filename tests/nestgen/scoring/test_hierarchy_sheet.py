@@ -16,11 +16,12 @@ from PIL import Image
 from nestgen.cli.main import main
 from nestgen.files import read_json
 from nestgen.recipe.recipe import load_recipe
+from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.decoder import to_uint8
-from nestgen.sampling.descent import sample_below
-from nestgen.sampling.trained import load_models
-from nestgen.scoring.hierarchy_sheet import Look, between, hierarchy, variation
-from nestgen.stores.store import open_hierarchy
+from nestgen.sampling.descent import sample_images
+from nestgen.sampling.trained import load_samplers
+from nestgen.scoring.hierarchy_sheet import SheetOptions, hierarchy_sheet, slerp, variation
+from nestgen.stores.hierarchy import open_hierarchy
 
 
 def test_rows_freeze_from_the_top_and_share_the_first_picture(
@@ -43,19 +44,19 @@ def test_rows_freeze_from_the_top_and_share_the_first_picture(
 
 
 def test_one_level_has_nothing_to_freeze(trained: Callable[..., Path], tmp_path: Path) -> None:
-    hierarchy(load_recipe(trained()).depth(1), tmp_path / "h.png", columns=3, seed=0, look=Look())
+    hierarchy_sheet(load_recipe(trained()).depth(1), tmp_path / "h.png", columns=3, seed=0, options=SheetOptions())
     assert [row["frozen"] for row in read_json(tmp_path / "h.json")["rows"]] == [[]]
 
 
 def test_variation_is_averaged_over_frozen_samples(trained: Callable[..., Path], tmp_path: Path) -> None:
     recipe = load_recipe(trained())
-    hierarchy(recipe, tmp_path / "h.png", columns=6, seed=1, look=Look())
-    models = load_models(recipe, torch.device("cpu"))
-    z = sample_below(models, range(6), 1, {})
+    hierarchy_sheet(recipe, tmp_path / "h.png", columns=6, seed=1, options=SheetOptions())
+    samplers = load_samplers(recipe, torch.device("cpu"))
+    z = sample_images(samplers, range(6), ImageConditions(1))
     expected = []
     for image in range(4):
         frozen = {level: torch.cat([z[level][image : image + 1]] * 6) for level in (1, 2)}
-        expected.append(variation(to_uint8(sample_below(models, range(6), 1, frozen)[0])))
+        expected.append(variation(to_uint8(sample_images(samplers, range(6), ImageConditions(1), frozen)[0])))
     rows = read_json(tmp_path / "h.json")["rows"]
     assert rows[0]["variation"] == pytest.approx(variation(to_uint8(z[0])))
     assert rows[2]["variation"] == pytest.approx(np.mean(expected))
@@ -109,7 +110,7 @@ def test_freezing_from_one_level_shows_several_samples(here: Path) -> None:
         np.testing.assert_allclose(frozen[1 + image], free[image], atol=1)  # its own noise, its own levels
 
 
-def test_a_walk_begins_and_ends_at_the_rows(here: Path) -> None:
+def test_an_interpolation_begins_and_ends_at_the_rows(here: Path) -> None:
     rows = run(here, "--interpolate", "3", "17", "--columns", "5")
     assert [(row["frozen"], row["rows"]) for row in rows] == [([2], [3, 17]), ([1, 2], [3, 17])]
     for row in range(2):
@@ -124,7 +125,8 @@ def test_a_walk_begins_and_ends_at_the_rows(here: Path) -> None:
 def test_depths_stand_under_each_other(here: Path) -> None:
     rows = run(here, "--over-depth")
     assert [row["depth"] for row in rows] == [1, 2, 3]
-    z = sample_below(load_models(load_recipe().depth(2), torch.device("cpu")), range(4), 0, {})
+    samplers = load_samplers(load_recipe().depth(2), torch.device("cpu"))
+    z = sample_images(samplers, range(4), ImageConditions(0))
     np.testing.assert_array_equal(cells(here / "h.png", 1, 4)[2][::12, ::12], to_uint8(z[0])[2])
 
 
@@ -144,16 +146,16 @@ def test_what_cannot_be_looked_at_is_one_sentence(here: Path, options: tuple[str
 
 
 @given(seed=st.integers(0, 2**31), share=st.floats(0, 1))
-def test_between_is_a_great_circle(seed: int, share: float) -> None:
+def test_slerp_is_a_great_circle(seed: int, share: float) -> None:
     a, b = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(between(a, b, 0.0), a)
-    torch.testing.assert_close(between(a, b, 1.0), b, rtol=1e-4, atol=1e-5)
-    found = between(a, b, share)
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b, rtol=1e-4, atol=1e-5)
+    found = slerp(a, b, share)
     assert float(found.norm()) == pytest.approx(float(torch.lerp(a.norm(), b.norm(), share)), rel=1e-4)
-    torch.testing.assert_close(between(a, a, share), a)
+    torch.testing.assert_close(slerp(a, a, share), a)
 
 
 @given(seed=st.integers(0, 2**31))
 def test_opposite_latents_have_a_way_too(seed: int) -> None:
     a = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    assert between(a, -a, 0.5).isfinite().all()
+    assert slerp(a, -a, 0.5).isfinite().all()

@@ -20,11 +20,11 @@ from nestgen.cli.main import main
 from nestgen.errors import UserError
 from nestgen.files import read_json, sha256_of
 from nestgen.recipe.recipe import load_recipe
-from nestgen.sampling.card import Request
+from nestgen.sampling.conditions import Request
 from nestgen.sampling.sample import sample
 from nestgen.scoring import inception
-from nestgen.scoring.frechet import between, fit, frechet_distance
-from nestgen.scoring.inception import features_of, load_inception, published_moments
+from nestgen.scoring.frechet import fit_gaussian, frechet_distance, gaussian_distance
+from nestgen.scoring.inception import folder_features, load_inception, published_moments
 
 Trained = Callable[..., Path]
 
@@ -60,7 +60,7 @@ def test_features_are_torch_fidelitys(weights: Path, tmp_path: Path) -> None:
     )
     pictures = np.stack([np.asarray(Image.open(tmp_path / "a" / f"{number}.png")) for number in range(5)])
     expected = network(torch.from_numpy(pictures).permute(0, 3, 1, 2))[0].numpy()
-    found = features_of(tmp_path / "a", load_inception(weights))
+    found = folder_features(tmp_path / "a", load_inception(weights))
     assert found.shape == (5, 2048)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_pictures_of_another_shape_are_cropped_and_resized(weights: Path, tmp_pa
     (tmp_path / "wide").mkdir()
     Image.fromarray(wide).save(tmp_path / "wide" / "0.png")
     seen: list[np.ndarray] = []
-    features_of(tmp_path / "wide", lambda pictures: seen.append(pictures) or np.zeros((1, 1)), side=10)
+    folder_features(tmp_path / "wide", lambda pictures: seen.append(pictures) or np.zeros((1, 1)), side=10)
     expected = Image.fromarray(wide[:, 5:25]).resize((10, 10), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(seen[0][0], np.asarray(expected))
 
@@ -127,7 +127,7 @@ def test_evaluate_adds_torch_fidelitys_fid_where_weights_and_pictures_are(
         (("--pictures", "real"), "an FID needs Inception's weights"),
         (("--pictures", "real", "--inception", "nowhere.pth"), "there are no Inception weights nowhere.pth"),
         (("--pictures", "nowhere", "--inception", str(weights)), "there are no pictures nowhere"),
-        (("--pictures", "s/sample.json", "--inception", str(weights)), "is no .npz with arrays mu and sigma"),
+        (("--pictures", "s/sample.json", "--inception", str(weights)), "is not an .npz with arrays mu and sigma"),
     ):
         result = CliRunner().invoke(main, ["evaluate", "--samples", "s", *options])
         assert (result.exit_code, sentence in result.output) == (1, True), result.output
@@ -146,7 +146,8 @@ class Harmful:
 def test_published_moments_are_read(tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 40, 6))
     np.savez(tmp_path / "moments.npz", mu=y.mean(0), sigma=np.cov(y, rowvar=False))
-    assert between(fit(x), published_moments(tmp_path / "moments.npz")) == pytest.approx(frechet_distance(x, y))
+    found = gaussian_distance(fit_gaussian(x), published_moments(tmp_path / "moments.npz"))
+    assert found == pytest.approx(frechet_distance(x, y))
 
 
 def test_a_pickle_runs_no_code(weights: Path, tmp_path: Path) -> None:

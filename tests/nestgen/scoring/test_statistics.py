@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from nestgen.scoring import kernel_distance as kid
 from nestgen.scoring import precision_recall as manifold
-from nestgen.scoring.frechet import between, fit, of_moments
+from nestgen.scoring.frechet import fit_gaussian, gaussian_distance, gaussian_of_moments
 from nestgen.scoring.kernel_distance import kernel_distance, kernel_within
-from nestgen.scoring.precision_recall import manifold_scores, radii
+from nestgen.scoring.precision_recall import neighbour_radii, precision_recall
 from nestgen.scoring.statistics import measure, statistics_of
 
 
@@ -69,11 +69,11 @@ def test_precision_and_recall_are_torch_fidelitys(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(manifold, "CHUNK", 30)
     x, y = tensors(*sets(120, 100, 3, seed=2))
     theirs = fidelity.prc_features_to_metric(x, y, verbose=False)
-    ours = manifold_scores(x, y)
+    ours = precision_recall(x, y)
     assert 0 < theirs[fidelity.KEY_METRIC_PRECISION] < 1
     assert ours["precision"] == pytest.approx(theirs[fidelity.KEY_METRIC_PRECISION], abs=1e-7)
     assert ours["recall"] == pytest.approx(theirs[fidelity.KEY_METRIC_RECALL], abs=1e-7)
-    assert manifold_scores(x, y, radii(y)) == ours
+    assert precision_recall(x, y, neighbour_radii(y)) == ours
 
 
 def test_density_and_coverage_are_the_published_formulas() -> None:
@@ -81,7 +81,7 @@ def test_density_and_coverage_are_the_published_formulas() -> None:
     x, y = sets(50, 40, 3, seed=3)
     distance = np.linalg.norm(x[:, None] - y[None], axis=-1)
     radius = np.sort(np.linalg.norm(y[:, None] - y[None], axis=-1), axis=1)[:, 5]
-    found = manifold_scores(*tensors(x, y))
+    found = precision_recall(*tensors(x, y))
     assert found["density"] == pytest.approx((distance < radius).sum() / (5 * 50))
     assert found["coverage"] == pytest.approx((distance.min(0) < radius).mean())
 
@@ -137,5 +137,6 @@ def test_scores_keep_within_their_bounds(n: int, m: int, dims: int, seed: int) -
 
 def test_published_moments_give_the_same_distance() -> None:
     x, y = sets(300, 200, 7)
-    moments = of_moments(y.mean(0), np.cov(y, rowvar=False))
-    assert between(fit(x), moments) == pytest.approx(between(fit(x), fit(y)), rel=1e-9)
+    moments = gaussian_of_moments(y.mean(0), np.cov(y, rowvar=False))
+    expected = gaussian_distance(fit_gaussian(x), fit_gaussian(y))
+    assert gaussian_distance(fit_gaussian(x), moments) == pytest.approx(expected, rel=1e-9)

@@ -27,8 +27,9 @@ from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs.checkpoint import PARTS, load_denoiser, newest
 from nestgen.runs.ema import decay
-from nestgen.sampling.descent import sample_below
-from nestgen.sampling.trained import load_models
+from nestgen.sampling.conditions import ImageConditions
+from nestgen.sampling.descent import sample_images
+from nestgen.sampling.trained import load_samplers
 from nestgen.stores.hierarchy import open_hierarchy
 from nestgen.training.batches import Batch, TrainingData, make_batch
 from nestgen.training.step import learning_rate
@@ -278,16 +279,16 @@ def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[...,
         )
     )
     train(recipe, 0)
-    model = load_models(recipe, torch.device("cpu"))[0]
+    sampler = load_samplers(recipe, torch.device("cpu"))[0]
     stored = open_hierarchy(recipe)[0].load()[:, 0].astype(np.float32)
     rows_BCHW = torch.from_numpy(stored).permute(0, 3, 1, 2)
 
-    process, n, classes = model.weights.process, 32 * 64, torch.arange(64)
+    process, n, classes = sampler.trained.process, 32 * 64, torch.arange(64)
     z, eps = rows_BCHW.repeat(32, 1, 1, 1), noise.normal(1, "eps", range(n), (3, 4, 4))
     t = process.training_time(noise.uniform(1, "t", range(n), ()))
     z_t, told = process.add_noise(z, eps, t), process.time_embedding_input(t)
     with torch.inference_mode():
-        reached = process.loss(model.weights.denoiser(z_t, told, label_B=classes.repeat(32)), z, eps, t).item()
+        reached = process.loss(sampler.trained.denoiser(z_t, told, label_B=classes.repeat(32)), z, eps, t).item()
     alpha, sigma = (one.float()[:, None] for one in (process.alpha(t), process.sigma(t)))
     rows_BD = rows_BCHW.flatten(1)
     mean_D = rows_BD.mean(0)
@@ -297,8 +298,8 @@ def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[...,
     known = process.loss(linear_BD.view_as(z), z, eps, t).item()
     assert reached < known / 3
 
-    drawn = sample_below([model], range(64), 0, {}, classes)[0]
-    nearest = torch.cdist(drawn.flatten(1), rows_BD).topk(2, largest=False)
+    by_class = [sample_images([sampler], [row], ImageConditions(0, 64, label=row))[0] for row in range(64)]
+    nearest = torch.cdist(torch.cat(by_class).flatten(1), rows_BD).topk(2, largest=False)
     assert (nearest.indices[:, 0] == classes).double().mean() > 0.8
     own, other = nearest.values.median(0).values
     assert own < other / 2

@@ -1,4 +1,4 @@
-"""`sample`, and the sheets of pictures: `hierarchy` and `sheet`."""
+"""`sample`, and the sheets of images: `hierarchy` and `sheet`."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ freeze_option = click.option(
 @click.command()
 @click.option("--count", type=click.IntRange(1), help="How many; the recipe's evaluation.count by default.")
 @seed_option
-@click.option("--batch-size", type=click.IntRange(1), help="Pictures at a time; the recipe's by default.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images at a time; the recipe's by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
 @recipe_option
 @depth_option
 @sigma_option
 @set_option
-@click.option("--label", type=int, help="The class of all samples; by default each draws its own.")
+@click.option("--label", type=int, help="The class of all samples; by default each has a random one.")
 @click.option("--prompt", metavar="TEXT", help="The caption of all samples; `featurize embed-text` embeds it.")
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="ROOT",
-    help="Embedded captions: of `featurize embed-text`, prompt i for image i; of a data set, one of each picture's.",
+    help="Embedded captions: of `featurize embed-text`, prompt i for image i; of a data set, one per image.",
 )
-@click.option("--like", type=Row(), metavar="ROW", help="Keep levels of this real picture; `each`: image i of row i.")
+@click.option("--like", type=Row(), metavar="ROW", help="Freeze levels to this real image; `each`: image i to row i.")
 @freeze_option
 @store_option
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU, say.")
@@ -76,31 +76,32 @@ def sample(
     processes: int,
     vae: Path | None,
 ) -> None:
-    """Draws samples from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
+    """Samples images from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
 
     Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers, it
-    draws anew the levels they change. Image i is the same for any batch size and number of processes.
+    samples again the levels they change. Image i is the same for any batch size and number of processes.
     """
     from nestgen.sampling.captions import embed_prompt
-    from nestgen.sampling.card import Request
-    from nestgen.sampling.real import Source, training_root
+    from nestgen.sampling.conditions import Request
+    from nestgen.sampling.frozen import FrozenSource
+    from nestgen.sampling.real import training_root
     from nestgen.sampling.sample import sample
 
     recipe = recipe_of(recipe_file, depth, sigmas, settings)
     if prompt is not None and prompts is not None:
         raise click.UsageError("--prompt and --prompts exclude each other")
-    source = None
+    frozen = None
     if like is not None:
         row = None if like == "each" else int(like)
-        source = Source(1 if freeze_from is None else freeze_from, store or training_root(recipe), row)
+        frozen = FrozenSource(1 if freeze_from is None else freeze_from, store or training_root(recipe), row)
     elif freeze_from is not None:
-        source = Source(freeze_from)
+        frozen = FrozenSource(freeze_from)
     request = Request(
         count=count or recipe.evaluation.count,
         seed=recipe.seed if seed is None else seed,
         batch=batch_size or recipe.sampling.batch,
         label=label,
-        source=source,
+        frozen=frozen,
         prompts=embed_prompt(recipe, prompt) if prompt is not None else prompts,
         prompt=prompt,
         vae=vae,
@@ -110,19 +111,22 @@ def sample(
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("hierarchy.png"), show_default=True)
-@click.option("--columns", type=click.IntRange(2), default=8, show_default=True, help="Pictures in a row.")
+@click.option("--columns", type=click.IntRange(2), default=8, show_default=True, help="Images per row.")
 @click.option(
     "--freeze-from", type=int, metavar="K", help="Only the row of levels K and above; by default each in turn."
 )
-@click.option("--like", type=click.IntRange(0), metavar="ROW", help="Freeze to this real picture.")
-@click.option("--interpolate", type=click.IntRange(0), nargs=2, metavar="A B", help="Walk from one row to another.")
+@click.option("--like", type=click.IntRange(0), metavar="ROW", help="Freeze to this real image.")
+@click.option(
+    "--interpolate", type=click.IntRange(0), nargs=2, metavar="A B", help="Interpolate from one row to another."
+)
 @click.option("--over-depth", is_flag=True, help="Freeze nothing: the same seeds at L = 1, 2, ...")
 @click.option(
     "--kept",
+    "preservation",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="CARD",
-    help="Scores of samples drawn --like each --freeze-from K: what they keep stands at the row of K.",
+    help="Score cards of samples made with --like each --freeze-from K: what they preserve is written at row K.",
 )
 @store_option
 @seed_option
@@ -138,7 +142,7 @@ def hierarchy(
     like: int | None,
     interpolate: tuple[int, int] | None,
     over_depth: bool,
-    kept: tuple[Path, ...],
+    preservation: tuple[Path, ...],
     store: Path | None,
     seed: int | None,
     recipe_file: Path | None,
@@ -147,25 +151,25 @@ def hierarchy(
     settings: dict[str, Any],
     vae: Path | None,
 ) -> None:
-    """Draws a sheet that looks into the hierarchy: a row for each k, levels k and above frozen, the rest drawn anew.
+    """Draws a sheet of the hierarchy: a row for each k, with levels k and above frozen and the rest sampled again.
 
-    They are frozen to a sample; with --like to a real picture; with --interpolate to the way between two. How much
-    each row's pictures vary goes to OUT with the ending .json.
+    They are frozen to a sample; with --like to a real image; with --interpolate to steps between two. How much
+    each row's images vary goes to OUT with the ending .json.
     """
     from nestgen.sampling.real import training_root
-    from nestgen.scoring.hierarchy_sheet import Look, hierarchy
+    from nestgen.scoring.hierarchy_sheet import SheetOptions, hierarchy_sheet
 
     if sum((like is not None, interpolate is not None, over_depth)) > 1:
         raise click.UsageError("--like, --interpolate and --over-depth exclude each other")
     recipe = recipe_of(recipe_file, depth, sigmas, settings)
-    look = Look(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
-    hierarchy(recipe, out, columns, recipe.seed if seed is None else seed, look, vae, kept)
+    options = SheetOptions(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
+    hierarchy_sheet(recipe, out, columns, recipe.seed if seed is None else seed, options, vae, preservation)
 
 
 @click.command()
 @click.argument("folders", metavar="DIR...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--titles", required=True, help="One per folder, separated by commas.")
-@click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="Pictures of each folder.")
+@click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="Images of each folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The sheet, a PNG.")
 def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None:
     """Draws a sheet with a row for each sample folder: the same seeds stand under each other."""

@@ -1,4 +1,4 @@
-"""What looks at samples: `evaluate`, `diagnose`, `nearest` and `compare`."""
+"""Scores and inspections of samples: `evaluate`, `diagnose`, `nearest` and `compare`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nestgen.cli.options import recipe_of, recipe_option, reference_option, set_
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
-    help="Real pictures for an FID: a folder, or an .npz of mu and sigma; the recipe's evaluation.pictures by default.",
+    help="Real images for an FID: a folder, or an .npz of mu and sigma; the recipe's evaluation.pictures by default.",
 )
 @click.option(
     "--inception", type=click.Path(path_type=Path), help="Inception's weights for an FID, if not in torch's cache."
@@ -50,10 +50,10 @@ def evaluate(
     vae: Path | None,
 ) -> None:
     """Scores samples per level, in the frozen encoder's space and by FID, into one card (docs/evaluation.md)."""
-    from nestgen.scoring.evaluate import Against, evaluate
+    from nestgen.scoring.evaluate import References, evaluate
 
-    against = Against(reference, samples_store, level_shape, encoder, pictures, inception, vae)
-    evaluate(recipe_of(recipe_file, None), samples, against, out or samples / "evaluation.json")
+    references = References(reference, samples_store, level_shape, encoder, pictures, inception, vae)
+    evaluate(recipe_of(recipe_file, None), samples, references, out or samples / "evaluation.json")
 
 
 @click.command()
@@ -71,9 +71,9 @@ def diagnose(
     sigmas: tuple[float, ...] | None,
     settings: dict[str, Any],
 ) -> None:
-    """Says which level loses quality: its score given true levels above it, given generated ones, and the gap.
+    """Shows which level loses quality: its score under true levels above it, under generated ones, and the gap.
 
-    The numbers go to OUT with the ending .json, the latents drawn for it to the folder OUT without an ending.
+    The numbers go to OUT with the ending .json, the latents sampled for it to the folder OUT without an ending.
     """
     from nestgen.scoring.diagnose import diagnose
 
@@ -90,13 +90,13 @@ def diagnose(
 def nearest(
     samples: Path, count: int, reference: Path | None, out: Path, vae: Path | None, recipe_file: Path | None
 ) -> None:
-    """Looks for memorised pictures: a sheet of samples with their nearest training rows at each level.
+    """Looks for memorised images: a sheet of samples with their nearest training rows at each level.
 
-    How near all samples lie, beside held-out pictures, goes to OUT with the ending .json.
+    How near all samples are, beside held-out images, goes to OUT with the ending .json.
     """
-    from nestgen.scoring.memorisation import nearest
+    from nestgen.scoring.memorisation import memorisation
 
-    nearest(recipe_of(recipe_file, None), samples, out, count, reference, vae)
+    memorisation(recipe_of(recipe_file, None), samples, out, count, reference, vae)
 
 
 @click.command()

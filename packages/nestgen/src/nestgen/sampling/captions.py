@@ -1,4 +1,4 @@
-"""Captions of the images to draw: one prompt for all, a file of prompts, or the captions of a data set."""
+"""Captions of the images to sample: one prompt for all, a file of prompts, or the captions of a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nestgen import randomness as noise
 from nestgen.errors import UserError
-from nestgen.files import replacing
+from nestgen.files import atomic_write
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.real import seal_of
@@ -28,43 +28,43 @@ from nestgen.stores.store import Store, open_store
 class Prompts:
     """Embedded captions, and which of them each image gets.
 
-    Of loose prompts (`featurize embed-text`) image i gets prompt i, over and over. Of a data set, which has
-    `offsets`, the images go through its captioned pictures in an order drawn from the seed, or are like the pictures
-    of some rows, and each gets one of its picture's captions, drawn from (seed, i).
+    Of the prompts of `featurize embed-text --prompts`, image i gets prompt i, starting over after the last. Of a data
+    set, which has `offsets`, the images go through its captioned pictures in an order that depends on the seed, or have
+    a row each, and each gets one of its picture's captions, sampled from (seed, i).
     """
 
     text: Store
     offsets: Store | None
     prompt: str | None
 
-    def rows_of(self, indices: Sequence[int], seed: int, like: Sequence[int] | None = None) -> np.ndarray:
-        """The row of the embedding that each image gets; row 0 is the empty caption's.
+    def text_rows(self, indices: Sequence[int], seed: int, rows: Sequence[int] | None = None) -> np.ndarray:
+        """The text row that each image gets; text row 0 is the empty caption's.
 
-        `like` are the rows of the data set that the images are like; one without captions gets the empty one.
+        `rows` are the data set's rows that the images have, if any; one without captions gets the empty caption.
         """
         if self.offsets is None:
             return 1 + np.asarray(indices, np.int64) % (self.text.rows - 1)
         bounds = self.offsets.load()
         counts = np.diff(bounds)
-        if like is None:
+        if rows is None:
             order = noise.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
             pictures = order[np.asarray(indices, np.int64) % len(order)]
         else:
-            pictures = np.asarray(like, np.int64)
+            pictures = np.asarray(rows, np.int64)
         u_B = noise.uniform(seed, "sample/caption", indices, ()).numpy()
-        rows = bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
-        return np.where(counts[pictures], rows, 0)
+        text_rows = bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
+        return np.where(counts[pictures], text_rows, 0)
 
-    def context(self, indices: Sequence[int], seed: int, like: Sequence[int] | None = None) -> Tensor:
-        """Embedded captions (B, T, D), float32."""
-        return torch.from_numpy(self.text.read(self.rows_of(indices, seed, like)).astype(np.float32))
+    def context(self, indices: Sequence[int], seed: int, rows: Sequence[int] | None = None) -> Tensor:
+        """Embedded captions (B, T, D), float32, of `text_rows`."""
+        return torch.from_numpy(self.text.read(self.text_rows(indices, seed, rows)).astype(np.float32))
 
-    def are_of(self, store: Store) -> bool:
+    def belong_to(self, store: Store) -> bool:
         """Whether the captions are of the pictures of a store."""
         return self.offsets is not None and self.offsets.attributes["keys_sha256"] == store.attributes["keys_sha256"]
 
     def describe(self) -> dict[str, Any]:
-        """For the card of a run."""
+        """The entry of a run's card."""
         which = "one of each row" if self.offsets is not None else "prompt i of image i"
         digest = seal_of(self.text)["sha256"]
         return {"captions": which if self.prompt is None else self.prompt, "store_sha256": digest}
@@ -81,9 +81,9 @@ def open_prompts(root: Path, text: tuple[int, int], prompt: str | None = None) -
     return prompts
 
 
-def check_text(recipe: Recipe, asked: object) -> None:
-    """Raises UserError where captions are asked of denoisers that take none."""
-    if asked and recipe.denoiser.text is None:
+def check_takes_captions(recipe: Recipe) -> None:
+    """Raises UserError for denoisers that take no captions."""
+    if recipe.denoiser.text is None:
         raise UserError(
             f"the denoisers of {recipe.file} take no captions (denoiser.text is null); leave the prompt out"
         )
@@ -100,13 +100,13 @@ def check_encoder(prompts: Prompts, null_TD: Tensor, recipe: Recipe) -> None:
 
 
 def embed_prompt(recipe: Recipe, prompt: str) -> Path:
-    """The root with one prompt's embedding, made by `featurize embed-text` with the recipe's weights, kept under prompts/.
+    """The root with one prompt's embedding, made once by `featurize embed-text` with the recipe's weights, below prompts/.
 
     Raises UserError for an empty prompt, and where `featurize` is not installed or fails.
     """
-    check_text(recipe, prompt or "empty")
+    check_takes_captions(recipe)
     if not prompt.strip():
-        raise UserError("the prompt is empty; leave --prompt out to draw without one")
+        raise UserError("the prompt is empty; leave --prompt out to sample without one")
     weights = _text_weights(recipe)
     digest = hashlib.sha256("\n".join([prompt, *weights]).encode()).hexdigest()
     root = recipe.root / "prompts" / digest[:16]
@@ -120,7 +120,7 @@ def embed_prompt(recipe: Recipe, prompt: str) -> Path:
             "a prompt is embedded by `featurize embed-text`, which is not installed; install featurize, or embed prompts "
             "elsewhere and name their folder with --prompts"
         )
-    with replacing(root / "prompts.txt") as draft:
+    with atomic_write(root / "prompts.txt") as draft:
         draft.write_text(" ".join(prompt.split()) + "\n", encoding="utf-8")
     made = subprocess.run(
         [command, "embed-text", "--prompts", str(root / "prompts.txt"), "--out", str(root), *weights],
@@ -132,7 +132,7 @@ def embed_prompt(recipe: Recipe, prompt: str) -> Path:
 
 
 def _text_weights(recipe: Recipe) -> list[str]:
-    """The option that names the text encoder's weights, if the recipe does: a path is relative to it, as for featurize."""
+    """The option with the text encoder's weights, if the recipe names any: a path is relative to it, as for featurize."""
     named = recipe.features.text_weights
     if named is None:
         return []

@@ -1,10 +1,9 @@
-"""What a sample folder was drawn with: the card of a run, and which levels of a folder still hold what it says."""
+"""The card of a sampling run, and which levels of a sample folder still hold what it says."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +11,69 @@ from nestgen.errors import UserError
 from nestgen.files import read_json, write_json
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
-from nestgen.sampling.captions import Prompts
-from nestgen.sampling.latents import held, remove_latents
-from nestgen.sampling.real import Source
-from nestgen.sampling.trained import Model
-from nestgen.stores.store import Store
+from nestgen.sampling.conditions import ImageConditions
+from nestgen.sampling.latents import remove_latents, written_shape
+from nestgen.sampling.trained import LevelSampler
 from nestgen.text import first_difference
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a sampling run beside the recipe."""
-
-    count: int
-    seed: int
-    batch: int
-    label: int | None = None
-    source: Source | None = None
-    prompts: Path | None = None  # a root with embedded captions
-    prompt: str | None = None  # or one for all, kept in that root
-    vae: Path | None = None
-
-
-def describe(
-    recipe: Recipe,
-    models: Sequence[Model],
-    request: Request,
-    stores: Mapping[int, Store] | None = None,
-    prompts: Prompts | None = None,
+def make_card(
+    recipe: Recipe, samplers: Sequence[LevelSampler], conditions: ImageConditions, count: int, batch: int
 ) -> dict[str, Any]:
-    """The card of a sampling run: everything that decides its pictures, plus batch size and versions.
-
-    `stores` are those that levels are frozen to, `prompts` what the images are captioned with.
-    """
-    codec = models[0].weights.meta["codec"]
+    """The card of a sampling run: everything that decides its `count` images, plus batch size and versions."""
+    codec = samplers[0].trained.meta["codec"]
     return {
         "recipe": recipe.name,
-        "depth": len(models),
-        "count": request.count,
-        "seed": request.seed,
-        "label": request.label,
-        "text": None if prompts is None else prompts.describe(),
+        "depth": len(samplers),
+        "count": count,
+        "seed": conditions.seed,
+        "label": conditions.label,
+        "text": None if conditions.prompts is None else conditions.prompts.describe(),
         "process": {"kind": recipe.process.kind, "prediction": recipe.process.prediction},
-        "levels": [_level(model, request.source, (stores or {}).get(model.level)) for model in models],
+        "levels": [_level(sampler, conditions) for sampler in samplers],
         "codec": {key: value for key, value in codec.items() if key not in ("weights", "config")},
         "pictures": "png, rounded to the nearest uint8",
-        "batch": request.batch,
+        "batch": batch,
         "versions": {name: importlib.metadata.version(name) for name in ("nestgen", "torch", "diffusers")},
     }
 
 
-def _level(model: Model, source: Source | None, store: Store | None) -> dict[str, Any]:
-    meta, sampling = model.weights.meta, model.sampling
-    card = {"shape": shape_name(model.config.shape), "store_fingerprint": meta["stores"][f"z{model.level}"]}
-    if source is not None and model.level >= source.freeze_from:
-        card["frozen"] = source.describe(store)
+def read_card(recipe: Recipe, samples: Path) -> dict[str, Any]:
+    """The card of a sample folder, sample.json. Raises UserError where there is none or it is another recipe's."""
+    if not (samples / "sample.json").is_file():
+        raise UserError(f"{samples} has no sample.json; run `nestgen sample --out {samples}` to its end")
+    card = read_json(samples / "sample.json")
+    theirs = [level["shape"] for level in card["levels"]]
+    ours = [shape_name(level.shape) for level in recipe.levels][: len(theirs)]
+    if card["recipe"] != recipe.name or theirs != ours:
+        raise UserError(
+            f"{samples} was sampled from {card['recipe']} with levels {', '.join(theirs)}, but {recipe.file} is "
+            f"{recipe.name} with {', '.join(ours)}; name the right recipe with --recipe"
+        )
+    return card
+
+
+def _level(sampler: LevelSampler, conditions: ImageConditions) -> dict[str, Any]:
+    meta, settings, weak = sampler.trained.meta, sampler.settings, sampler.weak
+    card = {"shape": shape_name(sampler.config.shape), "store_fingerprint": meta["stores"][f"z{sampler.level}"]}
+    if conditions.frozen is not None and conditions.is_frozen(sampler.level):
+        store = conditions.stores.get(sampler.level)
+        card["frozen"] = conditions.frozen.describe(store)
         if store is not None:
             return card
     card |= {
-        "sampler": sampling.sampler,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "guidance_interval": None if sampling.interval is None else list(sampling.interval),
-        "condition_sigma": sampling.sigmas[0] if sampling.sigmas else 0.0,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "guidance_interval": None if settings.interval is None else list(settings.interval),
+        "condition_sigma": settings.sigmas[0] if settings.sigmas else 0.0,
         "checkpoint_step": meta["step"],
-        "checkpoint_sha256": model.weights.sha256,
+        "checkpoint_sha256": sampler.trained.sha256,
     }
-    if len(sampling.sigmas) > 1:
-        card["further_sigmas"] = list(sampling.sigmas[1:])
-    if model.weak is not None:
-        weak = model.weak
-        card["autoguide"] = {"scale": sampling.autoguidance, "step": weak.meta["step"], "sha256": weak.sha256}
+    if len(settings.sigmas) > 1:
+        card["further_sigmas"] = list(settings.sigmas[1:])
+    if weak is not None:
+        card["autoguide"] = {"scale": settings.autoguidance, "step": weak.meta["step"], "sha256": weak.sha256}
     return card
 
 
@@ -92,57 +83,76 @@ def _settings(card: Mapping[str, Any], level: int) -> dict[str, Any]:
     return common | {f"z_{above}": card["levels"][above] for above in range(level, card["depth"])}
 
 
-def settle(out: Path, card: dict[str, Any]) -> int:
-    """Makes a folder ready for a run: forgets the levels drawn otherwise, and says so. Returns its rows per block.
+def _image_settings(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in a card that decides the images."""
+    return {"codec": card["codec"], "pictures": card["pictures"], "z_0": _settings(card, 0)}
 
-    Raises UserError for a folder that holds something else than samples, or more of them than asked for.
+
+def reconcile(out: Path, card: dict[str, Any]) -> int:
+    """Makes a folder ready for a run: removes the levels that other settings decided, and says so.
+
+    Returns the rows of a block: those of the latents there, else the card's batch. Raises UserError for a folder that
+    holds something else than samples, or more of them than the card says.
     """
     if out.is_dir() and not (out / "latents").is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no samples to go on with; sample into another folder")
     depth = card["depth"]
-    held_count = max((shape[0] for level in range(depth) if (shape := held(out, level))), default=0)
-    if held_count > card["count"]:
-        raise UserError(f"{out} holds {held_count} samples and this run asks for {card['count']}; name another folder")
-    kept = [_kept(out / "latents" / f"z{level}.json") for level in range(depth)]
-    stale = [level for level in range(depth) if kept[level] != _settings(card, level)]
-    decoding = {"codec": card["codec"], "pictures": card["pictures"], "z_0": _settings(card, 0)}
-    drawn_otherwise = [level for level in stale if kept[level] is not None]
-    if drawn_otherwise:
-        top = max(drawn_otherwise)
-        why = first_difference(kept[top] or {}, _settings(card, top))
-        print(f"{out}: {'z_0 is' if top == 0 else f'z_{top} and below are'} drawn anew, because {why}")
-    if _kept(out / "latents" / "pictures.json") != decoding or held_count != card["count"]:
-        (out / "sample.json").unlink(missing_ok=True)
-    if _kept(out / "latents" / "pictures.json") not in (decoding, None):
-        for picture in out.glob("[0-9]" * 6 + "*.png"):
-            picture.unlink()
-    above = [int(path.stem.removeprefix("z")) for path in (out / "latents").glob("z*.json")]
-    for level in {*stale, *(level for level in above if level >= depth)}:
-        remove_latents(out, level)
-        (out / "latents" / f"z{level}.json").unlink(missing_ok=True)
-    for level in stale:
-        write_json(out / "latents" / f"z{level}.json", _settings(card, level))
-    if _kept(out / "latents" / "pictures.json") != decoding:
-        write_json(out / "latents" / "pictures.json", decoding)
-    blocks = [shape[1] for level in range(depth) if (shape := held(out, level))]
+    count = max((shape[0] for level in range(depth) if (shape := written_shape(out, level))), default=0)
+    if count > card["count"]:
+        raise UserError(f"{out} holds {count} samples and this run asks for {card['count']}; name another folder")
+    _remove_images(out, card, complete=count == card["count"])
+    _remove_levels(out, card)
+    blocks = [shape[1] for level in range(depth) if (shape := written_shape(out, level))]
     return blocks[0] if blocks else card["batch"]
 
 
-def check_drawn_alike(of: Path, theirs: Sequence[Any], ours: Sequence[Any]) -> None:
-    """Raises UserError where samples were drawn by other denoisers or settings: cards of the levels, z_0 first.
+def _remove_images(out: Path, card: dict[str, Any], complete: bool) -> None:
+    """Removes images that other settings decided, and the card of a folder that is not what the new card says."""
+    record = out / "latents" / "pictures.json"
+    settings, previous = _image_settings(card), _read(record)
+    if previous == settings and complete:
+        return
+    (out / "sample.json").unlink(missing_ok=True)
+    if previous not in (settings, None):
+        for image in out.glob("[0-9]" * 6 + "*.png"):
+            image.unlink()
 
-    `of` is what holds the samples' card; `ours` are the levels' cards of the recipe as it is now.
+
+def _remove_levels(out: Path, card: dict[str, Any]) -> None:
+    """Removes latents that other settings decided, then records the settings of all."""
+    folder, depth = out / "latents", card["depth"]
+    previous = [_read(folder / f"z{level}.json") for level in range(depth)]
+    stale = [level for level in range(depth) if previous[level] != _settings(card, level)]
+    changed = [level for level in stale if previous[level] is not None]
+    if changed:
+        top = max(changed)
+        why = first_difference(previous[top] or {}, _settings(card, top))
+        print(f"{out}: {'z_0 is' if top == 0 else f'z_{top} and below are'} sampled again, because {why}")
+    deeper = [level for path in folder.glob("z*.json") if (level := int(path.stem.removeprefix("z"))) >= depth]
+    for level in {*stale, *deeper}:
+        remove_latents(out, level)
+        (folder / f"z{level}.json").unlink(missing_ok=True)
+    for level in stale:
+        write_json(folder / f"z{level}.json", _settings(card, level))
+    if _read(folder / "pictures.json") != _image_settings(card):
+        write_json(folder / "pictures.json", _image_settings(card))
+
+
+def check_same_settings(source: Path, theirs: Sequence[Any], ours: Sequence[Any]) -> None:
+    """Raises UserError where samples are of other denoisers or settings: the cards of their levels, z_0 first.
+
+    `source` is what holds the samples' card; `ours` are the levels' cards of the recipe as it is now.
     """
     before, after = ({f"z_{level}": card for level, card in enumerate(cards)} for cards in (theirs, ours))
     if before != after:
         raise UserError(
-            f"the samples of {of} were drawn otherwise: {first_difference(before, after)}; give the --set and --sigma that they "
-            "were drawn with, or draw them again"
+            f"the samples of {source} were made with other settings: {first_difference(before, after)}; give the --set "
+            "and --sigma that they were made with, or sample again"
         )
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
-    """A card of the folder; None where there is none, or where it was cut off."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record of the folder; None where there is none, or where it was cut off."""
     try:
         return read_json(path)
     except UserError:

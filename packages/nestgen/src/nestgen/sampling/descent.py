@@ -1,4 +1,4 @@
-"""Drawing down the hierarchy: each level given the one just drawn, all of it a function of (seed, image)."""
+"""Sampling down the hierarchy: each level given those above it. There is no other way to an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from nestgen import randomness as noise
 from nestgen.diffusion.solvers import sample_level
-from nestgen.sampling.trained import Given, Model, check_labels
+from nestgen.sampling.conditions import ImageConditions
+from nestgen.sampling.real import real_latents
+from nestgen.sampling.trained import LevelSampler
 
 # Gets the level, the number of the network call from 0, and the latent (B, C, H, W) that it predicted.
 Callback = Callable[[int, int, Tensor], object]
@@ -20,63 +22,62 @@ def no_callback(level: int, call: int, x_BCHW: Tensor) -> None:
 
 
 @torch.inference_mode()
-def sample_below(
-    models: Sequence[Model],
+def sample_images(
+    samplers: Sequence[LevelSampler],
     indices: Sequence[int],
-    seed: int,
-    frozen: Mapping[int, Tensor],
-    label_B: Tensor | None = None,
-    context_BTD: Tensor | None = None,
+    conditions: ImageConditions,
+    latents: Mapping[int, Tensor] | None = None,
     callback: Callback = no_callback,
 ) -> dict[int, Tensor]:
-    """Latents (B, C, H, W) by level: those frozen, and below them one drawn by each model that has none.
+    """Latents (B, C, H, W) of some images by level: those of `latents`, and one of each sampler whose level is not there.
 
-    Image i depends on (seed, i) alone: all noise is a function of (seed, level, i), whatever the depth of the
-    hierarchy, the batch or what is frozen.
+    `samplers` may be those of some levels only, as long as the levels that condition them are in `latents`. Image i
+    depends on (seed, i) alone: all noise is a function of (seed, level, i), whatever the depth of the hierarchy, the
+    batch or the frozen levels. `callback` is called for sampled levels, not for frozen ones.
     """
-    z = dict(frozen)
-    for model in sorted(models, key=lambda model: model.level, reverse=True):
-        if model.level in z:
+    z = dict(latents or {})
+    label_B, context_BTD = conditions.labels(indices), conditions.context(indices)
+
+    def sample(sampler: LevelSampler, indices: Sequence[int], callback: Callback) -> Tensor:
+        """A level of the first len(indices) images, with the noise of `indices`."""
+        n, level, settings = len(indices), sampler.level, sampler.settings
+        h, w, c = sampler.config.shape
+        above = {one: z_BCHW[:n] for one, z_BCHW in z.items()}
+        return sample_level(
+            sampler.guided(
+                _noised(sampler, above, indices, conditions.seed),
+                None if label_B is None else label_B[:n],
+                None if context_BTD is None else context_BTD[:n],
+            ),
+            sampler.trained.process,
+            noise.normal(conditions.seed, f"sample/z{level}", indices, (c, h, w)).to(sampler.device),
+            settings.steps,
+            settings.sampler,
+            lambda call, x_BCHW: callback(level, call, x_BCHW),
+        )
+
+    for sampler in sorted(samplers, key=lambda sampler: sampler.level, reverse=True):
+        level = sampler.level
+        if level in z:
             continue
-        h, w, c = model.config.shape
-        given = Given(
-            tuple(_conditions(model, z, indices, seed)),
-            None if label_B is None else label_B.to(model.device),
-            None if context_BTD is None else context_BTD.to(model.device),
-        )
-        z[model.level] = sample_level(
-            model.denoise(given),
-            model.weights.process,
-            noise.normal(seed, f"sample/z{model.level}", indices, (c, h, w)).to(model.device),
-            model.sampling.steps,
-            model.sampling.sampler,
-            lambda call, x_BCHW, level=model.level: callback(level, call, x_BCHW),  # type: ignore[misc]
-        )
+        if not conditions.is_frozen(level):
+            z[level] = sample(sampler, indices, callback)
+        elif level in conditions.stores:
+            assert conditions.frozen is not None
+            z[level] = real_latents(conditions.stores[level], conditions.frozen.rows(indices), conditions.seed)
+        else:  # to image 0, whose class and caption all images share
+            z[level] = sample(sampler, [0], no_callback).expand(len(indices), -1, -1, -1)
     return z
 
 
-def _conditions(model: Model, z: Mapping[int, Tensor], indices: Sequence[int], seed: int) -> Iterator[Tensor]:
+def _noised(sampler: LevelSampler, z: Mapping[int, Tensor], indices: Sequence[int], seed: int) -> Iterator[Tensor]:
     """The levels above, the nearest first, noised as in training; none at the top."""
-    for level, sigma in enumerate(model.sampling.sigmas, model.level + 1):
-        assert level in z, f"z_{level} is neither frozen nor drawn"
+    for level, sigma in enumerate(sampler.settings.sigmas, sampler.level + 1):
+        assert level in z, f"z_{level} is neither frozen nor sampled"
         noise_BCHW = noise.normal(seed, f"sample/condition/z{level}", indices, z[level].shape[1:])
-        yield (z[level].cpu() + sigma * noise_BCHW).to(model.device)
+        yield z[level].cpu() + sigma * noise_BCHW
 
 
-def labels_of(models: Sequence[Model], indices: Sequence[int], seed: int, label: int | None) -> Tensor | None:
-    """Class (B) of each image: the one asked for, else drawn from (seed, i); None for unconditional models.
-
-    Raises UserError for a class that the models do not know.
-    """
-    check_labels(models, label)
-    classes = models[0].labels
-    if not classes:
-        return None
-    if label is not None:
-        return torch.full((len(indices),), label)
-    return (noise.uniform(seed, "sample/label", indices, ()) * classes).long()
-
-
-def device() -> torch.device:
+def default_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

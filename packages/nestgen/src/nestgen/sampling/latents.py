@@ -40,7 +40,7 @@ class Latents:
         return record.is_file() and read_json(record)["rows"] == [rows.start, rows.stop]
 
     def write(self, rows: range, z_BCHW: Tensor) -> None:
-        """Write a block. Raises UserError for values that are not finite."""
+        """Writes a block of (B, C, H, W). Raises UserError for values that are not finite."""
         if not z_BCHW.isfinite().all():
             raise UserError(
                 f"{self.path.stem} of images {rows.start} to {rows.stop - 1} came out not finite; "
@@ -99,11 +99,11 @@ def open_latents(folder: Path, level: int) -> Latents:
     try:
         return Latents(path, zarr.open_array(path, mode="r+"))
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} has no latents of z_{level}; draw samples there with `nestgen sample`") from None
+        raise UserError(f"{folder} has no latents of z_{level}; run `nestgen sample --out {folder}`") from None
 
 
-def held(folder: Path, level: int) -> tuple[int, int] | None:
-    """How many rows the latents of a level have, and how many a block; None where no block is there."""
+def written_shape(folder: Path, level: int) -> tuple[int, int] | None:
+    """(rows, rows of a block) of a level's latents; None where no block is there."""
     path = latents_path(folder, level)
     if not any(path.with_suffix(".blocks").glob("*.json")):
         return None

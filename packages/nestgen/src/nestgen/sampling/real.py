@@ -1,10 +1,9 @@
-"""Real pictures in the hierarchy: rows of a store root as latents, and levels frozen to them or to a sample."""
+"""Real images in the hierarchy: rows of store roots, as latents that mean what those mean that were trained on."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,24 @@ from torch import Tensor
 
 from nestgen import randomness as noise
 from nestgen.errors import UserError
-from nestgen.recipe.recipe import Recipe, store_path
+from nestgen.recipe.locations import store_path
+from nestgen.recipe.recipe import Recipe
+from nestgen.stores.hierarchy import check_same_rows
 from nestgen.stores.latent import to_latent
-from nestgen.stores.store import Store, check_same_rows, open_store
-
-
-@dataclass(frozen=True)
-class Source:
-    """What levels `freeze_from` and above are taken from.
-
-    A row of a store root; row i for image i, where `row` is None; or image 0 of the run's own seed, where `root` is
-    None.
-    """
-
-    freeze_from: int
-    root: Path | None = None
-    row: int | None = None
-
-    def rows_of(self, indices: Sequence[int]) -> list[int]:
-        """The row that each image is like."""
-        return list(indices) if self.row is None else [self.row] * len(indices)
-
-    def describe(self, store: Store | None) -> dict[str, Any]:
-        """For a level's card."""
-        if store is None:
-            return {"image": 0}
-        row = "each" if self.row is None else self.row
-        path = store.path.absolute() if isinstance(store.path, Path) else store.path
-        return {"row": row, "store": str(path), "store_sha256": seal_of(store)["sha256"]}
+from nestgen.stores.store import Store, open_store
 
 
 def training_root(recipe: Recipe) -> Path:
     """The store root that the denoisers are trained on."""
     return recipe.root / recipe.features.out
+
+
+def reference_root(recipe: Recipe, reference: Path | None) -> Path:
+    """The store root to score against: `reference`, else the recipe's evaluation.reference, else the training rows'."""
+    if reference is not None:
+        return reference
+    own = recipe.evaluation.reference
+    return training_root(recipe) if own is None else recipe.root / own
 
 
 def seal_of(store: Store) -> dict[str, Any]:
@@ -56,10 +40,10 @@ def seal_of(store: Store) -> dict[str, Any]:
 
 
 def open_real(recipe: Recipe, level: int, root: Path, fingerprint: str | None = None) -> Store:
-    """A level's store in a root whose values mean what those mean that the denoisers were trained on.
+    """A level's store in a root, checked to have the basis, standardisation and codec of the training rows.
 
-    `fingerprint` is of the store that the level's denoiser was trained on, if it was recorded. Raises UserError where
-    the training store is another by now, or the two differ in basis, standardisation or codec.
+    `fingerprint` is that of the store that the level's denoiser was trained on, if it was recorded. Raises UserError
+    where the two differ, and where the training store was extracted again since.
     """
     trained_on = open_store(store_path(recipe, level, training_root(recipe)))
     if fingerprint is not None and trained_on.attributes["fingerprint"] != fingerprint:
@@ -75,7 +59,7 @@ def open_real(recipe: Recipe, level: int, root: Path, fingerprint: str | None = 
 
 
 def check_comparable(one: Store, other: Store) -> None:
-    """Values mean the same only in one basis, standardisation and codec. Raises UserError for others."""
+    """Raises UserError for stores of different bases, standardisations or codecs: their values mean different things."""
     for key in ("basis_sha256", "mean", "std"):
         if one.attributes.get(key) != other.attributes.get(key):
             raise UserError(
@@ -90,7 +74,7 @@ def check_comparable(one: Store, other: Store) -> None:
 
 
 def real_latents(store: Store, rows: Sequence[int], seed: int) -> Tensor:
-    """Rows of a level as its denoiser sees them, (B, C, H, W); of VAE moments one sample a row."""
+    """Rows of a level as its denoiser sees them, float32 (B, C, H, W); of VAE moments one sample for each row."""
     h, w, c = store.latent_shape
     index = np.asarray(rows, np.int64)
     stored = store.read(index, np.zeros_like(index))
@@ -98,48 +82,9 @@ def real_latents(store: Store, rows: Sequence[int], seed: int) -> Tensor:
     return to_latent(stored, store.attributes.get("codec"), posterior_BCHW)
 
 
-def open_source(recipe: Recipe, source: Source, count: int, fingerprints: Sequence[str]) -> dict[int, Store]:
-    """The stores of the levels that a source of real rows freezes, by level.
-
-    Raises UserError for a level that the recipe does not have, and for rows that are not there.
-    """
-    depth = len(recipe.levels)
-    check_freeze(recipe, source.freeze_from)
-    if source.root is None:
-        return {}
-    stores = {
-        level: open_real(recipe, level, source.root, fingerprints[level]) for level in range(source.freeze_from, depth)
-    }
-    first = stores[source.freeze_from]
-    for store in stores.values():
-        check_same_rows(first, store)
-    if (last := source.row if source.row is not None else count - 1) >= first.rows:
-        what = f"row {last}" if source.row is not None else f"a row for each of {count} images"
-        raise UserError(f"{first.path} has rows 0 to {first.rows - 1}, not {what}; name another row, or fewer images")
-    return stores
-
-
-def check_freeze(recipe: Recipe, level: int) -> None:
-    """Raises UserError unless a level of the recipe can be frozen and something drawn below it."""
-    top = len(recipe.levels) - 1
-    if not top:
-        raise UserError(f"a hierarchy of one level has none to freeze: {recipe.file} needs more levels, or --depth")
-    if not 1 <= level <= top:
-        raise UserError(
-            f"--freeze-from {level} is not within 1..{top}: z_0 is drawn, and the levels of {recipe.file} end at z_{top}"
-        )
-
-
-def frozen_levels(stores: dict[int, Store], source: Source, indices: Sequence[int], seed: int) -> dict[int, Tensor]:
-    """The frozen levels of some images."""
-    return {level: real_latents(store, source.rows_of(indices), seed) for level, store in stores.items()}
-
-
-def labels_of_rows(recipe: Recipe, source: Source, like: Store, indices: Sequence[int]) -> Tensor | None:
-    """Classes of the rows that images are like; None where the recipe or a picture has none."""
-    if not recipe.denoiser.labels or source.root is None:
-        return None
-    store = open_store(source.root / "labels.zarr")
-    check_same_rows(like, store)
-    labels = store.read(np.asarray(source.rows_of(indices), np.int64))
-    return torch.from_numpy(np.where(labels < 0, recipe.denoiser.labels, labels).astype(np.int64))
+def labels_of_rows(root: Path, store: Store, rows: Sequence[int], classes: int) -> Tensor:
+    """Classes (B) int64 of rows of a store root, of which `store` is one; the null class, `classes`, where a row has none."""
+    labels_store = open_store(root / "labels.zarr")
+    check_same_rows(store, labels_store)
+    labels = labels_store.read(np.asarray(rows, np.int64))
+    return torch.from_numpy(np.where(labels < 0, classes, labels).astype(np.int64))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nestgen.errors import UserError
-from nestgen.files import read_json, replacing, write_json
+from nestgen.files import atomic_write, read_json, write_json
 from nestgen.text import short, table
 
 # Keys of a score that say how it was measured. Scores of one space are comparable if all of these agree.
@@ -167,5 +167,5 @@ def _draw(entries: Sequence[dict[str, Any]], title: str, picture: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    with replacing(picture) as draft:
+    with atomic_write(picture) as draft:
         figure.savefig(draft, dpi=120, format="png")

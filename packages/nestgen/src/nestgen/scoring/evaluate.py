@@ -7,29 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nestgen.errors import UserError
-from nestgen.files import read_json, write_json
+from nestgen.files import write_json
 from nestgen.recipe.protocols import PROTOCOLS
 from nestgen.recipe.recipe import Recipe
-from nestgen.recipe.sections import shape_name
-from nestgen.sampling.real import training_root
+from nestgen.recipe.sections import parse_shape
+from nestgen.sampling.card import read_card
+from nestgen.sampling.real import reference_root, training_root
 from nestgen.scoring.inception import find_weights
-from nestgen.scoring.preservation import kept
-from nestgen.scoring.spaces import Space, encoder_space, inception_space, level_space
+from nestgen.scoring.preservation import ASPECTS, preservation
+from nestgen.scoring.spaces import EncodedSamples, Space, encoder_space, inception_space, level_space
 from nestgen.scoring.statistics import Statistics, measure
 
 
 @dataclass(frozen=True)
-class Against:
+class References:
     """What samples are compared with.
 
-    reference      store root of real pictures; None is the recipe's evaluation.reference, else the training rows
-    samples_store  root into which the sample pictures were encoded; None is no score in the encoder's space
+    reference      store root of real images; None is the recipe's evaluation.reference, else the training rows
+    samples_store  root into which the sample images were encoded; None is no score in the encoder's space
     encoder_level  level of that root that is compared, such as 1x1x64
     encoder        the encoder that made it; None is the recipe's
-    pictures       folder of real pictures, or .npz of mu and sigma, for an FID; None is the recipe's
+    pictures       folder of real images, or .npz of mu and sigma, for an FID; None is the recipe's
     inception      Inception's weights; None is torch's cache, if they are there
-    vae            the VAE's weights, which show the rows that samples are like; None is where z_0's store says
+    vae            the VAE's weights, which show the rows that levels are frozen to; None is where z_0's store says
     """
 
     reference: Path | None = None
@@ -41,36 +44,25 @@ class Against:
     vae: Path | None = None
 
 
-def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None:
+def evaluate(recipe: Recipe, samples: Path, references: References, out: Path) -> None:
     """Scores a sample folder: writes every score to `out`, a JSON card, and prints a line for each."""
-    card = sample_card(recipe, samples)
+    card = read_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
-    reference = reference_root(recipe, against.reference)
-    protocol = None if "frozen" in card["levels"][-1] else recipe.evaluation.protocol  # variations follow none
-    if name := protocol:
-        held_out = reference.resolve() != training_root(recipe).resolve()
-        if fault := PROTOCOLS[name].fault(card, held_out):
-            raise UserError(f"{samples} does not follow evaluation.protocol {name}: {fault}")
-    encoder = recipe.features.model_copy(update={"encoder": against.encoder or recipe.features.encoder})
-    seen = recipe.model_copy(update={"features": encoder})
-    scores = []
-    for level in reversed(range(card["depth"])):
-        scores.append(_score(level_space(recipe, level, reference, card, samples)))
-    if against.samples_store is not None:
-        scores.append(
-            _score(encoder_space(seen, reference, against.samples_store, against.encoder_level, card, samples))
-        )
-    if space := _inception(recipe, against, samples):
+    reference = reference_root(recipe, references.reference)
+    protocol = _protocol(recipe, samples, card, reference)
+    encoded = _encoded_samples(recipe, references)
+    scores = [_score(level_space(recipe, level, reference, card, samples)) for level in reversed(range(card["depth"]))]
+    if encoded is not None:
+        scores.append(_score(encoder_space(recipe, encoded, reference, card, samples)))
+    if space := _inception(recipe, references, samples):
         scores.append(_score(space) | {"name": "FID"})
-    found = {}
-    if against.samples_store is not None:
-        found = kept(seen, card, samples, against.samples_store, against.encoder_level, against.vae)
+    preserved = {} if encoded is None else preservation(recipe, card, samples, encoded, references.vae)
     packages = ("nestgen", "numpy", "torch", *(["torch-fidelity"] if scores[-1].get("name") else []))
     write_json(
         out,
         {
             "scores": scores,
-            **({"kept": found} if found else {}),
+            **({"kept": preserved} if preserved else {}),
             "protocol": protocol,
             "samples": card,
             "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -78,55 +70,53 @@ def evaluate(recipe: Recipe, samples: Path, against: Against, out: Path) -> None
     )
     for score in scores:
         print(_line(score))
-    if found:
-        shares = [
-            f"{key} {100 * found[key]:.0f} %" for key in ("class", "features", "colours") if found[key] is not None
-        ]
-        print(f"kept of the rows, levels frozen from z_{found['frozen_from']}: {', '.join(shares)}")
+    if preserved:
+        shares = [f"{key} {100 * preserved[key]:.0f} %" for key in ASPECTS if preserved[key] is not None]
+        print(f"preserved of the rows, levels frozen from z_{preserved['frozen_from']}: {', '.join(shares)}")
 
 
-def _inception(recipe: Recipe, against: Against, samples: Path) -> Space | None:
-    named = recipe.evaluation.pictures
-    pictures = against.pictures or (None if named is None else recipe.root / named)
-    weights = find_weights(against.inception)
+def _protocol(recipe: Recipe, samples: Path, card: dict[str, Any], reference: Path) -> str | None:
+    """The recipe's protocol, none for samples with frozen levels. Raises UserError for samples that do not follow it."""
+    name = recipe.evaluation.protocol
+    if name is None or "frozen" in card["levels"][-1]:
+        return None
+    held_out = reference.resolve() != training_root(recipe).resolve()
+    if fault := PROTOCOLS[name].fault(card, held_out):
+        raise UserError(f"{samples} does not follow evaluation.protocol {name}: {fault}")
+    return name
+
+
+def _encoded_samples(recipe: Recipe, references: References) -> EncodedSamples | None:
+    if references.samples_store is None:
+        return None
+    try:
+        shape = parse_shape(references.encoder_level)
+    except ValueError:
+        raise UserError(
+            f"{references.encoder_level} is not a level; give --level-shape as height x width x channels, such as 1x1x64"
+        ) from None
+    return EncodedSamples(references.samples_store, references.encoder or recipe.features.encoder, shape)
+
+
+def _inception(recipe: Recipe, references: References, samples: Path) -> Space | None:
+    default = recipe.evaluation.pictures
+    pictures = references.pictures or (None if default is None else recipe.root / default)
+    weights = find_weights(references.inception)
     if pictures is not None and weights is not None:
         return inception_space(recipe, pictures, weights, samples)
-    if against.inception is not None:
-        raise UserError("an FID needs real pictures: name a folder, or an .npz of mu and sigma, with --pictures")
-    if against.pictures is not None:
-        raise UserError("an FID needs Inception's weights: name the file with --inception")
+    if references.inception is not None:
+        raise UserError("an FID needs real pictures: give a folder, or an .npz of mu and sigma, with --pictures")
+    if references.pictures is not None:
+        raise UserError("an FID needs Inception's weights: give the file with --inception")
     return None
-
-
-def reference_root(recipe: Recipe, named: Path | None) -> Path:
-    """The store root to score against: the one named, else the recipe's evaluation.reference, else the training's."""
-    if named is not None:
-        return named
-    own = recipe.evaluation.reference
-    return training_root(recipe) if own is None else recipe.root / own
-
-
-def sample_card(recipe: Recipe, samples: Path) -> dict[str, Any]:
-    """sample.json of a folder, or UserError where there is none or it is of another recipe."""
-    if not (samples / "sample.json").is_file():
-        raise UserError(f"{samples} has no sample.json; draw samples there with `nestgen sample`")
-    card = read_json(samples / "sample.json")
-    theirs = [level["shape"] for level in card["levels"]]
-    ours = [shape_name(level.shape) for level in recipe.levels][: len(theirs)]
-    if card["recipe"] != recipe.name or theirs != ours:
-        raise UserError(
-            f"{samples} was drawn from {card['recipe']} with levels {', '.join(theirs)}, but {recipe.file} is "
-            f"{recipe.name} with {', '.join(ours)}; name the right recipe with --recipe"
-        )
-    return card
 
 
 def _score(space: Space) -> dict[str, Any]:
     """The scores of samples against the reference, the floor, and what they were computed on."""
 
-    def against(what: str, vectors: Any, reference: Statistics) -> dict[str, Any]:
+    def scores_of(what: str, vectors_ND: np.ndarray, reference: Statistics) -> dict[str, Any]:
         try:
-            return measure(vectors, reference)
+            return measure(vectors_ND, reference)
         except ValueError as error:
             raise UserError(f"{what} cannot be scored in {space.name}: {error}") from None
 
@@ -135,11 +125,11 @@ def _score(space: Space) -> dict[str, Any]:
         reference = space.reference()
     except ValueError as error:
         raise UserError(f"the reference cannot be scored in {space.name}: {error}") from None
-    score = {"space": space.name, **against(f"the {count} samples", space.samples_ND, reference)}
+    score = {"space": space.name, **scores_of(f"the {count} samples", space.samples_ND, reference)}
     score |= {"samples": count, **space.about, "reference": space.origin}
     if space.floor is not None:  # as many training rows as samples, so that both carry the same bias
         floor_ND = space.floor(count)
-        score["floor"] = against("the training rows", floor_ND, reference) | {
+        score["floor"] = scores_of("the training rows", floor_ND, reference) | {
             **space.floor_origin,
             "rows": len(floor_ND),
         }

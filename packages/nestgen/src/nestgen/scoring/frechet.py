@@ -15,7 +15,7 @@ class Gaussian:
     factor_RD: np.ndarray
 
 
-def fit(rows_ND: np.ndarray) -> Gaussian:
+def fit_gaussian(rows_ND: np.ndarray) -> Gaussian:
     """The Gaussian of two or more vectors, with the unbiased covariance; F has min(N, D) rows.
 
     Needs a float64 copy of the vectors in memory. Raises ValueError for fewer and for values that are not finite.
@@ -31,13 +31,13 @@ def fit(rows_ND: np.ndarray) -> Gaussian:
     return Gaussian(mean, np.asarray(np.linalg.qr(rows, mode="r")) if len(rows) > rows.shape[1] else rows)
 
 
-def of_moments(mean_D: np.ndarray, covariance_DD: np.ndarray) -> Gaussian:
+def gaussian_of_moments(mean_D: np.ndarray, covariance_DD: np.ndarray) -> Gaussian:
     """The Gaussian of a published mean and covariance: F = sqrt(Λ) V^T of its eigenvectors, those below 0 left out."""
     values_D, vectors_DD = np.linalg.eigh(covariance_DD.astype(np.float64))
     return Gaussian(mean_D.astype(np.float64), np.sqrt(values_D.clip(0))[:, None] * vectors_DD.T)
 
 
-def between(x: Gaussian, y: Gaussian) -> float:
+def gaussian_distance(x: Gaussian, y: Gaussian) -> float:
     """Squared Fréchet distance |mean_x - mean_y|² + tr S_x + tr S_y - 2 tr (S_x S_y)^(1/2) (Dowson & Landau 1982).
 
     With S = F^T F, tr (S_x S_y)^(1/2) is the sum of the singular values of F_x F_y^T. So no covariance is formed,
@@ -52,5 +52,5 @@ def between(x: Gaussian, y: Gaussian) -> float:
 
 
 def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
-    """`between` the Gaussians of two sets of vectors."""
-    return between(fit(x_ND), fit(y_MD))
+    """`gaussian_distance` of the Gaussians of two sets of vectors."""
+    return gaussian_distance(fit_gaussian(x_ND), fit_gaussian(y_MD))

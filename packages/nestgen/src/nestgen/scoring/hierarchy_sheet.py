@@ -1,8 +1,8 @@
-"""Looking into the hierarchy: sheets of levels frozen and the rest drawn anew, of walks, and of depths."""
+"""Sheets that look into the hierarchy: levels frozen and the rest sampled, interpolations, and depths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,225 +15,222 @@ from tqdm import tqdm
 from nestgen.files import write_json
 from nestgen.images import draw_sheet, write_image
 from nestgen.recipe.recipe import Recipe
-from nestgen.sampling.card import Request, describe
+from nestgen.sampling.card import make_card
+from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
 from nestgen.sampling.decoder import Decoder, load_decoder
-from nestgen.sampling.descent import device, labels_of, sample_below
-from nestgen.sampling.real import (
-    Source,
-    check_freeze,
-    frozen_levels,
-    labels_of_rows,
-    open_real,
-    open_source,
-    real_latents,
-)
-from nestgen.sampling.trained import Model, load_models
-from nestgen.scoring.preservation import kept_by_level
-from nestgen.stores.store import Store
+from nestgen.sampling.descent import default_device, sample_images
+from nestgen.sampling.frozen import FrozenSource, check_freeze_from
+from nestgen.sampling.real import open_real, real_latents
+from nestgen.sampling.trained import LevelSampler, load_samplers
+from nestgen.scoring.preservation import preservation_by_level
 
 FROZEN = 4  # samples frozen in turn: one alone makes the variation too uncertain to see it fall
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sheet, and what is said of it in the .json."""
+    """A row of a sheet, and its entry in the .json."""
 
     title: str
-    pictures: np.ndarray  # uint8 (columns, height, width, 3)
+    images: np.ndarray  # uint8 (columns, height, width, 3)
     card: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Look:
-    """How to look: which levels freeze (all in turn, or from `freeze_from` up), and to what.
+class SheetOptions:
+    """What a sheet shows: by default samples with levels frozen to samples.
 
-    To samples, if nothing else is said; to row `like` of the store root `root`; to the way between the rows `walk`; or
-    to nothing, at every depth of the hierarchy (`over_depth`).
+    freeze_from  freeze only the levels from this one up; None is each in turn
+    root         the store root of the rows below
+    row          freeze to this row
+    interpolate  freeze to the way between these two rows
+    over_depth   freeze nothing: the same seeds at every depth of the hierarchy
     """
 
     freeze_from: int | None = None
     root: Path | None = None
-    like: int | None = None
-    walk: tuple[int, int] | None = None
+    row: int | None = None
+    interpolate: tuple[int, int] | None = None
     over_depth: bool = False
 
 
 @dataclass(frozen=True)
-class View:
-    """A hierarchy to look into: columns of pictures, drawn with the noise of images 0, 1, ... of a seed."""
+class Hierarchy:
+    """The denoisers and the decoder that a sheet's images are made with."""
 
     recipe: Recipe
-    models: tuple[Model, ...]
+    samplers: tuple[LevelSampler, ...]
     decode: Decoder
     columns: int
     seed: int
 
-    def lowest_frozen(self, look: Look) -> list[int]:
-        """The levels to freeze from, one row each. Raises UserError for a level that cannot be frozen."""
-        if look.freeze_from is None:
-            return list(range(len(self.models) - 1, 0, -1))
-        check_freeze(self.recipe, look.freeze_from)
-        return [look.freeze_from]
+    def frozen_levels(self, options: SheetOptions) -> list[range]:
+        """The levels frozen in each row. Raises UserError for a level that cannot be frozen."""
+        depth = len(self.samplers)
+        if options.freeze_from is None:
+            return [range(lowest, depth) for lowest in range(depth - 1, 0, -1)]
+        check_freeze_from(self.recipe, options.freeze_from)
+        return [range(options.freeze_from, depth)]
 
-    def draw(self, images: Sequence[int], frozen: Mapping[int, Tensor], labels: Tensor | None) -> np.ndarray:
-        """Pictures of images with some levels frozen."""
-        return self.decode(sample_below(self.models, images, self.seed, frozen, labels)[0])
+    def row_conditions(self, options: SheetOptions, row: int) -> ImageConditions:
+        """Images with the class of a real row, and with every level frozen to it that any row of the sheet freezes."""
+        lowest = min((levels.start for levels in self.frozen_levels(options)), default=1)
+        request = Request(1, self.seed, 1, frozen=FrozenSource(lowest, options.root, row))
+        return open_conditions(self.recipe, self.samplers, request)
 
-    def source(self, look: Look, row: int) -> tuple[Source, dict[int, Store]]:
-        """A real picture's row, and the stores of all levels that may be frozen to it."""
-        source = Source(min(self.lowest_frozen(look), default=1), look.root, row)
-        fingerprints = [model.weights.meta["stores"][f"z{model.level}"] for model in self.models]
-        return source, open_source(self.recipe, source, 1, fingerprints)
+    def decoded_row(self, options: SheetOptions, row: int) -> np.ndarray:
+        """A real image as its z_0 decodes, (1, height, width, 3)."""
+        assert options.root is not None
+        fingerprint = self.samplers[0].trained.meta["stores"]["z0"]
+        return self.decode(real_latents(open_real(self.recipe, 0, options.root, fingerprint), [row], self.seed))
 
 
-def hierarchy(
+def hierarchy_sheet(
     recipe: Recipe,
     out: Path,
     columns: int,
     seed: int,
-    look: Look,
+    options: SheetOptions,
     vae: Path | None = None,
-    kept: Sequence[Path] = (),
+    preserved: Sequence[Path] = (),
 ) -> None:
-    """Writes a sheet to `out` and, beside it as .json, how much the pictures of each row vary.
+    """Writes a sheet to `out` and, beside it as .json, how much the images of each row vary.
 
-    `kept` are score cards of samples like real pictures, with levels frozen to them: what share keeps the pictures'
-    class and colours stands at the row with the same levels frozen.
+    `preserved` are score cards of samples with levels frozen to real rows: what they preserve of these stands at the
+    row with the same levels frozen.
     """
-    models = load_models(recipe, device())
-    card = describe(recipe, models, Request(columns, seed, columns))
-    shares = kept_by_level(kept, card)
-    view = View(recipe, models, load_decoder(models[0].weights.meta["codec"], vae, str(device())), columns, seed)
-    if look.over_depth:
-        rows = over_depth(view)
-    elif look.walk is not None:
-        rows = walk(view, look, look.walk)
-    elif look.like is not None:
-        rows = like(view, look, look.like)
-    else:
-        rows = of_samples(view, look)
+    samplers = load_samplers(recipe, default_device())
+    card = make_card(recipe, samplers, ImageConditions(seed), columns, columns)
+    shares = preservation_by_level(preserved, card["levels"])
+    decode = load_decoder(samplers[0].trained.meta["codec"], vae, str(default_device()))
+    rows = _rows(Hierarchy(recipe, samplers, decode, columns, seed), options)
     for row in rows:
         if (frozen := row.card.get("frozen")) and frozen[0] in shares:
             row.card["kept"] = shares[frozen[0]]
-    write_image(draw_sheet([row.pictures for row in rows], ["\n".join([row.title, *_kept(row)]) for row in rows]), out)
+    titles = ["\n".join([row.title, *_preserved(row)]) for row in rows]
+    write_image(draw_sheet([row.images for row in rows], titles), out)
     write_json(out.with_suffix(".json"), {"rows": [row.card for row in rows], "samples": card})
     for row in rows:
-        parts = [f"{row.title.replace(chr(10), ' '):<28} variation {row.card['variation']:.2f} of 255", *_kept(row)]
-        print(", ".join(parts))
+        title = row.title.replace("\n", " ")
+        print(", ".join([f"{title:<28} variation {row.card['variation']:.2f} of 255", *_preserved(row)]))
 
 
-def of_samples(view: View, look: Look) -> list[Row]:
+def _rows(hierarchy: Hierarchy, options: SheetOptions) -> list[Row]:
+    if options.over_depth:
+        return over_depth(hierarchy)
+    if options.interpolate is not None:
+        return interpolations(hierarchy, options, options.interpolate)
+    if options.row is not None:
+        return variations_of_row(hierarchy, options, options.row)
+    return variations_of_samples(hierarchy, options)
+
+
+def variations_of_samples(hierarchy: Hierarchy, options: SheetOptions) -> list[Row]:
     """The paper's Figure 1: a row of free samples, then for each k one of samples with levels k and above frozen.
 
-    Column i draws with the noise of image i of the seed; the sample frozen is image 0, so the first column is that
-    image. The variation is averaged over freezing images 0, 1, ... in turn. With `freeze_from`, a row for each of
-    these images instead, that image first.
+    Column i has the noise of image i of the seed; the sample frozen is image 0, so the first column is that image. The
+    variation is averaged over freezing images 0, 1, ... in turn. With `freeze_from`, a row for each of these images
+    instead, that image first.
     """
-    columns, images = view.columns, list(range(view.columns))
+    columns, images = hierarchy.columns, list(range(hierarchy.columns))
     turns = min(columns, FROZEN)
-    labels = labels_of(view.models, [0] * columns * turns, view.seed, None)  # all pictures share image 0's class
-    z = sample_below(view.models, images, view.seed, {}, None if labels is None else labels[:columns])
-    pictures = view.decode(z[0])
-    rows = [Row("all drawn\nanew", pictures, {"frozen": [], "variation": variation(pictures)})]
-    for lowest in tqdm(view.lowest_frozen(look), desc="rows", unit=" rows"):
-        levels = list(range(lowest, len(view.models)))
+    conditions = ImageConditions(hierarchy.seed, hierarchy.recipe.denoiser.labels)
+    label_B = conditions.labels([0])
+    if label_B is not None:  # all images share image 0's class
+        conditions = replace(conditions, label=int(label_B))
+    z = sample_images(hierarchy.samplers, images, conditions)
+    free = hierarchy.decode(z[0])
+    rows = [Row("all sampled", free, {"frozen": [], "variation": variation(free)})]
+    for levels in tqdm(hierarchy.frozen_levels(options), desc="rows", unit=" rows"):
         frozen = {level: z[level][:turns].repeat_interleave(columns, 0) for level in levels}
-        by_turn = np.split(view.draw(images * turns, frozen, labels), turns)
-        if look.freeze_from is None:
+        again = sample_images(hierarchy.samplers, images * turns, conditions, frozen)
+        by_turn = np.split(hierarchy.decode(again[0]), turns)
+        if options.freeze_from is None:
             mean = float(np.mean([variation(one) for one in by_turn]))
-            rows.append(Row(_title(levels), by_turn[0], {"frozen": levels, "variation": mean}))
-        else:
-            for image, found in enumerate(by_turn):
-                title = f"{_title(levels)}\nto image {image}"
-                card = {"frozen": levels, "image": image, "variation": variation(found)}
-                rows.append(Row(title, np.concatenate([pictures[image : image + 1], found]), card))
+            rows.append(Row(_title(levels), by_turn[0], {"frozen": list(levels), "variation": mean}))
+            continue
+        for image, resampled in enumerate(by_turn):
+            card = {"frozen": list(levels), "image": image, "variation": variation(resampled)}
+            shown = np.concatenate([free[image : image + 1], resampled])
+            rows.append(Row(f"{_title(levels)}\nto image {image}", shown, card))
     return rows
 
 
-def like(view: View, look: Look, row: int) -> list[Row]:
-    """Variations of a real picture, which comes first in each row: its levels k and above, the rest drawn anew."""
-    source, stores = view.source(look, row)
-    images = list(range(view.columns))
-    labels = labels_of_rows(view.recipe, source, stores[source.freeze_from], images)
-    real = _decoded_row(view, look, row)
+def variations_of_row(hierarchy: Hierarchy, options: SheetOptions, row: int) -> list[Row]:
+    """Variations of a real image, which comes first in each row: its levels k and above, the rest sampled."""
+    conditions, images = hierarchy.row_conditions(options, row), range(hierarchy.columns)
+    real = hierarchy.decoded_row(options, row)
     rows = []
-    for lowest in tqdm(view.lowest_frozen(look), desc="rows", unit=" rows"):
-        levels = list(range(lowest, len(view.models)))
-        frozen = frozen_levels({level: stores[level] for level in levels}, source, images, view.seed)
-        pictures = view.draw(images, frozen, labels)
-        card = {"frozen": levels, "row": row, "variation": variation(pictures)}
-        rows.append(Row(f"{_title(levels)}\nto row {row}", np.concatenate([real, pictures]), card))
+    for levels in tqdm(hierarchy.frozen_levels(options), desc="rows", unit=" rows"):
+        varied = hierarchy.decode(sample_images(hierarchy.samplers, images, _freeze_from(conditions, levels.start))[0])
+        card = {"frozen": list(levels), "row": row, "variation": variation(varied)}
+        rows.append(Row(f"{_title(levels)}\nto row {row}", np.concatenate([real, varied]), card))
     return rows
 
 
-def walk(view: View, look: Look, ends: tuple[int, int]) -> list[Row]:
-    """From one real picture to another, which stand at the ends: levels k and above go the way, on great circles, all
-    with the noise of image 0.
+def interpolations(hierarchy: Hierarchy, options: SheetOptions, ends: tuple[int, int]) -> list[Row]:
+    """From one real image to another, which stand at the ends: levels k and above are interpolated by `slerp`, the rest
+    is sampled with the noise of image 0.
     """
-    source, stores = view.source(look, ends[0])
-    view.source(look, ends[1])  # is it there?
-    shares = torch.linspace(0, 1, view.columns).tolist()
-    images = [0] * view.columns
-    labels = labels_of_rows(view.recipe, source, stores[source.freeze_from], images)
-    first, last = (_decoded_row(view, look, row) for row in ends)
+    conditions, _ = (hierarchy.row_conditions(options, row) for row in ends)
+    first, last = (hierarchy.decoded_row(options, row) for row in ends)
+    shares = torch.linspace(0, 1, hierarchy.columns).tolist()
     rows = []
-    for lowest in tqdm(view.lowest_frozen(look), desc="rows", unit=" rows"):
-        levels = list(range(lowest, len(view.models)))
+    for levels in tqdm(hierarchy.frozen_levels(options), desc="rows", unit=" rows"):
         frozen = {}
         for level in levels:
-            a_CHW, b_CHW = real_latents(stores[level], ends, view.seed)
-            frozen[level] = torch.stack([between(a_CHW, b_CHW, share) for share in shares])
-        pictures = view.draw(images, frozen, labels)
-        card = {"frozen": levels, "rows": list(ends), "variation": variation(pictures)}
+            a_CHW, b_CHW = real_latents(conditions.stores[level], ends, hierarchy.seed)
+            frozen[level] = torch.stack([slerp(a_CHW, b_CHW, share) for share in shares])
+        images = [0] * hierarchy.columns
+        z = sample_images(hierarchy.samplers, images, _freeze_from(conditions, levels.start), frozen)
+        between = hierarchy.decode(z[0])
+        card = {"frozen": list(levels), "rows": list(ends), "variation": variation(between)}
         title = f"{_title(levels)}\nrow {ends[0]} to {ends[1]}"
-        rows.append(Row(title, np.concatenate([first, pictures, last]), card))
+        rows.append(Row(title, np.concatenate([first, between, last]), card))
     return rows
 
 
-def between(a: Tensor, b: Tensor, share: float) -> Tensor:
+def _freeze_from(conditions: ImageConditions, level: int) -> ImageConditions:
+    assert conditions.frozen is not None
+    return replace(conditions, frozen=replace(conditions.frozen, freeze_from=level))
+
+
+def over_depth(hierarchy: Hierarchy) -> list[Row]:
+    """The same seeds at L = 1, 2, ...: the hierarchy's first L levels, each with the denoisers trained for it."""
+    conditions, images = ImageConditions(hierarchy.seed, hierarchy.recipe.denoiser.labels), range(hierarchy.columns)
+    rows = []
+    for depth in range(1, len(hierarchy.samplers) + 1):
+        samplers = load_samplers(hierarchy.recipe.depth(depth), default_device())
+        sampled = hierarchy.decode(sample_images(samplers, images, conditions)[0])
+        rows.append(Row(f"L = {depth}", sampled, {"depth": depth, "variation": variation(sampled)}))
+    return rows
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """The point a share of the way from a to b on the great circle through them, its length interpolated too.
 
     Latents are about Gaussian, so half way along the straight line would lie where no latent does, too near to 0.
     """
-    one, other = a.norm(), b.norm()
-    cosine = (a.flatten() @ b.flatten() / (one * other).clamp_min(1e-12)).clamp(-1, 1)
+    length_a, length_b = a.norm(), b.norm()
+    cosine = (a.flatten() @ b.flatten() / (length_a * length_b).clamp_min(1e-12)).clamp(-1, 1)
     angle = torch.arccos(cosine)
     if angle < 1e-4 or angle > torch.pi - 1e-4:  # no circle, or many
         return torch.lerp(a, b, share)
-    direction = (torch.sin((1 - share) * angle) * a / one + torch.sin(share * angle) * b / other) / torch.sin(angle)
-    return torch.lerp(one, other, share) * direction
+    direction = torch.sin((1 - share) * angle) * a / length_a + torch.sin(share * angle) * b / length_b
+    return torch.lerp(length_a, length_b, share) * (direction / torch.sin(angle))
 
 
-def over_depth(view: View) -> list[Row]:
-    """The same seeds at L = 1, 2, ...: the hierarchy's first L levels, each with the denoisers trained for it."""
-    images = list(range(view.columns))
-    rows = []
-    for depth in range(1, len(view.models) + 1):
-        models = load_models(view.recipe.depth(depth), device())
-        labels = labels_of(models, images, view.seed, None)
-        pictures = replace(view, models=models).draw(images, {}, labels)
-        rows.append(Row(f"L = {depth}", pictures, {"depth": depth, "variation": variation(pictures)}))
-    return rows
+def variation(images_NHWC: np.ndarray) -> float:
+    """Standard deviation over the images, averaged over pixels and channels; in steps of 1/255."""
+    return float(images_NHWC.astype(np.float64).std(axis=0).mean())
 
 
-def _decoded_row(view: View, look: Look, row: int) -> np.ndarray:
-    """A real picture as its z_0 decodes, (1, height, width, 3)."""
-    assert look.root is not None
-    fingerprint = view.models[0].weights.meta["stores"]["z0"]
-    return view.decode(real_latents(open_real(view.recipe, 0, look.root, fingerprint), [row], view.seed))
-
-
-def variation(pictures_NHWC: np.ndarray) -> float:
-    """Standard deviation over the pictures, averaged over pixels and channels; in steps of 1/255."""
-    return float(pictures_NHWC.astype(np.float64).std(axis=0).mean())
-
-
-def _kept(row: Row) -> list[str]:
-    """What samples keep of real pictures with these levels frozen to theirs, a line each."""
+def _preserved(row: Row) -> list[str]:
+    """What samples preserve of real images with these levels frozen to theirs, a line each."""
     shares = row.card.get("kept", {})
-    named = {"class": "class kept", "colours": "colours kept"}
-    return [f"{name} {100 * shares[key]:.0f} %" for key, name in named.items() if shares.get(key) is not None]
+    names = {"class": "class preserved", "colours": "colours preserved"}
+    return [f"{name} {100 * shares[key]:.0f} %" for key, name in names.items() if shares.get(key) is not None]
 
 
-def _title(frozen: list[int]) -> str:
+def _title(frozen: Sequence[int]) -> str:
     return ", ".join(f"z_{level}" for level in frozen) + "\nfrozen"

@@ -31,8 +31,8 @@ def kernel_distance(x_ND: Tensor, y_MD: Tensor, within_y_M: Tensor | None = None
 
     The estimate is mean k(x, x') + mean k(y, y') - 2 mean k(x, y), pairs of one vector with itself left out, so it
     may fall below 0 where the sets are alike. Published KIDs average it over random subsets; all vectors at once need
-    no draw and vary least. The error is that of the projection of this U-statistic: 4 Var(h_x) / N + 4 Var(h_y) / M,
-    square root, with h_x = mean k(x, x') - mean k(x, y). `within_y_M` is `kernel_within(y_MD)`, if known.
+    no random choice and vary least. The error is that of the projection of this U-statistic: 4 Var(h_x) / N + 4 Var(h_y) / M,
+    square root, with h_x = mean k(x, x') - mean k(x, y). `within_y_M` is `kernel_within(y_MD)`, if it is at hand.
     """
     if min(len(x_ND), len(y_MD)) < 2:
         raise ValueError(f"two sets of 2 or more vectors, not {len(x_ND)} and {len(y_MD)}")

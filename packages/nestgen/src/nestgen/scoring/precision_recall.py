@@ -9,7 +9,7 @@ CHUNK = 2048  # vectors whose distances to all others are held at a time
 PR, DC = 3, 5  # neighbours that make a radius: Kynkäänniemi et al. 2019 (1904.06991), Naeem et al. 2020 (2002.09797)
 
 
-def radii(x_ND: Tensor, neighbours: tuple[int, ...] = (PR, DC)) -> tuple[Tensor, ...]:
+def neighbour_radii(x_ND: Tensor, neighbours: tuple[int, ...] = (PR, DC)) -> tuple[Tensor, ...]:
     """Distance of each vector to its k-th nearest other one, (N), for each k; float64, more than k vectors."""
     parts = []
     for part_BD in x_ND.split(CHUNK):
@@ -18,7 +18,7 @@ def radii(x_ND: Tensor, neighbours: tuple[int, ...] = (PR, DC)) -> tuple[Tensor,
     return tuple(torch.cat(parts).T)
 
 
-def manifold_scores(
+def precision_recall(
     x_ND: Tensor, real_MD: Tensor, real_radii: tuple[Tensor, ...] | None = None
 ) -> dict[str, float | None]:
     """Scores of samples x, each 1 for perfect ones but density, which may exceed it; None for too few vectors.
@@ -28,13 +28,13 @@ def manifold_scores(
     density    mean number of real 5th-neighbour balls that a sample lies in, over 5
     coverage   share of real vectors whose own 5th-neighbour ball holds a sample
 
-    `real_radii` is `radii(real_MD)`, if known.
+    `real_radii` is `neighbour_radii(real_MD)`, if it is at hand.
     """
     names = ("precision", "recall", "density", "coverage")
     if min(len(x_ND), len(real_MD)) <= DC:
         return dict.fromkeys(names)
-    radius_PR_M, radius_DC_M = real_radii or radii(real_MD)
-    (radius_N,) = radii(x_ND, (PR,))
+    radius_PR_M, radius_DC_M = real_radii or neighbour_radii(real_MD)
+    (radius_N,) = neighbour_radii(x_ND, (PR,))
     n = len(x_ND)
     precise, within = 0, 0
     recalled = torch.zeros(len(real_MD), dtype=torch.bool, device=x_ND.device)

@@ -1,4 +1,4 @@
-"""The spaces in which samples are compared with real pictures: each level's latents, an encoder's, and Inception's."""
+"""The spaces in which samples are compared with real images: each level's latents, an encoder's, and Inception's."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch.nn import functional as F
 from upath import UPath
 
 from nestgen import randomness as noise
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
-from nestgen.recipe.recipe import Recipe, store_path
-from nestgen.recipe.sections import Level, shape_name
+from nestgen.images import read_images
+from nestgen.recipe.locations import named_store_path
+from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import shape_name
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.real import check_comparable, open_real, real_latents, seal_of, training_root
-from nestgen.scoring.inception import digest_of, features_of, load_inception, published_moments
-from nestgen.scoring.statistics import Statistics, kept_statistics
+from nestgen.scoring.inception import digest_of, folder_features, load_inception, published_moments
+from nestgen.scoring.statistics import Statistics, cached_statistics
 from nestgen.stores.store import Store, open_store
 
-DIMENSIONS = 1024  # at most; larger latents are average-pooled
+DIMENSIONS = 1024  # largest that a level is scored in; larger latents are average-pooled
 BLOCK = 1024  # rows turned into vectors at a time
 
-Vectors = Callable[[Store, np.ndarray], np.ndarray]  # of rows of a store, (N, D)
+Vectors = Callable[[Store, np.ndarray], np.ndarray]  # vectors (N, D) of rows of a store
 
 
 @dataclass(frozen=True)
 class Space:
     """A space with the samples in it.
 
-    `reference` gives the statistics of the real pictures, `origin` says what they are. `floor`, where the reference
-    is not what the denoisers saw, gives so many vectors of what they saw; `floor_origin` says what those are.
+    `reference` computes the statistics of the real images, `origin` says what they are. Where the reference is not the
+    training rows, `floor` computes so many vectors of training rows, and `floor_origin` says what those are. `about`
+    goes into the score card.
     """
 
     name: str
@@ -48,6 +50,19 @@ class Space:
     floor_origin: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class EncodedSamples:
+    """The sample images encoded into a store root: by which encoder, and which of its levels (h, w, c) is compared."""
+
+    root: Path
+    encoder: str
+    shape: tuple[int, int, int]
+
+    def store_in(self, root: Path) -> Path | UPath:
+        """The path of that level's store in some root."""
+        return named_store_path(root, self.encoder, self.shape)
+
+
 def level_space(recipe: Recipe, level: int, reference: Path, card: dict[str, Any], samples: Path) -> Space:
     """The latents of a level, as its denoiser sees them, against those of a store root."""
     fingerprint = card["levels"][level]["store_fingerprint"]
@@ -57,109 +72,91 @@ def level_space(recipe: Recipe, level: int, reference: Path, card: dict[str, Any
 
     real = open_real(recipe, level, reference, fingerprint)
     same = reference.resolve() == training_root(recipe).resolve()
-    trained_on = None if same else open_real(recipe, level, training_root(recipe), fingerprint)
-    drawn = pool(open_latents(samples, level).read_all())
-    return _of_stores(recipe, f"z_{level}", drawn, real, trained_on, vectors)
+    training = None if same else open_real(recipe, level, training_root(recipe), fingerprint)
+    samples_ND = pool(open_latents(samples, level).read_all())
+    return _stores_space(recipe, f"z_{level}", samples_ND, real, training, vectors)
 
 
 def encoder_space(
-    recipe: Recipe, reference: Path, samples_store: Path, level_name: str, card: dict[str, Any], samples: Path
+    recipe: Recipe, encoded: EncodedSamples, reference: Path, card: dict[str, Any], samples: Path
 ) -> Space:
-    """A frozen encoder's features: the pictures encoded into a store root, against those of another."""
-    encoded, real, trained_on = open_encoded(recipe, reference, samples_store, level_name)
-    if encoded.rows != card["count"]:
+    """A frozen encoder's features: of the sample images, against those of a store root."""
+    store, real, training = open_encoded(recipe, encoded, reference)
+    if store.rows != card["count"]:
         raise UserError(
-            f"{encoded.path} has {encoded.rows} rows for {card['count']} samples; "
+            f"{store.path} has {store.rows} rows for {card['count']} samples; "
             f"extract folder:{samples} again into an empty root"
         )
-    drawn = features(encoded, np.arange(encoded.rows))
-    return _of_stores(recipe, f"{recipe.features.encoder} {level_name}", drawn, real, trained_on, features)
+    name = f"{encoded.encoder} {shape_name(encoded.shape)}"
+    return _stores_space(recipe, name, features(store, np.arange(store.rows)), real, training, features)
 
 
-def open_encoded(
-    recipe: Recipe, reference: Path, samples_store: Path, level_name: str
-) -> tuple[Store, Store, Store | None]:
-    """A level of the encoder's features: of the samples, the reference and, if another, the training rows."""
-    try:
-        level = Level.model_validate({"shape": level_name, "patch": 1})
-    except ValidationError:
-        raise UserError(
-            f"{level_name} is no level; --level-shape is height x width x channels, such as 1x1x64"
-        ) from None
-    with_level = recipe.model_copy(update={"levels": (recipe.levels[0], level)})
-
-    def path(root: Path) -> Path | UPath:
-        return store_path(with_level, 1, root)
-
-    encoded, real = open_store(path(samples_store)), open_store(path(reference))
-    check_comparable(encoded, real)
-    training, trained_on = training_root(recipe), None
-    if reference.resolve() != training.resolve() and path(training).is_dir():
-        trained_on = open_store(path(training))
-        check_comparable(trained_on, real)
-    return encoded, real, trained_on
+def open_encoded(recipe: Recipe, encoded: EncodedSamples, reference: Path) -> tuple[Store, Store, Store | None]:
+    """The stores of the encoder's features: of the samples, of the reference and, if they are others, of the training
+    rows where these are encoded.
+    """
+    store, real = open_store(encoded.store_in(encoded.root)), open_store(encoded.store_in(reference))
+    check_comparable(store, real)
+    root, training = training_root(recipe), None
+    if reference.resolve() != root.resolve() and encoded.store_in(root).is_dir():
+        training = open_store(encoded.store_in(root))
+        check_comparable(training, real)
+    return store, real, training
 
 
 def inception_space(recipe: Recipe, pictures: Path, weights: Path, samples: Path) -> Space:
-    """Inception's features of the sample pictures against those of a folder of pictures, or published moments."""
+    """Inception's features of the sample images against those of a folder of images, or published moments."""
     if not pictures.exists():
         raise UserError(f"there are no pictures {pictures}; --pictures is a folder of them, or an .npz of mu and sigma")
     moments = published_moments(pictures) if pictures.is_file() else None
     network = load_inception(weights)
-    drawn = features_of(samples, network)
-    side = recipe_side(samples)
+    samples_ND = folder_features(samples, network)
     origin: dict[str, Any] = {"pictures": str(pictures), "sha256": digest_of(pictures), "rows": None}
-    about = {"weights_sha256": sha256_of(weights), "dimensions": drawn.shape[1]}
+    about = {"weights_sha256": sha256_of(weights), "dimensions": samples_ND.shape[1]}
     if moments is not None:
-        return Space("Inception", drawn, lambda: Statistics(moments), origin, about)
-    what = {"space": "Inception", "reference": origin["sha256"], "side": side, **about}
+        return Space("Inception", samples_ND, lambda: Statistics(moments), origin, about)
+    side = int(read_images(samples, 1).shape[1])
+    key = {"space": "Inception", "reference": origin["sha256"], "side": side, **about}
 
     def vectors() -> np.ndarray:
-        return features_of(pictures, network, side)
+        return folder_features(pictures, network, side)
 
-    statistics = kept_statistics(statistics_folder(recipe), what, vectors, keep_vectors=True)
+    statistics = cached_statistics(statistics_folder(recipe), key, vectors, cache_vectors=True)
     assert statistics.vectors_MD is not None
     origin["rows"] = len(statistics.vectors_MD)
-    return Space("Inception", drawn, lambda: statistics, origin, about)
-
-
-def recipe_side(samples: Path) -> int:
-    """Side of the pictures of a sample folder."""
-    from nestgen.images import read_images
-
-    return int(read_images(samples, 1).shape[1])
+    return Space("Inception", samples_ND, lambda: statistics, origin, about)
 
 
 def statistics_folder(recipe: Recipe) -> Path:
-    """Where statistics of references are kept."""
+    """Where statistics of references are cached."""
     return recipe.root / "statistics"
 
 
-def _of_stores(
-    recipe: Recipe, name: str, drawn_ND: np.ndarray, real: Store, trained_on: Store | None, vectors: Vectors
+def _stores_space(
+    recipe: Recipe, name: str, samples_ND: np.ndarray, real: Store, training: Store | None, vectors: Vectors
 ) -> Space:
-    """A space whose real pictures are rows of a store."""
+    """A space whose real images are rows of a store."""
 
-    def rows_of(store: Store, rows: np.ndarray) -> np.ndarray:
+    def in_blocks(store: Store, rows: np.ndarray) -> np.ndarray:
         blocks = [rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)]
         return np.concatenate([vectors(store, block) for block in blocks])
 
     def floor(count: int) -> np.ndarray:
-        assert trained_on is not None
-        order = noise.generator(recipe.seed, "evaluate/floor", 0).permutation(trained_on.rows)
-        return rows_of(trained_on, order[:count])
+        assert training is not None
+        order = noise.generator(recipe.seed, "evaluate/floor", 0).permutation(training.rows)
+        return in_blocks(training, order[:count])
 
-    about = {"dimensions": drawn_ND.shape[1], "pooled_from": shape_name(real.latent_shape)}
-    origin = _origin(real)
-    what = {"space": name, "reference": origin["sha256"], "rows": real.rows, "seed": recipe.seed, **about}
+    about = {"dimensions": samples_ND.shape[1], "pooled_from": shape_name(real.latent_shape)}
+    origin, folder = _origin(real), statistics_folder(recipe)
+    key = {"space": name, "reference": origin["sha256"], "rows": real.rows, "seed": recipe.seed, **about}
     return Space(
         name=name,
-        samples_ND=drawn_ND,
-        reference=lambda: kept_statistics(statistics_folder(recipe), what, lambda: rows_of(real, np.arange(real.rows))),
+        samples_ND=samples_ND,
+        reference=lambda: cached_statistics(folder, key, lambda: in_blocks(real, np.arange(real.rows))),
         origin=origin,
         about=about,
-        floor=None if trained_on is None else floor,
-        floor_origin={} if trained_on is None else _origin(trained_on),
+        floor=None if training is None else floor,
+        floor_origin={} if training is None else _origin(training),
     )
 
 

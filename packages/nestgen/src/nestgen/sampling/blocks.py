@@ -1,0 +1,142 @@
+"""Blocks of a sample folder's images, sampled and decoded by this process or by several."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nestgen.errors import UserError
+from nestgen.images import image_path, write_image
+from nestgen.recipe.recipe import Recipe
+from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
+from nestgen.sampling.decoder import Decoder, load_decoder
+from nestgen.sampling.descent import sample_images
+from nestgen.sampling.latents import open_latents
+from nestgen.sampling.trained import LevelSampler, load_samplers
+
+
+@dataclass(frozen=True)
+class BlockSampler:
+    """What samples blocks of images of a sample folder; every process has its own."""
+
+    recipe: Recipe
+    request: Request
+    out: Path
+    samplers: tuple[LevelSampler, ...]
+
+    @cached_property
+    def conditions(self) -> ImageConditions:
+        """Classes, captions and frozen levels of the images."""
+        return open_conditions(self.recipe, self.samplers, self.request)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """From z_0 to images."""
+        codec = self.samplers[0].trained.meta["codec"]
+        return load_decoder(codec, self.request.vae, str(self.samplers[0].device))
+
+    def run(self, level: int | None, rows: range, callback: Callable[[int], object]) -> None:
+        """Samples a level of a block, or decodes its images (None); `callback` gets the images of each network call."""
+        if level is None:
+            self.decode(rows)
+            callback(len(rows))
+        else:
+            self.sample(level, rows, callback)
+
+    def sample(self, level: int, rows: range, callback: Callable[[int], object]) -> None:
+        """Samples a level of a block and writes it, given the levels above, which the folder has."""
+        conditions, batch = self.conditions, self.request.batch
+        needed = () if level in conditions.stores else self.recipe.conditions(level)
+        above = {one: open_latents(self.out, one).read(rows) for one in needed}
+
+        def report(level: int, call: int, x_BCHW: Tensor) -> None:
+            callback(len(x_BCHW))
+
+        parts = []
+        for first in range(0, len(rows), batch):
+            part = slice(first, first + batch)
+            latents = {one: z_BCHW[part] for one, z_BCHW in above.items()}
+            z = sample_images([self.samplers[level]], rows[part], conditions, latents, report)
+            parts.append(z[level].cpu())
+        open_latents(self.out, level).write(rows, torch.cat(parts))
+
+    def decode(self, rows: range) -> None:
+        """Writes the images of a block, unless all are there."""
+        if all(image_path(self.out, index).is_file() for index in rows):
+            return
+        indices = iter(rows)
+        for z_BCHW in open_latents(self.out, 0).read(rows).split(self.request.batch):
+            for image, index in zip(self.decoder(z_BCHW), indices):
+                write_image(image, image_path(self.out, index))
+
+
+# Works on (level, or None for images; blocks; bar to move; network calls for an image).
+Workers = Callable[[int | None, list[range], tqdm, int], None]
+
+
+@contextmanager
+def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Workers]:
+    """What works on some blocks of a level: this process, or several that it starts."""
+    if processes == 1:
+
+        def here(level: int | None, blocks: list[range], bar: tqdm, calls: int) -> None:
+            for rows in blocks:
+                block_sampler.run(level, rows, bar.update)
+
+        yield here
+        return
+    context = get_context("spawn")  # forked threads of torch hang
+    numbers: Queue[int] = context.Queue()
+    for number in range(processes):
+        numbers.put(number)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    start = (block_sampler.recipe, block_sampler.request, block_sampler.out, numbers, threads)
+    with ProcessPoolExecutor(processes, context, _start, start) as pool:
+
+        def among(level: int | None, blocks: list[range], bar: tqdm, calls: int) -> None:
+            running: dict[Future[None], range] = {pool.submit(_run, level, rows): rows for rows in blocks}
+            try:
+                while running:
+                    for one in wait(running, return_when=FIRST_COMPLETED).done:
+                        one.result()
+                        bar.update(len(running.pop(one)) * calls)
+            except BrokenProcessPool:
+                raise UserError(
+                    "one of the processes was killed, perhaps for lack of memory; the same command goes on, "
+                    "with fewer --processes or a smaller --batch-size"
+                ) from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+        yield among
+
+
+_block_sampler: BlockSampler  # of a process that `open_workers` started
+
+
+def _start(recipe: Recipe, request: Request, out: Path, numbers: Queue[int], threads: int) -> None:
+    """Loads the denoisers on a GPU of the process's own, if there are any."""
+    global _block_sampler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    torch.set_num_threads(threads)
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", numbers.get() % gpus) if gpus else torch.device("cpu")
+    _block_sampler = BlockSampler(recipe, request, out, load_samplers(recipe, device))
+
+
+def _run(level: int | None, rows: range) -> None:
+    _block_sampler.run(level, rows, lambda images: None)
