@@ -11,8 +11,8 @@ import numpy as np
 from featurize.basis.moments import Moments, Outliers, merge_all, merge_outliers, moments_of, save_moments
 from featurize.basis.svd import load_basis, outliers_of
 from featurize.execution.devices import device_of_worker
-from featurize.execution.tasks import Run
 from featurize.execution.progress import progress_line
+from featurize.execution.tasks import Run
 from featurize.extraction.loader import Batch, Clock, InputSpec, batch_of, load_views
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.recipe import Features

@@ -8,9 +8,9 @@ from pathlib import Path
 from featurize.basis.svd import load_basis
 from featurize.errors import Interrupted, UserError
 from featurize.execution.engine import engine
-from featurize.execution.tasks import Run, ordered_map, run_here
 from featurize.execution.interrupt import finishing_tasks
 from featurize.execution.progress import LOG, Journal
+from featurize.execution.tasks import Run, ordered_map, run_here
 from featurize.extraction.block import Log, write_images
 from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.fit import check_tolerance, measure_basis, provide_basis
@@ -21,7 +21,7 @@ from featurize.extraction.targets import Targets, crop_rule, other_basis, target
 from featurize.io.files import remove_leftovers, resolve_path
 from featurize.io.lock import root_lock
 from featurize.recipe import Features, Request, check_basis_choice
-from featurize.sources import list_images
+from featurize.sources import Listing, list_images
 from featurize.store.layout import (
     basis_path,
     has_metadata,
@@ -60,17 +60,17 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     crop = crop_rule(features, networks.encoder)
 
     listing_arguments = (features.source, features.split, features.limit, features.classes)
-    ledger, listing = unchanged_ledger(root, listing_arguments), None
+    ledger, listing = unchanged_ledger(root, listing_arguments), Listing(())
     if ledger is None:
         listing = list_images(*listing_arguments)
         for remark in listing.remarks:
             log.warning(remark)
         ledger = ledger_of_listing(root, listing)
-    targets = targets_of(request, root, networks, ledger) if ledger is not None else None
+    targets = None if ledger is None else targets_of(request, root, networks, ledger)
     if targets is not None and targets.are_sealed:
         return _derive_levels(targets, run_here)
 
-    images = len(listing.images) if listing is not None else ledger.rows + ledger.refused
+    images = len(listing.images) if ledger is None else ledger.rows + ledger.refused
     if workers is None and images <= FEW_IMAGES:
         workers = 0
     with engine(workers, scheduler, heavy_imports(features)) as run:
@@ -80,9 +80,9 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
             journal = Journal(root)
             journal("start", request=request.model_dump(mode="json"), pictures=images)
             try:
-                if listing is not None:
+                if ledger is None:
                     ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run, listing_arguments)
-                    del listing
+                del listing
                 journal("ledger", rows=ledger.rows, refused=ledger.refused)
                 if ledger.refused:
                     log.warning("%d pictures are refused; the reasons are in %s.", ledger.refused, ledger_path(root))
@@ -119,7 +119,7 @@ def _write(targets: Targets, features: Features, ledger: Ledger, run: Run, journ
         _seal(base, run, journal, measured)
     paths = _derive_levels(targets, run)
     if targets.text:
-        _write_text(*targets.text, features, ledger, run, journal)
+        _write_text(targets, features, ledger, run, journal)
     return paths
 
 
@@ -152,9 +152,8 @@ def _derive_levels(targets: Targets, run: Run) -> list[Path]:
     return targets.paths
 
 
-def _write_text(
-    text: ArraySpec, offsets: ArraySpec, features: Features, ledger: Ledger, run: Run, journal: Log
-) -> None:
+def _write_text(targets: Targets, features: Features, ledger: Ledger, run: Run, journal: Log) -> None:
+    text, offsets = targets.text
     captions, values = captions_of(ledger)
     write_text(text, captions, text_spec(features), run)
     _seal(text, run, journal)

@@ -21,8 +21,8 @@ from featurize.basis.moments import (
 from featurize.basis.svd import Basis, fit, load_basis, owner_of, quality, save_basis
 from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
-from featurize.execution.tasks import Run
 from featurize.execution.progress import progress_line
+from featurize.execution.tasks import Run
 from featurize.extraction.block import Done, Log
 from featurize.extraction.loader import Batch, Clock, batch_of, load_views
 from featurize.extraction.networks import encoder_spec

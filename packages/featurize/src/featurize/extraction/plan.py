@@ -107,7 +107,9 @@ def stores_of(request: Request, rows: int, captions: int) -> list[Store]:
     each = (rows, features.views)
     root = Path()
     folder = encoder_folder(root, features.encoder)
-    arrays = [(base_path(folder), (*each, *grid, base_channels(request, features.encoder, grid, channels)))]
+    arrays: list[tuple[Path, tuple[int, ...]]] = [
+        (base_path(folder), (*each, *grid, base_channels(request, features.encoder, grid, channels)))
+    ]
     arrays += [(level_path(folder, shape), (*each, *shape)) for shape in request.levels]
     arrays.append((z0_path(root, codec, latent), (*each, *latent[:2], stored)))
     if features.text is not None:

@@ -24,7 +24,7 @@ from featurize.extraction.targets import crop_rule, other_basis
 from featurize.images.crop import SQUARE
 from featurize.integrity.options import features_of, requested_features, text_encoder_of
 from featurize.integrity.verify import Finding, check_root, has_basis, has_moments, ledger_problems, verify
-from featurize.io.files import read_json, remove_folder, write_json
+from featurize.io.files import read_json, remove_folder
 from featurize.sources import list_images
 from featurize.store.layout import (
     basis_parts_folder,
@@ -41,7 +41,7 @@ from featurize.store.layout import (
 from featurize.store.ledger import Ledger, ledger_of, read_ledger, write_ledger
 from featurize.store.metadata import ArraySpec, metadata_in_seal, read_metadata, spec_or_none
 from featurize.store.seal import read_seal, seal, unseal
-from featurize.store.write import write_array
+from featurize.store.write import restore_metadata, write_array
 
 Say = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def _restore_metadata(root: Path, say: Say) -> None:
         sealed = metadata_in_seal(path)
         if sealed is not None and sealed != _document(metadata_path(path)):
             say(f"repairing {metadata_path(path)}: restoring it from the seal")
-            write_json(metadata_path(path), sealed)
+            restore_metadata(path, sealed)
 
 
 def _document(path: Path) -> dict[str, Any] | None:

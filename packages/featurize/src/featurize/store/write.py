@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featurize.errors import UserError
-from featurize.io.files import is_local, remove_folder, to_disk, write_json
-from featurize.store.layout import blocks_folder, chunk_path, has_metadata, is_sealed, record_path, written_blocks
+from featurize.io.files import atomic_write, is_local, remove_folder, to_disk, write_json
+from featurize.store.layout import (
+    blocks_folder,
+    chunk_path,
+    has_metadata,
+    is_sealed,
+    metadata_path,
+    record_path,
+    written_blocks,
+)
 from featurize.store.metadata import ArraySpec, attributes_of, read_metadata, rows_of_block
 from featurize.store.read import open_array, zarr_address
 
@@ -43,6 +52,12 @@ def prepare(spec: ArraySpec) -> list[int]:
         records.mkdir(parents=True, exist_ok=True)
     written = written_blocks(spec.path)
     return [block for block in range(spec.blocks) if block not in written]
+
+
+def restore_metadata(array: Path, document: dict[str, Any]) -> None:
+    """Write an array's zarr.json, in the bytes that zarr writes."""
+    with atomic_write(metadata_path(array)) as temporary:
+        temporary.write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
 def check_fingerprint(spec: ArraySpec) -> None:
