@@ -62,7 +62,7 @@ def test_cards_stand_side_by_side_named_by_what_differs(tmp_path: Path) -> None:
         (("scores", 0, "dimensions"), 8, "dimensions in z_0"),
         (("scores", 1, "weights_sha256"), "c", "weights_sha256 in z_1"),
         (("protocol",), "coco30k", "evaluation protocol is None and coco30k"),
-        (("samples", "pictures"), "jpg", "picture format and rounding is png and jpg"),
+        (("samples", "pictures"), "jpg", "image format and rounding is png and jpg"),
         (("samples", "label"), 3, "class of the samples is None and 3"),
     ],
 )
@@ -78,7 +78,7 @@ def test_unlike_cards_are_refused_with_the_reason(tmp_path: Path, path: tuple[An
 
 def test_what_is_no_card_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match="is no score card"):
+    with pytest.raises(UserError, match="is not a score card"):
         compare([tmp_path / "x.json"])
     foreign = card()
     foreign["scores"] = [foreign["scores"][0] | {"space": "Inception"}]

@@ -48,19 +48,19 @@ class Prompts:
         counts = np.diff(bounds)
         if rows is None:
             order = noise.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
-            pictures = order[np.asarray(indices, np.int64) % len(order)]
+            row_B = order[np.asarray(indices, np.int64) % len(order)]
         else:
-            pictures = np.asarray(rows, np.int64)
+            row_B = np.asarray(rows, np.int64)
         u_B = noise.uniform(seed, "sample/caption", indices, ()).numpy()
-        text_rows = bounds[pictures] + np.floor(u_B * counts[pictures]).astype(np.int64)
-        return np.where(counts[pictures], text_rows, 0)
+        text_rows = bounds[row_B] + np.floor(u_B * counts[row_B]).astype(np.int64)
+        return np.where(counts[row_B], text_rows, 0)
 
     def context(self, indices: Sequence[int], seed: int, rows: Sequence[int] | None = None) -> Tensor:
         """Embedded captions (B, T, D), float32, of `text_rows`."""
         return torch.from_numpy(self.text.read(self.text_rows(indices, seed, rows)).astype(np.float32))
 
     def belong_to(self, store: Store) -> bool:
-        """Whether the captions are of the pictures of a store."""
+        """Whether row r of the captions is the image of row r of a store."""
         return self.offsets is not None and self.offsets.attributes["keys_sha256"] == store.attributes["keys_sha256"]
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From `z_0` to pictures, by the codec that its store names (docs/store-format.md)."""
+"""From z_0 to images, by the codec that its store names (docs/store-format.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
 
-# z_0 as the denoiser sees it, (B, C, H, W), to uint8 pictures (B, height, width, 3).
+# z_0 as the denoiser sees it, (B, C, H, W), to uint8 images (B, height, width, 3).
 Decoder = Callable[[Tensor], np.ndarray]
 
 

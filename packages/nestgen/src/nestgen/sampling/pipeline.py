@@ -69,15 +69,15 @@ class NestedPipeline:
                 f"{folder} is not a run: it has no z*/recipe.yaml; give runs/<name>, which `nestgen train` makes"
             )
         recipe = load_recipe(max(files, key=lambda file: file.stat().st_mtime))
-        place = torch.device(device) if device is not None else default_device()
+        device = torch.device(device) if device is not None else default_device()
         if depth is None:
             depth = next(
                 (one for one in range(len(recipe.levels), 0, -1) if _is_trained(recipe.depth(one), folder)), None
             )
         recipe = recipe.depth(depth or len(recipe.levels))
-        samplers = load_samplers(recipe, place, folder)
-        decode = load_decoder(samplers[0].trained.meta["codec"], None if vae is None else Path(vae), str(place))
-        return cls(recipe, samplers, decode, place)
+        samplers = load_samplers(recipe, device, folder)
+        decode = load_decoder(samplers[0].trained.meta["codec"], None if vae is None else Path(vae), str(device))
+        return cls(recipe, samplers, decode, device)
 
     def sample(self, count: int, seed: int = 0, **options: Any) -> Samples:
         """Images 0 to count - 1 of a seed, with the options of `batches`: those of `nestgen sample`."""

@@ -16,12 +16,12 @@ SHOWN = ("frechet_distance", "kid", "precision", "recall", "density", "coverage"
 
 
 def read_cards(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The cards of `nestgen evaluate`. Raises UserError for a file that is none."""
+    """The score cards of some files. Raises UserError for a file that is not one."""
     cards = []
     for path in paths:
         card = read_json(path)
         if not isinstance(card, dict) or not {"scores", "samples"} <= card.keys():
-            raise UserError(f"{path} is no score card; `nestgen evaluate` writes them")
+            raise UserError(f"{path} is not a score card; give files that `nestgen evaluate` wrote")
         cards.append(card)
     return cards
 
@@ -32,7 +32,7 @@ def check_comparable(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> 
     for path, card in zip(paths[1:], cards[1:]):
         pairs = [
             ("evaluation protocol", first.get("protocol"), card.get("protocol")),
-            ("picture format and rounding", first["samples"]["pictures"], card["samples"]["pictures"]),
+            ("image format and rounding", first["samples"]["pictures"], card["samples"]["pictures"]),
             ("class of the samples", first["samples"].get("label"), card["samples"].get("label")),
             ("captions of the samples", first["samples"].get("text"), card["samples"].get("text")),
         ]
@@ -80,43 +80,43 @@ def _names(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _settings(card: dict[str, Any]) -> dict[str, Any]:
-    found = {key: card.get(key) for key in ("recipe", "depth", "seed")}
+    settings = {key: card.get(key) for key in ("recipe", "depth", "seed")}
     for number, level in enumerate(card["levels"]):
         for key in ("sampler", "steps", "guidance", "guidance_interval", "condition_sigma", "checkpoint_step"):
             if key in level:
-                found[f"z_{number} {key}"] = level[key]
+                settings[f"z_{number} {key}"] = level[key]
         if "autoguide" in level:
-            found[f"z_{number} autoguide"] = level["autoguide"]["scale"]
-    return found
+            settings[f"z_{number} autoguide"] = level["autoguide"]["scale"]
+    return settings
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def grid(paths: Sequence[Path], space: str | None, key: str, picture: Path) -> str:
+def grid(paths: Sequence[Path], space: str | None, key: str, out: Path) -> str:
     """The paper's Table 1 from cards of several depths and sigmas: a line for each L, a column for each σ.
 
     σ is the noise on the top level of a card's hierarchy; several cards of one cell (seeds) are averaged, with their
-    standard deviation. Draws it to `picture` and writes its numbers beside it as .json; returns it as text.
+    standard deviation. Draws it to `out` and writes its numbers beside it as .json; returns it as text.
     """
     cards = read_cards(paths)
     check_comparable(paths, cards)
     space = space or _last_common(cards)
     cells: dict[tuple[int, float | None], list[float]] = {}
     for path, card in zip(paths, cards):
-        found = [score for score in card["scores"] if score["space"] == space]
-        if not found or found[0].get(key) is None:
+        scores = [score for score in card["scores"] if score["space"] == space]
+        if not scores or scores[0].get(key) is None:
             raise UserError(f"{path} has no {key} in {space}; it has {', '.join(s['space'] for s in card['scores'])}")
         depth = card["samples"]["depth"]
         sigma = card["samples"]["levels"][depth - 2].get("condition_sigma") if depth > 1 else None
-        cells.setdefault((depth, sigma), []).append(found[0][key])
+        cells.setdefault((depth, sigma), []).append(scores[0][key])
     entries: list[dict[str, Any]] = [
         {"depth": depth, "sigma": sigma, "mean": _mean(values), "std": _std(values), "cards": len(values)}
         for (depth, sigma), values in sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or 0.0))
     ]
-    write_json(picture.with_suffix(".json"), {"space": space, "score": key, "cells": entries})
-    _draw(entries, f"{key.replace('_', ' ')} in {space}", picture)
+    write_json(out.with_suffix(".json"), {"space": space, "score": key, "cells": entries})
+    _draw(entries, f"{key.replace('_', ' ')} in {space}", out)
     sigmas = sorted({entry["sigma"] for entry in entries if entry["sigma"] is not None})
     rows = [("L", "", *(f"σ = {sigma:g}" for sigma in sigmas))]
     for depth in sorted({entry["depth"] for entry in entries}):
@@ -147,7 +147,7 @@ def _cell(entry: dict[str, Any] | None) -> str:
     return _number(entry["mean"]) + spread
 
 
-def _draw(entries: Sequence[dict[str, Any]], title: str, picture: Path) -> None:
+def _draw(entries: Sequence[dict[str, Any]], title: str, out: Path) -> None:
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(5.5, 3.5), layout="constrained")
@@ -167,5 +167,5 @@ def _draw(entries: Sequence[dict[str, Any]], title: str, picture: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    with atomic_write(picture) as draft:
+    with atomic_write(out) as draft:
         figure.savefig(draft, dpi=120, format="png")

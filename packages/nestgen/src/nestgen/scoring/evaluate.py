@@ -95,6 +95,7 @@ def _encoded_samples(recipe: Recipe, references: References) -> EncodedSamples |
         raise UserError(
             f"{references.encoder_level} is not a level; give --level-shape as height x width x channels, such as 1x1x64"
         ) from None
+    assert isinstance(shape, tuple)
     return EncodedSamples(references.samples_store, references.encoder or recipe.features.encoder, shape)
 
 
