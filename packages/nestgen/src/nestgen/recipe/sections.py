@@ -77,7 +77,8 @@ class Level(Section):
 
     shape: Shape
     sigma: NonNegativeFloat | Range = 0.0
-    patch: PositiveInt = Field(default_factory=lambda data: 1 if min(data["shape"][:2]) < 4 else 2)
+    # Without a shape it does not matter: pydantic before 2.14 asks for the default of a level whose shape is an error.
+    patch: PositiveInt = Field(default_factory=lambda data: 1 if min(data.get("shape", (4, 4))[:2]) < 4 else 2)
     shift: PositiveFloat = 1.0
 
     @model_validator(mode="after")
