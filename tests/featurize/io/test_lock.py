@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -78,3 +79,15 @@ def test_in_a_bucket_a_dead_process_of_this_host_is_taken_over_and_no_other(monk
     (root / ".lock").write_text(json.dumps(mark | {"host": "elsewhere"}))
     with pytest.raises(UserError, match="on elsewhere since then"), root_lock(root, False):
         pass
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with root_lock(tmp_path, False):
+        assert "has no locks; start no second run on it" in caplog.text
+    assert not (tmp_path / ".lock").exists()

@@ -23,7 +23,8 @@ from tests.featurize.conftest import random_picture
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(addresses, "TRIES", 3)
+    monkeypatch.setattr(addresses, "FIRST_WAIT", 0.0)
 
 
 def noise(index: int) -> bytes:

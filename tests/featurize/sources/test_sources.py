@@ -92,7 +92,7 @@ def test_a_damaged_captions_file_is_one_sentence(tmp_path: Path) -> None:
     [
         ("webdata:x", "of no known kind"),
         ("folder:https://example.org/pictures", "the web has no folders"),
-        ("folder:ftps7://example.org/pictures", "no kind of address"),
+        ("folder:ftps7://example.org/pictures", "Addresses with ftps7:"),
         ("folder:", "names no place"),
         ("folder:/nowhere", "not there"),
         ("wds:/nowhere/{0..3}.tar", "not there"),

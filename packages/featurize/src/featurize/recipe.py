@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurize.errors import UserError
+from featurize.io.yaml import read_yaml
 from featurize.sources.class_lists import BUILT_IN
-from featurize.yaml12 import read_yaml
 
 DEFAULT_RECIPE = Path("nested.yaml")
 SECTIONS = (

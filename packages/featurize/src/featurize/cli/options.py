@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from featurize.errors import UserError
+from featurize.io.yaml import parse_yaml
 
 SMALL_STORE = 1 << 30  # bytes
 
@@ -18,7 +18,7 @@ recipe_option = click.option(
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Dask worker processes; 0 works in this one. [default: one a core, or four a GPU]",
+    help="Worker processes; 0 works in this one. [default: one per core, or four per GPU]",
 )
 wait_option = click.option("--wait", is_flag=True, help="Wait for another run that holds the store root, then go on.")
 scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")
@@ -27,12 +27,12 @@ scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Use the 
 def parse_model_args(text: str) -> dict[str, Any]:
     """`a=1,b=x` or a YAML (JSON) mapping."""
     try:
-        parsed = yaml.safe_load(text)
+        parsed = parse_yaml(text, "--model-args")
         if isinstance(parsed, str) and "=" in parsed:
             pairs = [part.split("=", 1) for part in text.split(",")]
-            parsed = {key.strip(): yaml.safe_load(value) for key, value in pairs}
-    except (yaml.YAMLError, ValueError):
+            parsed = {key.strip(): parse_yaml(value, key) for key, value in pairs}
+    except (UserError, ValueError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise UserError(f"--model-args '{text}' is no list of arguments; write img_size=64,patch_size=8.")
+        raise UserError(f"--model-args '{text}' can't be read; write img_size=64,patch_size=8.")
     return parsed

@@ -1,9 +1,8 @@
-"""Files here or far away: a path, or an address of fsspec like `s3://bucket/train-000000.tar`."""
+"""Files on this machine or remote ones: a path, or an address of fsspec like `s3://bucket/train-000000.tar`."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +18,16 @@ from featurize.errors import UserError
 T = TypeVar("T")
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before a remote place is asked again
+TRIES = 5  # at a remote request
+DEADLINE = 60.0  # seconds after which no further try is made
+FIRST_WAIT = 0.5  # seconds before the second try, doubled each time; and a random part of as much added
 WINDOW = 16 << 10  # bytes a request fetches ahead: a sample's annotations and the next header, not the next picture
-AT_ONCE = 16  # places that are asked side by side
+AT_ONCE = 16  # requests side by side
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that is there. `version` changes when its content does: the time of change in ns, or an ETag."""
+    """A file that exists. `version` changes when its content does: the time of change in ns, or an ETag."""
 
     address: str
     size: int
@@ -46,29 +47,29 @@ def find(address: str) -> File:
 
 
 def read_range(address: str, offset: int, size: int) -> bytes:
-    """The bytes [offset, offset + size). Raises FileNotFoundError, and UserError for a place that does not answer."""
+    """The bytes [offset, offset + size). Raises FileNotFoundError, and UserError for a server that does not answer."""
     if not is_remote(address):
         with open(address, "rb") as file:
             file.seek(offset)
             return file.read(size)
-    if size == 0:  # no range, but is it there?
+    if size == 0:  # no range, but does it exist?
         find(address)
         return b""
     data = with_retries(address, lambda: _file_system(address).cat_file(address, start=offset, end=offset + size))
     if len(data) != size:
         raise UserError(
-            f"{address} gave {len(data)} bytes where {size} were asked for: it has changed, or its server serves no byte ranges."
+            f"{address} gave {len(data)} bytes instead of {size}: it has changed, or its server serves no byte ranges."
         )
     return data
 
 
 def read_text(address: str) -> str:
-    """A whole text file; bytes that are no UTF-8 are replaced. Raises FileNotFoundError."""
+    """A whole text file; bytes that are not UTF-8 are replaced. Raises FileNotFoundError."""
     return read_range(address, 0, find(address).size).decode("utf-8-sig", errors="replace")
 
 
 def open_ranged(file: File) -> BinaryIO:
-    """The file for reading here and there; a remote one is fetched by ranges, a little ahead."""
+    """The file opened for reading at any offset; a remote one is fetched by ranges, a little ahead."""
     if not is_remote(file.address):
         return open(file.address, "rb")
     options: dict[str, Any] = {"block_size": WINDOW, "cache_type": "readahead", "size": file.size}
@@ -90,19 +91,17 @@ def is_folder(address: str) -> bool:
 
 
 def existing_folder(address: str) -> str:
-    """The address of a folder that is there, without a slash at the end, or UserError."""
+    """The address of a folder, without a slash at the end. Raises UserError where there is none."""
     if address.startswith(("http://", "https://")):
-        raise UserError(
-            f"{address} can't be listed, the web has no folders; put the pictures into shards and use wds:."
-        )
-    place = address.rstrip("/") if is_remote(address) else str(Path(address).expanduser().resolve())
-    if not is_folder(place):
-        raise UserError(f"The folder {place} is not there; check the path of SOURCE.")
-    return place
+        raise UserError(f"{address} can't be listed, the web has no folders; put the images into shards and use wds:.")
+    folder = address.rstrip("/") if is_remote(address) else str(Path(address).expanduser().resolve())
+    if not is_folder(folder):
+        raise UserError(f"The folder {folder} is not there; check the path of SOURCE.")
+    return folder
 
 
 def matching(pattern: str) -> list[str]:
-    """What a pattern with wildcards names, sorted; the `.tar` files of a folder; anything else as it stands."""
+    """The files that a pattern with wildcards matches, sorted; the `.tar` files of a folder; any other address unchanged."""
     if not is_remote(pattern):
         pattern = str(Path(pattern).expanduser().absolute())
         if Path(pattern).is_file():
@@ -118,15 +117,15 @@ def matching(pattern: str) -> list[str]:
 
 
 def subfolders(root: str) -> list[str]:
-    """Names of the folders right in `root`, sorted."""
+    """Names of the folders directly in `root`, sorted."""
     return [name for name, file in _entries(root) if file is None]
 
 
 def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, File]]:
-    """(path below `root`, file) of every file, sorted by that path. With `folders`, only of these, which lie right in `root`.
+    """(path below `root`, file) of every file, sorted by that path. With `folders`, only of these, which are directly in `root`.
 
-    Hidden files and folders are passed over; links to folders are followed, though not in circles. The folders are read
-    side by side, because on a network file system each answer takes its time, and each file is asked for its size once.
+    Hidden files and folders are skipped; links to folders are followed, though not in circles. The folders are read
+    side by side, because each answer of a network file system takes its time, and the size of each file is read once.
     """
     entries = (
         _entries(root) if folders is None else [(name, None) for name in sorted(folders, key=lambda name: f"{name}/")]
@@ -148,26 +147,31 @@ def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, Fil
 def with_retries(address: str, action: Callable[[], T]) -> T:
     """What the action gives, tried again a few times: a network that hiccups must not end a run of days.
 
-    Raises FileNotFoundError, and UserError when there is no answer at the end or no permission.
+    The waits are random, so that workers that failed together do not come back together. Raises FileNotFoundError, and
+    UserError when there is no answer at the end or no permission.
     """
-    for wait in (*WAITS, None):
-        try:
-            return action()
-        except (FileNotFoundError, UserError):
-            raise
-        except PermissionError as error:
-            raise UserError(f"{address} may not be read ({_said(error)}); check the credentials.") from None
-        except Exception as error:  # each file system has exceptions of its own
-            if wait is None:
-                raise UserError(
-                    f"{address} can't be read ({_said(error)}), tried {len(WAITS) + 1} times; check address, network and "
-                    "credentials, and run the same command again, it goes on."
-                ) from None
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    import tenacity
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_not_exception_type((FileNotFoundError, PermissionError, UserError, KeyboardInterrupt)),
+        stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(DEADLINE),
+        wait=tenacity.wait_exponential(FIRST_WAIT) + tenacity.wait_random(0, FIRST_WAIT),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except (FileNotFoundError, UserError):
+        raise
+    except PermissionError as error:
+        raise UserError(f"{address} may not be read ({_short(error)}); check the credentials.") from None
+    except Exception as error:  # each file system has exceptions of its own
+        raise UserError(
+            f"{address} can't be read ({_short(error)}), tried {retrying.statistics['attempt_number']} times; check address, "
+            "network and credentials, and run the same command again, it goes on."
+        ) from None
 
 
-def _said(error: Exception) -> str:
+def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
@@ -182,23 +186,23 @@ def _file_system_of(protocol: str) -> Any:
         return fsspec.filesystem(protocol, use_listings_cache=False)
     except ImportError:
         extra = EXTRAS.get(protocol)
-        bring = f"pip install 'featurize[{extra}]'" if extra else "install what fsspec needs for it"
-        raise UserError(f"To read {protocol}:// a package is missing: {bring}.") from None
+        fix = f"pip install 'featurize[{extra}]'" if extra else "install what fsspec needs for it"
+        raise UserError(f"To read {protocol}:// a package is missing: {fix}.") from None
     except ValueError:
-        raise UserError(f"{protocol}:// is no kind of address that is known; s3://, gs:// and https:// are.") from None
+        raise UserError(f"Addresses with {protocol}:// can't be read; use s3://, gs:// or https://.") from None
 
 
 def _file_of(address: str, info: dict[str, Any]) -> File:
     if info.get("size") is None:
         raise UserError(
-            f"The server of {address} does not say how long it is, so it can't be read in parts; copy it here."
+            f"The server of {address} does not say how long it is, so it can't be read in parts; copy it to this machine."
         )
     marks = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "updated", "created"))
     return File(address, info["size"], str(next((mark for mark in marks if mark), "")))
 
 
 def _entries(folder: str) -> list[tuple[str, File | None]]:
-    """(name, file or None for a folder) right in a folder, sorted as the paths of all files below it would be."""
+    """(name, file or None for a folder) directly in a folder, sorted as the paths of all files below it would be."""
     found: list[tuple[str, File | None]] = []
     if is_remote(folder):
         for entry in with_retries(folder, lambda: _file_system(folder).ls(folder, detail=True)):
@@ -217,7 +221,7 @@ def _entries(folder: str) -> list[tuple[str, File | None]]:
 def _file_of_entry(entry: os.DirEntry[str]) -> File:
     try:
         status = entry.stat()
-    except FileNotFoundError:  # a link to nowhere: the ledger says so
+    except FileNotFoundError:  # a broken link: the ledger will say so
         return File(entry.path, 0, 0)
     return File(entry.path, status.st_size, status.st_mtime_ns)
 

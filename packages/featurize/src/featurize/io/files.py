@@ -1,4 +1,4 @@
-"""Where stores lie (a local disk, or a bucket through fsspec), and files written whole or not at all."""
+"""Paths on a local disk or in a bucket (through fsspec), and files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def resolve_path(address: str | Path) -> Path:
     """The path that an address names: a local one made absolute, or for `s3://bucket/root` and its like a UPath.
 
     A UPath has the methods of a Path and reaches its files through fsspec. Raises UserError for a protocol that is unknown
-    or lacks its library.
+    or whose library is not installed.
     """
     text = str(address)
     if "://" not in text:
@@ -26,17 +26,17 @@ def resolve_path(address: str | Path) -> Path:
 
     protocol = text.partition("://")[0]
     try:
-        found = UPath(text)
-        _ = found.fs  # fsspec imports the protocol's library here
+        path = UPath(text)
+        _ = path.fs  # fsspec imports the protocol's library here
     except (ValueError, ImportError) as error:
         raise UserError(
             f"{text} can't be reached: {' '.join(str(error).split())}; install the fsspec library of {protocol}://."
         ) from None
-    return cast(Path, found)
+    return cast(Path, path)
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: `FEATURIZE_CACHE`, else `featurize` in the user's cache folder."""
+    """The folder of files that can be made again: `FEATURIZE_CACHE`, else `featurize` in the user's cache folder."""
     own = os.environ.get("FEATURIZE_CACHE")
     return (
         Path(own).expanduser()
@@ -52,7 +52,7 @@ def is_local(path: Path) -> bool:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary local path, which takes the place of `path` when the block ends without an error.
+    """A temporary local path, which replaces `path` when the block ends without an error.
 
     The data is on the disk before the name is, so that a power cut leaves the old file or the new one, never half of it. In
     a bucket an object appears whole by itself.
@@ -94,12 +94,12 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(
-            f"{path} is damaged (no valid JSON); remove it and run the command that made it again."
+            f"{path} is damaged (not valid JSON); remove it and run the command that made it again."
         ) from None
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what killed processes left half-written below a local folder: zarr's files under other names, and ours."""
+    """Remove what killed processes left half-written below a local folder: temporary files of zarr and of `atomic_write`."""
     if is_local(root):
         for pattern in ("*.partial", ".*.tmp"):
             for path in root.rglob(pattern):

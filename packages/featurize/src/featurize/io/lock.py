@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,34 +22,34 @@ from featurize.io.files import is_local
 
 log = logging.getLogger(__name__)
 
-POLL = 1.0  # seconds between two looks while waiting
+POLL = 1.0  # seconds between two tries while waiting
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # from a file system that has none
 
 
 @contextmanager
 def root_lock(root: Path, wait: bool) -> Iterator[None]:
     """Hold the store root while the block runs.
 
-    On a disk the kernel keeps the lock and drops it when its process dies, however it dies. A bucket has no such thing: there
-    an object is made that must not be there yet, and one left by a process of this host that is no more is taken over.
-    Raises UserError when another run holds the root and `wait` is false.
+    On a disk the kernel keeps the lock and drops it when its process dies, however it dies. A file system without locks (some
+    NFS) is used without, after a warning. A bucket has none either: there an object is made that must not be there yet, and
+    one left by a dead process of this host is taken over. Raises UserError when another run holds the root and `wait` is false.
     """
     path = root / ".lock"
-    told = False
-    while not (held := _flock(path) if is_local(root) else _mark(path)):
+    waited = False
+    while (release := _lock_file(path) if is_local(root) else _mark(path)) is None:
         if not wait:
             raise UserError(
                 f"{root} is {_holder(path)}; let it end, or give --wait to go on after it. {_if_dead(path)}"
             )
-        if not told:
+        if not waited:
             log.info("%s is %s; waiting for it to end.", root, _holder(path))
-        told = True
+        waited = True
         time.sleep(POLL)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        if is_local(root):
-            os.close(held)
+        release()
 
 
 def holder(root: Path) -> str | None:
@@ -58,42 +59,45 @@ def holder(root: Path) -> str | None:
         return None
     if not is_local(root):
         return None if _is_dead(path) else _holder(path)
-    with path.open() as file:
+    with path.open() as file:  # a shared lock needs no right to write, and filelock has none
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return _holder(path)
+        except OSError:  # a file system without locks
+            return None
     return None
 
 
-def _flock(path: Path) -> int:
-    """An open, locked descriptor of the lock file, or 0 when another process has it."""
+def _lock_file(path: Path) -> Callable[[], None] | None:
+    """What releases the lock, of which the file says who holds it; None when another process has it."""
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return 0
-        # The one who held it before may have removed the very file that is locked here; then another file counts.
-        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-            os.truncate(descriptor, 0)
-            os.write(descriptor, _myself())
-            return descriptor
-        os.close(descriptor)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("The file system of %s has no locks; start no second run on it.", path.parent)
+        return lambda: None
+    path.write_bytes(_myself())
+    return lock.release
 
 
-def _mark(path: Path) -> int:
-    """1 when the object is made, 0 when it is another run's."""
+def _mark(path: Path) -> Callable[[], None] | None:
+    """What releases the lock, where the object could be made; None when it is another run's."""
     if path.exists() and _is_dead(path):
-        log.info("%s was %s, which is no more; taken over.", path.parent, _holder(path))
+        log.info("%s was %s, which has ended; taken over.", path.parent, _holder(path))
         path.unlink(missing_ok=True)
     try:
         path.fs.pipe_file(path.path, _myself(), mode="create")  # type: ignore[attr-defined]
     except FileExistsError:
-        return 0
-    return 1
+        return None
+    return lambda: None
 
 
 def _myself() -> bytes:
@@ -129,4 +133,4 @@ def _is_dead(path: Path) -> bool:
 
 
 def _if_dead(path: Path) -> str:
-    return "" if is_local(path) else f"Should that run have died on its machine, remove {path}."
+    return "" if is_local(path) else f"If that run has died on its machine, remove {path}."
