@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurize.neighbours.knn import Compared, _Pixels, knn_viz
+from featurize.neighbours.knn import Compared, Thumbnails, knn_viz
 from featurize.store.ledger import read_ledger
 from tests.featurize.conftest import MODEL, Outcome, options
 
@@ -110,7 +110,7 @@ def test_wrong_requests_are_one_sentence(
 
 def test_copies_of_the_query_are_left_out(extraction: Path) -> None:
     rows = np.array([5, 5, 9, 30])  # the first two are the same picture
-    pixels = _Pixels(read_ledger(extraction), rows)
-    assert pixels.alike(0, 1) == pytest.approx(1)
+    pixels = Thumbnails(read_ledger(extraction), rows)
+    assert pixels.similarity(0, 1) == pytest.approx(1)
     kept = pixels.without_copies(np.array([0]), np.array([[0, 1, 2, 3, -1]]), 3)
     np.testing.assert_array_equal(kept, [[2, 3, -1]])

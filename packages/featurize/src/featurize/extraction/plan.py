@@ -45,7 +45,7 @@ def estimate(request: Request, rows: int | None, rate: float | None, measure: bo
     """The text of `featurize plan`. Nothing is written; with `measure`, weights are loaded and some pictures encoded.
 
     `rows` stands in for the pictures of a source that is not here, `rate` is pictures a second. ImageNet's and COCO's
-    published numbers are taken where neither is given. Raises UserError where nobody knows how many pictures there are,
+    published numbers are taken where neither is given. Raises UserError where the number of images can't be found out,
     and for levels that the encoder can't give.
     """
     features = request.features

@@ -184,13 +184,13 @@ def _check_bad(root: Path, table: pa.Table, total: int, max_bad: int | str) -> N
     with atomic_write(draft_ledger_path(root)) as temporary:
         pq.write_table(table, temporary)
     of = f"{total}" if len(table) == total else f"the first {len(table)}"
-    found = (
+    problem = (
         f"None of the {total} pictures can be read" if none_left else f"{len(refused)} of {of} pictures can't be read"
     )
     allowed = "" if none_left else f", more than --max-bad {max_bad} allows"
     remedy = "check SOURCE" if none_left else "fix them or raise --max-bad"
     raise UserError(
-        f"{found}{allowed}: {_summed_up(refused)}; {draft_ledger_path(root)} has a line for each; {remedy}."
+        f"{problem}{allowed}: {_summed_up(refused)}; {draft_ledger_path(root)} has a line for each; {remedy}."
     )
 
 

@@ -38,8 +38,8 @@ MAX_BYTES_PER_BLOCK = 128 << 20  # of the largest array
 
 @dataclass(frozen=True)
 class Targets:
-    """The arrays of one extraction. `text` are the embedded captions and their offsets, where they are wanted; `other` is the
-    encoder folder whose basis and standardisation are taken, if any."""
+    """The arrays of one extraction. `text` are the embedded captions and their offsets, where the request has them; `other` is
+    the encoder folder whose basis and standardisation are taken, if any."""
 
     labels: ArraySpec
     base: ArraySpec

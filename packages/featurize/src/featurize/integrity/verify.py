@@ -83,7 +83,7 @@ class BlockReport:
 def verify(root: Path, run: Run) -> list[Finding]:
     """All findings about a store root, none when it is whole. Reads every block once, and the base store once a level.
 
-    Without a whole ledger nothing else can be looked at. Raises UserError when it is not a store root.
+    Without a whole ledger nothing else can be checked. Raises UserError when it is not a store root.
     """
     check_root(root)
     findings = [Finding(ledger_path(root), problem) for problem in ledger_problems(root)]

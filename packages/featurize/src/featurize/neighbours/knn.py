@@ -23,10 +23,10 @@ from featurize.neighbours.spaces import PIXEL_SIDE, Space, encoder_spaces, image
 from featurize.recipe import Features
 from featurize.store.ledger import Ledger, read_ledger
 
-DUPLICATE    = 0.98  # correlation of pixels from which two pictures count as the same    # fmt: skip
+DUPLICATE    = 0.98  # correlation of pixels from which two images count as the same    # fmt: skip
 AGREEMENT_AT = 10  # neighbours a query
 QUERIES      = 1000  # of the label agreement and the overlap                             # fmt: skip
-PIXEL_ROWS   = 20_000  # up to so many pictures are decoded for the raw-pixel baseline    # fmt: skip
+PIXEL_ROWS   = 20_000  # up to so many images are decoded for the raw-pixel baseline    # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def knn_viz(
     """Write the sheet `out`, the matrix `<out>-overlap.png` and the numbers beside them (`.json`); the numbers.
 
     `max_rows` rows (None: all), chosen by keyed hash, are compared with each other in every space, so the numbers are
-    comparable; all `compared` must hold the same pictures. `index` is that of `neighbours.nearest`. With `raw` the rows
+    comparable; all `compared` must hold the same images. `index` is that of `neighbours.nearest`. With `raw` the rows
     are encoded again, and the encoder's features before the basis are a space as well.
     """
     ledger = _common_ledger(compared)
@@ -59,32 +59,32 @@ def knn_viz(
     chosen = _by_hash(ledger, seed)[:max_rows]
     rows = np.sort(chosen)
     labels = ledger.labels[rows]
-    drawn = np.searchsorted(rows, chosen[:QUERIES])  # positions among the compared rows, in hash order
-    asked = np.sort(drawn)
-    shown = _various(drawn, labels, queries)
-    keep = min(AGREEMENT_AT, len(rows) - 1)
+    candidates = np.searchsorted(rows, chosen[:QUERIES])  # positions among the compared rows, in hash order
+    measured = np.sort(candidates)
+    shown = _various(candidates, labels, queries)
+    count = min(AGREEMENT_AT, len(rows) - 1)
 
     with tempfile.TemporaryDirectory(prefix="knn-viz-") as folder, search_process() as nearest:
         spaces = _spaces(compared, ledger, rows, raw, Path(folder))
         names = _names(spaces)
-        everything = np.union1d(asked, shown)
+        everything = np.union1d(measured, shown)
         agreement: dict[str, float | None] = {}
-        found: dict[str, np.ndarray] = {}
+        nearest_of: dict[str, np.ndarray] = {}
         indexes: dict[str, dict[str, Any]] = {}
         lines: dict[str, list[Line]] = {}
-        pixels = _Pixels(ledger, rows)
+        pixels = Thumbnails(ledger, rows)
         for name, space in zip(names, spaces, strict=True):
             # Twice too many for the sheet: copies of the query are left out there.
             near = nearest(space, everything, max(AGREEMENT_AT, 2 * neighbours + 8) + 1, index)
-            found[name] = without_self(asked, near.positions[np.searchsorted(everything, asked)], keep)
-            agreement[name] = label_agreement(labels, asked, found[name])
-            known = {key: value for key, value in asdict(near.index).items() if value is not None}
-            indexes[name] = known | {"described": str(near.index)}
+            nearest_of[name] = without_self(measured, near.positions[np.searchsorted(everything, measured)], count)
+            agreement[name] = label_agreement(labels, measured, nearest_of[name])
+            settings = {key: value for key, value in asdict(near.index).items() if value is not None}
+            indexes[name] = settings | {"described": str(near.index)}
             line = pixels.without_copies(shown, near.positions[np.searchsorted(everything, shown)], neighbours)
             lines.setdefault(_panel(space, spaces), []).append(Line(space.name, line))
 
-    overlap = overlap_matrix(found)
-    draw_overlap(names, overlap, keep, overlap_path(out))
+    overlap = overlap_matrix(nearest_of)
+    draw_overlap(names, overlap, count, overlap_path(out))
     draw_sheet(
         [Panel(title, tuple(members)) for title, members in lines.items()],
         shown,
@@ -96,8 +96,8 @@ def knn_viz(
         "root": str(compared[0].root),
         "encoder": ",".join(dict.fromkeys(one.encoder for one in compared)),
         "rows": len(rows),
-        "queries": len(asked),
-        "neighbours": keep,
+        "queries": len(measured),
+        "neighbours": count,
         "label_agreement": agreement,
         "chance": _chance(labels),
         "index": indexes,
@@ -133,11 +133,11 @@ def _spaces(
             spaces.append(raw_features(one.root, ledger, raw, rows, folder))
         group = f"{one.root.name} {one.encoder}" if same_encoder else one.encoder
         spaces += encoder_spaces(one.root, one.encoder, group, rows)
-    pictures = [space for root in dict.fromkeys(one.root for one in compared) for space in image_spaces(root, rows)]
-    pictures = list({space.name: space for space in pictures}.values())
-    if all(space.name != "raw pixels" for space in pictures) and len(rows) <= PIXEL_ROWS:
-        pictures.append(raw_pixels(ledger, rows, folder))
-    return spaces + pictures
+    image_based = [space for root in dict.fromkeys(one.root for one in compared) for space in image_spaces(root, rows)]
+    image_based = list({space.name: space for space in image_based}.values())
+    if all(space.name != "raw pixels" for space in image_based) and len(rows) <= PIXEL_ROWS:
+        image_based.append(raw_pixels(ledger, rows, folder))
+    return spaces + image_based
 
 
 def _names(spaces: Sequence[Space]) -> list[str]:
@@ -169,38 +169,38 @@ def _various(candidates: np.ndarray, labels: np.ndarray, count: int) -> np.ndarr
 
 def _chance(labels: np.ndarray) -> float | None:
     """The agreement that random neighbours would have; None without labels."""
-    known = labels[labels >= 0]
-    if not len(known):
+    labelled = labels[labels >= 0]
+    if not len(labelled):
         return None
-    _, counts = np.unique(known, return_counts=True)
-    return float(((counts / len(labels)) ** 2).sum() * len(labels) / len(known))
+    _, counts = np.unique(labelled, return_counts=True)
+    return float(((counts / len(labels)) ** 2).sum() * len(labels) / len(labelled))
 
 
-class _Pixels:
-    """Pictures at positions among the compared rows, decoded when they are first asked for."""
+class Thumbnails:
+    """Images at positions among the compared rows, each decoded when it is first used."""
 
     def __init__(self, ledger: Ledger, rows: np.ndarray) -> None:
-        self._picture = lru_cache(maxsize=4096)(lambda position: thumbnail(ledger, int(rows[position]), THUMBNAIL))
+        self._image = lru_cache(maxsize=4096)(lambda position: thumbnail(ledger, int(rows[position]), THUMBNAIL))
 
     def thumbnail(self, position: int, side: int) -> np.ndarray:
-        picture = self._picture(int(position))
-        return picture if side == len(picture) else np.asarray(Image.fromarray(picture).resize((side, side)))
+        image = self._image(int(position))
+        return image if side == len(image) else np.asarray(Image.fromarray(image).resize((side, side)))
 
-    def alike(self, first: int, second: int) -> float:
-        """Correlation of the two pictures' pixels."""
+    def similarity(self, first: int, second: int) -> float:
+        """Correlation of the two images' pixels."""
         a, b = (self.thumbnail(position, PIXEL_SIDE).astype(np.float64).ravel() for position in (first, second))
         a, b = a - a.mean(), b - b.mean()
         return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-12))
 
-    def without_copies(self, queries: np.ndarray, found_QK: np.ndarray, keep: int) -> np.ndarray:
-        """(Q, keep) neighbours that are neither the query nor nearly the same picture; -1 where too few are left."""
-        kept = np.full((len(queries), keep), -1)
-        for number, (query, found) in enumerate(zip(queries, found_QK, strict=True)):
+    def without_copies(self, queries: np.ndarray, neighbours_QK: np.ndarray, count: int) -> np.ndarray:
+        """(Q, count) neighbours that are neither the query nor nearly the same picture; -1 where too few are left."""
+        others_QK = np.full((len(queries), count), -1)
+        for number, (query, neighbours) in enumerate(zip(queries, neighbours_QK, strict=True)):
             others: list[int] = []
-            for other in found[(found >= 0) & (found != query)]:
-                if len(others) == keep:
+            for other in neighbours[(neighbours >= 0) & (neighbours != query)]:
+                if len(others) == count:
                     break
-                if self.alike(int(query), int(other)) < DUPLICATE:
+                if self.similarity(int(query), int(other)) < DUPLICATE:
                     others.append(int(other))
-            kept[number, : len(others)] = others
-        return kept
+            others_QK[number, : len(others)] = others
+        return others_QK

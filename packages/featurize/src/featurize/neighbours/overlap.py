@@ -11,15 +11,15 @@ from featurize.io.files import atomic_write
 from featurize.neighbours.search import shared_share
 
 
-def overlap_matrix(found: Mapping[str, np.ndarray]) -> np.ndarray:
+def overlap_matrix(neighbours: Mapping[str, np.ndarray]) -> np.ndarray:
     """(S, S): for each two spaces, |K nearest in one and in the other| / K, averaged over the queries; diagonal 1.
 
-    `found` holds each space's neighbours (Q, K) of the same queries, without the queries themselves.
+    `neighbours` holds each space's nearest (Q, K) of the same queries, without the queries themselves.
     """
-    return np.array([[shared_share(first, second) for second in found.values()] for first in found.values()])
+    return np.array([[shared_share(first, second) for second in neighbours.values()] for first in neighbours.values()])
 
 
-def draw_overlap(names: list[str], matrix_SS: np.ndarray, neighbours: int, out: Path) -> None:
+def draw_overlap(names: list[str], matrix_SS: np.ndarray, count: int, out: Path) -> None:
     """The matrix as a picture with its numbers in per cent."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def draw_overlap(names: list[str], matrix_SS: np.ndarray, neighbours: int, out: 
     for (line, column), share in np.ndenumerate(matrix_SS):
         colour = "black" if share > 0.6 else "white"
         axes.text(column, line, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_title(f"{neighbours} nearest neighbours in common, %", fontsize=10)
+    axes.set_title(f"{count} nearest neighbours in common, %", fontsize=10)
     figure.colorbar(image, shrink=0.7)
     with atomic_write(out) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -1,4 +1,4 @@
-"""Nearest neighbours with FAISS, in a process of its own: FAISS and torch each bring an OpenMP runtime.
+"""Nearest neighbours with FAISS, in a process of its own: FAISS and torch each load an OpenMP runtime.
 
 Vectors are read block by block in that process; only the queries' neighbours come back.
 """
@@ -49,7 +49,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of each query (Q, K): cosine similarities and positions in the space, most alike first; -1 where too few."""
+    """For each query (Q, K): cosine similarities and positions in the space, most alike first; -1 where too few."""
 
     similarities: np.ndarray
     positions: np.ndarray
@@ -87,42 +87,46 @@ def _exact(space: Space, queries: np.ndarray, count: int) -> Neighbours:
     import faiss
     from faiss.contrib.exhaustive_search import knn_ground_truth
 
-    asked = unit(space.vectors(queries))
-    similar, found = knn_ground_truth(asked, _shown(space, blocks(space)), count, faiss.METRIC_INNER_PRODUCT)
-    return Neighbours(similar, found, Index("exact"))
+    vectors = unit(space.vectors(queries))
+    similarities, positions = knn_ground_truth(
+        vectors, _with_progress(space, blocks(space)), count, faiss.METRIC_INNER_PRODUCT
+    )
+    return Neighbours(similarities, positions, Index("exact"))
 
 
 def _inverted_file(space: Space, queries: np.ndarray, count: int) -> Neighbours:
-    """Principal directions (kept as distances, not as angles: they are centred) in an inverted file of 8-bit codes."""
+    """Principal directions (compared by distances, not by angles: they are centred) in an inverted file of 8-bit codes."""
     import faiss
     from faiss.contrib.exhaustive_search import knn_ground_truth
 
-    wanted = min(space.count, 40 * _lists(space.count), TRAINING_BYTES // (4 * space.dimensions))
-    chosen = np.sort(np.random.default_rng(0).choice(space.count, wanted, replace=False))
+    trained_on = min(space.count, 40 * _lists(space.count), TRAINING_BYTES // (4 * space.dimensions))
+    chosen = np.sort(np.random.default_rng(0).choice(space.count, trained_on, replace=False))
     training = unit(space.vectors(chosen))
-    turn = faiss.PCAMatrix(space.dimensions, min(CODE_DIMENSIONS, space.dimensions, wanted))
-    turn.train(training)
-    lists = min(_lists(space.count), max(1, wanted // 40))
-    quantizer = faiss.IndexFlatL2(turn.d_out)
-    index = faiss.IndexIVFScalarQuantizer(quantizer, turn.d_out, lists, faiss.ScalarQuantizer.QT_8bit)
-    index.train(turn.apply(training))
+    rotation = faiss.PCAMatrix(space.dimensions, min(CODE_DIMENSIONS, space.dimensions, trained_on))
+    rotation.train(training)
+    lists = min(_lists(space.count), max(1, trained_on // 40))
+    quantizer = faiss.IndexFlatL2(rotation.d_out)
+    index = faiss.IndexIVFScalarQuantizer(quantizer, rotation.d_out, lists, faiss.ScalarQuantizer.QT_8bit)
+    index.train(rotation.apply(training))
     del training
 
     def added() -> Iterator[np.ndarray]:
         for vectors in blocks(space):
-            index.add(turn.apply(vectors))
+            index.add(rotation.apply(vectors))
             yield vectors
 
     sample = queries[:RECALL_QUERIES]
-    _, truth = knn_ground_truth(unit(space.vectors(sample)), _shown(space, added()), count, faiss.METRIC_INNER_PRODUCT)
+    _, truth = knn_ground_truth(
+        unit(space.vectors(sample)), _with_progress(space, added()), count, faiss.METRIC_INNER_PRODUCT
+    )
     for probes in [1 << power for power in range(int(math.log2(lists)) + 1)] + [lists]:
         index.nprobe = probes
-        _, found = _probe(space, index, turn, sample, count)
-        recall = shared_share(truth, found)
+        _, positions = _probe(space, index, rotation, sample, count)
+        recall = shared_share(truth, positions)
         if recall >= RECALL:
             break
-    similar, found = _probe(space, index, turn, queries, count)
-    return Neighbours(similar, found, Index("ivf", lists, probes, wanted, recall, len(sample)))
+    similarities, positions = _probe(space, index, rotation, queries, count)
+    return Neighbours(similarities, positions, Index("ivf", lists, probes, trained_on, recall, len(sample)))
 
 
 def _lists(rows: int) -> int:
@@ -130,21 +134,21 @@ def _lists(rows: int) -> int:
     return max(1, int(4 * math.sqrt(rows)))
 
 
-def _probe(space: Space, index, turn, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+def _probe(space: Space, index, rotation, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
     """Candidates of the inverted file by their codes, put in the order of their exact cosine."""
-    similar = np.full((len(queries), count), -np.inf, dtype=np.float32)
-    found = np.full((len(queries), count), -1)
-    for place, query in enumerate(queries):
-        asked = unit(space.vectors(np.array([query])))
-        _, candidates = index.search(turn.apply(asked), min(CANDIDATES * count, space.count))
+    similarities = np.full((len(queries), count), -np.inf, dtype=np.float32)
+    positions = np.full((len(queries), count), -1)
+    for number, query in enumerate(queries):
+        vector = unit(space.vectors(np.array([query])))
+        _, candidates = index.search(rotation.apply(vector), min(CANDIDATES * count, space.count))
         candidates = np.sort(candidates[0][candidates[0] >= 0])
-        cosines = unit(space.vectors(candidates)) @ asked[0]
+        cosines = unit(space.vectors(candidates)) @ vector[0]
         order = np.argsort(-cosines, kind="stable")[:count]
-        similar[place, : len(order)], found[place, : len(order)] = cosines[order], candidates[order]
-    return similar, found
+        similarities[number, : len(order)], positions[number, : len(order)] = cosines[order], candidates[order]
+    return similarities, positions
 
 
-def _shown(space: Space, vectors: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _with_progress(space: Space, vectors: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The blocks, with a progress line where there are many."""
     with tqdm(total=space.count, desc=f"comparing {space.name}", unit=" rows", delay=2) as progress:
         for block in vectors:
@@ -152,16 +156,16 @@ def _shown(space: Space, vectors: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             progress.update(len(block))
 
 
-def without_self(positions_Q: np.ndarray, found_QK: np.ndarray, keep: int) -> np.ndarray:
-    """(Q, keep): the neighbours less the query itself, which need not come first among exact copies."""
-    kept = np.full((len(positions_Q), keep), -1)
-    for query, (position, found) in enumerate(zip(positions_Q, found_QK, strict=True)):
-        others = found[(found != position) & (found >= 0)][:keep]
-        kept[query, : len(others)] = others
-    return kept
+def without_self(positions_Q: np.ndarray, neighbours_QK: np.ndarray, count: int) -> np.ndarray:
+    """(Q, count): the neighbours less the query itself, which need not come first among exact copies."""
+    others_QK = np.full((len(positions_Q), count), -1)
+    for query, (position, neighbours) in enumerate(zip(positions_Q, neighbours_QK, strict=True)):
+        others = neighbours[(neighbours != position) & (neighbours >= 0)][:count]
+        others_QK[query, : len(others)] = others
+    return others_QK
 
 
-def label_agreement(labels_N: np.ndarray, queries: np.ndarray, found_QK: np.ndarray) -> float | None:
+def label_agreement(labels_N: np.ndarray, queries: np.ndarray, neighbours_QK: np.ndarray) -> float | None:
     """Mean share of the neighbours that have the query's label; None without labels.
 
     A query itself must not be among its neighbours. Queries without a label (-1) don't count.
@@ -169,8 +173,8 @@ def label_agreement(labels_N: np.ndarray, queries: np.ndarray, found_QK: np.ndar
     labelled = labels_N[queries] >= 0
     if not labelled.any():
         return None
-    same = (labels_N[found_QK] == labels_N[queries][:, None]) & (found_QK >= 0)
-    return float((same.sum(axis=1) / np.maximum((found_QK >= 0).sum(axis=1), 1))[labelled].mean())
+    same = (labels_N[neighbours_QK] == labels_N[queries][:, None]) & (neighbours_QK >= 0)
+    return float((same.sum(axis=1) / np.maximum((neighbours_QK >= 0).sum(axis=1), 1))[labelled].mean())
 
 
 def shared_share(first_QK: np.ndarray, second_QK: np.ndarray) -> float:

@@ -26,7 +26,7 @@ class Line:
     """The neighbours of every query in one space: positions (Q, K), -1 where there is none."""
 
     name: str
-    found_QK: np.ndarray
+    neighbours_QK: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Panel:
 def draw_sheet(
     panels: list[Panel],
     queries: np.ndarray,
-    picture_of: Callable[[int], SourceImage],
+    image_of: Callable[[int], SourceImage],
     thumbnail_of: Callable[[int], np.ndarray],
     out: Path,
 ) -> None:
     """For each query a band: in every panel the lines' names at the left, the query framed, its neighbours after it.
 
     Labels or captions stand below; a label is green where it is the query's and red where it is not.
-    `picture_of` and `thumbnail_of` (uint8, THUMBNAIL a side) give what stands at a position.
+    `image_of` and `thumbnail_of` (uint8, THUMBNAIL a side) give what stands at a position.
     """
     cell = THUMBNAIL + GAP
-    neighbours = panels[0].lines[0].found_QK.shape[1]
-    captioned = any(picture_of(int(query)).captions for query in queries)
+    neighbours = panels[0].lines[0].neighbours_QK.shape[1]
+    captioned = any(image_of(int(query)).captions for query in queries)
     text_lines = CAPTION_LINES if captioned else 1
     line_height = THUMBNAIL + GAP + LINE_HEIGHT * text_lines
     band = line_height * max(len(panel.lines) for panel in panels) + 14
@@ -63,12 +63,12 @@ def draw_sheet(
         x0 = column * width
         draw.text((x0 + 6, 3), panel.title, fill="black", font=bold)
         for number, query in enumerate(queries):
-            asked = picture_of(int(query))
+            query_image = image_of(int(query))
             for position, line in enumerate(panel.lines):
                 y0 = TITLE_HEIGHT + number * band + position * line_height
                 name = "\n".join(_wrapped(line.name, font, MARGIN - 10, 3))
                 draw.text((x0 + 6, y0 + THUMBNAIL // 2 - 8), name, fill="black", font=font)
-                for place, index in enumerate([int(query), *map(int, line.found_QK[number])]):
+                for place, index in enumerate([int(query), *map(int, line.neighbours_QK[number])]):
                     if index < 0:
                         continue
                     left = x0 + MARGIN + place * cell + (8 if place else 0)
@@ -76,10 +76,10 @@ def draw_sheet(
                     if place == 0:
                         edges = (left - 1, y0 + 1, left + THUMBNAIL, y0 + 2 + THUMBNAIL)
                         draw.rectangle(edges, outline="crimson", width=2)
-                    picture = picture_of(index)
-                    text = "\n".join(_wrapped(_legend(picture), font, THUMBNAIL, text_lines))
+                    image = image_of(index)
+                    text = "\n".join(_wrapped(_legend(image), font, THUMBNAIL, text_lines))
                     at = (left, y0 + THUMBNAIL + GAP)
-                    draw.text(at, text, fill=_colour(asked, picture) if place else PLAIN, font=font, spacing=1)
+                    draw.text(at, text, fill=_colour(query_image, image) if place else PLAIN, font=font, spacing=1)
     for number in range(1, len(queries)):
         y = TITLE_HEIGHT + number * band - 7
         draw.line((0, y, sheet.width, y), fill="lightgray")
@@ -89,8 +89,8 @@ def draw_sheet(
         sheet.save(temporary, format="PNG")
 
 
-def _legend(picture: SourceImage) -> str:
-    return picture.captions[0] if picture.captions else "" if picture.label is None else f"class {picture.label}"
+def _legend(image: SourceImage) -> str:
+    return image.captions[0] if image.captions else "" if image.label is None else f"class {image.label}"
 
 
 def _colour(query: SourceImage, neighbour: SourceImage) -> str:

@@ -1,4 +1,4 @@
-"""What `info` says of the encoders' arrays, drawn: explained variance, effective rank, outlier tokens, mean and std."""
+"""What `info` says of the encoders' arrays, as a figure: explained variance, effective rank, outlier tokens, mean and std."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _draw_variance(axes: Any, facts: EncoderFacts) -> None:
         axes.annotate(
             name, (channel, cumulative[channel - 1]), textcoords="offset points", xytext=(-4, 5), ha="right", fontsize=8
         )
-    lines = [facts.name, f"effective rank {effective_rank(facts.explained_K):.1f} of the {len(channels)} kept channels"]
+    lines = [facts.name, f"effective rank {effective_rank(facts.explained_K):.1f} of the {len(channels)} stored channels"]
     if "effective_rank" in facts.measured:
         lines[-1] += f", {facts.measured['effective_rank']:.1f} of all"
     if "outlier_share" in facts.measured:

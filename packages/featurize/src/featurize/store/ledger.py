@@ -145,7 +145,7 @@ class Lines(Sequence[T]):
 
 
 def unchanged_ledger(root: Path, listing_arguments: Sequence[object]) -> Ledger | None:
-    """The ledger of a root, where it can be told without listing the source that nothing has changed; else None.
+    """The ledger of a root, where nothing has changed since, which is decided without listing the source; else None.
 
     `listing_arguments` are those of `list_images`.
     """
