@@ -21,7 +21,14 @@ from nestgen.cli.main import main as nestgen_cli
 
 RECIPE = {
     "name": "smoke",
-    "features": {"source": "scenes:32", "out": "stores/train", "encoder": "tiny", "z0": "vae:32", "limit": 20},
+    "features": {
+        "source": "scenes:32",
+        "out": "stores/train",
+        "encoder": "tiny",
+        "z0": "vae:32",
+        "z0_weights": "tiny",
+        "limit": 20,
+    },
     "levels": [{"shape": "8x8x8"}, {"shape": "2x2x8", "sigma": 0.5}],
     "denoiser": {"size": "nano"},
     "training": {"steps": 3, "batch": 8, "warmup": 1, "preview": 0},
