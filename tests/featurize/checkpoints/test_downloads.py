@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -35,6 +37,40 @@ def server() -> Iterator[str]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves CONTENT with ranges, at most LIMIT bytes at a time from `/cut` and none at all from `/stop` after the first."""
+
+    LIMIT = len(CONTENT) // 3 + 1
+    etag = '"first"'
+    requests: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.requests.append((self.path, wanted))
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        if self.headers.get("If-Range", self.etag) != self.etag:
+            wanted, start = None, 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", self.etag)
+        self.end_headers()
+        limit = len(CONTENT) if self.path == "/whole" else self.LIMIT if not wanted or self.path == "/cut" else 0
+        self.wfile.write(CONTENT[start : start + limit])
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def ranges() -> Iterator[str]:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    Ranges.requests.clear()
     yield f"http://127.0.0.1:{http.server_port}"
     http.shutdown()
     http.server_close()
@@ -73,7 +109,7 @@ def test_a_file_that_changes_later_is_an_error(server: str, cache: Path) -> None
 
 
 def test_a_wrong_digest_is_not_kept(server: str, cache: Path) -> None:
-    with pytest.raises(UserError, match=f"instead of {'0' * 64}; it is not kept: bring that file"):
+    with pytest.raises(UserError, match=f"instead of {'0' * 64}; it is not kept: copy that file"):
         find_weights(None, RemoteFile(f"{server}/good", "w.pth", "0" * 64), "the encoder")
     assert left(cache) == []
     right = hashlib.sha256(CONTENT).hexdigest()
@@ -97,11 +133,51 @@ def test_what_goes_wrong_on_the_way_leaves_nothing(server: str, cache: Path, pat
     assert left(cache) == []
 
 
+def test_a_connection_that_breaks_is_opened_again_for_the_rest(ranges: str, cache: Path) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    file = find_weights(None, RemoteFile(f"{ranges}/cut", "w.pth", digest), "the encoder")
+    assert file.read_bytes() == CONTENT
+    limit = Ranges.LIMIT
+    assert [wanted for _, wanted in Ranges.requests] == [None, f"bytes={limit}-", f"bytes={2 * limit}-"]
+    assert left(cache) == ["w.pth"]
+
+
+def test_what_has_come_is_kept_for_the_next_command_unless_the_file_changes(
+    ranges: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(UserError, match=r"was cut short after .* run the same command again"):
+        find_weights(None, RemoteFile(f"{ranges}/stop", "w.pth", digest), "the encoder")
+    (part,) = left(cache)
+    assert part.endswith(".part") and (cache / part).stat().st_size == Ranges.LIMIT
+    Ranges.requests.clear()
+    assert find_weights(None, RemoteFile(f"{ranges}/whole", "w.pth", digest), "the encoder").read_bytes() == CONTENT
+    assert [wanted for _, wanted in Ranges.requests] == [None, f"bytes={Ranges.LIMIT}-"]
+    assert left(cache) == ["w.pth"]
+
+    (cache / "w.pth").unlink()
+    with pytest.raises(UserError, match="was cut short"):
+        find_weights(None, RemoteFile(f"{ranges}/stop", "w.pth", digest), "the encoder")
+    monkeypatch.setattr(Ranges, "etag", '"second"')
+    Ranges.requests.clear()
+    find_weights(None, RemoteFile(f"{ranges}/whole", "w.pth", digest), "the encoder")
+    assert [wanted for _, wanted in Ranges.requests] == [None]
+    assert left(cache) == ["w.pth"]
+
+
+def test_several_processes_fetch_a_file_once(ranges: str) -> None:
+    remote = RemoteFile(f"{ranges}/whole", "w.pth")
+    with ThreadPoolExecutor(6) as pool:
+        found = {pool.submit(find_weights, None, remote, "the encoder") for _ in range(6)}
+    assert {future.result().read_bytes() for future in found} == {CONTENT}
+    assert len(Ranges.requests) == 1
+
+
 def test_offline_the_error_says_what_to_bring_where(featurize, cache: Path) -> None:  # type: ignore[no-untyped-def]
     outcome = featurize("check-encoder", "mocov3")
     assert outcome.code == 1
     place = PUBLISHED["mocov3-vit_base"]
-    assert f"bring that file from {place.url} to {cache / place.file}, or name it with --weights FILE" in outcome.err
+    assert f"copy that file from {place.url} to {cache / place.file}, or name it with --weights FILE" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
     outcome = featurize("embed-text", "--prompts", __file__, "--out", cache)
     assert f"to {cache / 'clip-ViT-L-14.pt'}, or name it with --text-weights FILE" in outcome.err

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from featurize.basis.moments import merge_all, moments_of
-from featurize.encoders import Encoder, EncoderSpec, encode, load_encoder
+from featurize.encoders import Encoder, EncoderSpec, encode, load_encoder, onednn
 from featurize.encoders.check import check_encoder
 from featurize.encoders.onednn import on_onednn
 from featurize.errors import UserError
@@ -62,14 +62,34 @@ class Layers(nn.Module):
 
 def test_onednn_computes_every_linear_layer() -> None:
     layers, x_BLD = Layers().eval().requires_grad_(False), torch.randn(3, 5, 24)
+    forward = on_onednn(layers)
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
-        found = on_onednn(layers)(x_BLD)
+        found = forward(x_BLD)
     calls = {event.key: event.count for event in seen.key_averages()}
     assert calls["mkldnn::_linear_pointwise"] == 4
     assert not {"aten::mm", "aten::addmm"} & calls.keys()
     assert torch.backends.mha.get_fastpath_enabled()
     wanted = layers.double()(x_BLD.double())
     assert reference.furthest(found, wanted) <= RELATIVE
+
+
+def _refused(*_: object) -> Tensor:
+    raise RuntimeError("expected at most 4 arguments")
+
+
+def _wrong(x: Tensor, *_: object) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize("operator", [None, _refused, _wrong])
+def test_without_the_private_operator_torchs_own_is_taken(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_linear", operator)
+    onednn.has_onednn_linear.cache_clear()
+    layers = Layers().eval()
+    try:
+        assert on_onednn(layers) is layers
+    finally:
+        onednn.has_onednn_linear.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

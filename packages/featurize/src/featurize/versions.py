@@ -1,4 +1,4 @@
-"""Versions of installed libraries, each looked up once a process: a look parses all of a package's metadata, for 9 ms."""
+"""Versions of installed libraries, each read once per process: reading one parses all of a package's metadata, for 9 ms."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from functools import cache
 
 @cache
 def version(library: str) -> str:
-    """As the installed package says. Raises importlib.metadata.PackageNotFoundError where it is not there."""
+    """The version in the installed package's metadata. Raises importlib.metadata.PackageNotFoundError without one."""
     return importlib.metadata.version(library)

@@ -1,7 +1,8 @@
 """Where published weights come from, and the folder that keeps them.
 
 A file whose SHA-256 is known is checked against it. Of the others the digest is written down beside the file when it is
-first seen and compared whenever the file is used: a file that changes later is an error.
+first seen and compared whenever the file is used: a file that changes later is an error. Most of them lie on plain web
+servers; huggingface_hub fetches from the Hub alone, and pooch neither goes on with half a file nor keeps two processes apart.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 
 from tqdm import tqdm
 
 from featurize.checkpoints.files import sha256_of
 from featurize.errors import UserError
-from featurize.io.files import atomic_write, cache_folder
+from featurize.io.files import atomic_write, cache_folder, to_disk
 
 PIECE = 1 << 20
 TIMEOUT = 30  # seconds without a byte
+BROKEN = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,14 @@ PUBLISHED = {
 
 
 def cached_path(remote: RemoteFile) -> Path:
-    """Where the file of a place is kept, whether it is there or not."""
+    """Where this machine keeps the file, whether it has been fetched or not."""
     return cache_folder() / remote.file
 
 
 def find_weights(option: str | None, remote: RemoteFile | None, what: str, flag: str = "--weights") -> Path:
-    """The weights file of `what`: the file the user names, else the one of its place, fetched when it is not there yet.
+    """The weights file of `what`: the file the user names, else the published one, fetched when it is not here yet.
 
-    Raises UserError when it is not there and can't be had, or is not the file it should be.
+    Raises UserError when there is no such file, it can't be fetched, or it is not the file it should be.
     """
     if option is not None:
         file = Path(option).expanduser()
@@ -104,32 +108,92 @@ def find_weights(option: str | None, remote: RemoteFile | None, what: str, flag:
 
 
 def _fetch(remote: RemoteFile, file: Path, what: str, flag: str) -> None:
-    bring = f"bring that file from {remote.url} to {file}, or name it with {flag} FILE"
-    with atomic_write(file) as temporary:
-        digest = hashlib.sha256()
+    """Bring the file; of several processes one does, and the others wait for it."""
+    from filelock import FileLock
+
+    by_hand = f"copy that file from {remote.url} to {file}, or name it with {flag} FILE"
+    lock = file.with_name(f".{file.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         try:
-            with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as answer, temporary.open("wb") as out:
-                total = int(answer.headers.get("Content-Length") or 0)
-                with tqdm(total=total or None, desc=f"fetching {remote.file}", unit="B", unit_scale=True) as progress:
-                    while piece := answer.read(PIECE):
-                        out.write(piece)
-                        digest.update(piece)
-                        progress.update(len(piece))
-                size = out.tell()
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UserError(
-                f"The weights of {what} are not on this machine and can't be fetched ({reason}); {bring}."
-            ) from None
-        if total and size != total:
-            raise UserError(
-                f"{remote.url} was cut short after {size:,} of {total:,} bytes; run the same command again, or {bring}."
-            )
-        if remote.sha256 and digest.hexdigest() != remote.sha256:
-            raise UserError(
-                f"{remote.url} gave a file with the SHA-256 {digest.hexdigest()} instead of {remote.sha256}; it is not kept: "
-                f"{bring}."
-            )
+            if file.is_file():
+                return
+            try:
+                part = _download(remote, file)
+            except BROKEN as error:
+                reason = getattr(error, "reason", None) or error
+                raise UserError(
+                    f"The weights of {what} are not on this machine and can't be fetched ({reason}); {by_hand}."
+                ) from None
+            except _CutShortError as error:
+                raise UserError(
+                    f"{remote.url} was cut short after {error.size:,} of {error.total:,} bytes; run the same command again, or "
+                    f"{by_hand}."
+                ) from None
+            if remote.sha256 and (digest := sha256_of(part)) != remote.sha256:
+                part.unlink()
+                raise UserError(
+                    f"{remote.url} gave a file with the SHA-256 {digest} instead of {remote.sha256}; it is not kept: {by_hand}."
+                )
+            to_disk(part)
+            part.replace(file)
+            for stale in file.parent.glob(f".{file.name}.*.part"):  # of other versions
+                stale.unlink()
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+class _CutShortError(Exception):
+    def __init__(self, size: int, total: int) -> None:
+        self.size, self.total = size, total
+
+
+def _download(remote: RemoteFile, file: Path) -> Path:
+    """The whole content as a file beside `file`.
+
+    Where the server serves ranges, a connection that breaks is opened again for the rest, as long as each brings some of it;
+    what has come by then is kept for the next command. Raises one of BROKEN or _CutShortError.
+    """
+    answer = urllib.request.urlopen(remote.url, timeout=TIMEOUT)
+    total = int(answer.headers.get("Content-Length") or 0)
+    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+    resumable = answer.headers.get("Accept-Ranges") == "bytes" and bool(version) and total > 0
+    # Half of another version is not continued: its name is another one.
+    part = file.with_name(f".{file.name}.{hashlib.sha256(f'{version} {total}'.encode()).hexdigest()[:12]}.part")
+    size = part.stat().st_size if resumable and part.is_file() else 0
+    try:
+        with tqdm(total=total or None, desc=f"fetching {remote.file}", unit="B", unit_scale=True) as progress:
+            while True:
+                if size:
+                    answer.close()
+                    answer, size = _open_rest(remote.url, version, size)
+                progress.n = before = size
+                error = None
+                with answer, part.open("ab" if size else "wb") as out:
+                    try:
+                        while piece := answer.read(PIECE):
+                            out.write(piece)
+                            progress.update(len(piece))
+                    except BROKEN as broken:
+                        error = broken
+                    size = out.tell()
+                if error is None and size >= total:
+                    return part
+                if not resumable or size <= before:
+                    raise error or _CutShortError(size, total)
+    except BaseException:
+        if not resumable:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _open_rest(url: str, version: str, size: int) -> tuple[HTTPResponse, int]:
+    """(the answer, the offset at which it starts): 0 where the server sends the whole, because it has another version."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-", "If-Range": version})
+    with suppress(urllib.error.HTTPError):  # nothing is left to send, for one
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        return answer, size if answer.status == http.client.PARTIAL_CONTENT else 0
+    return urllib.request.urlopen(url, timeout=TIMEOUT), 0
 
 
 def _check(remote: RemoteFile, file: Path, flag: str) -> None:
