@@ -27,12 +27,12 @@ import torch
 from benchmarks.photos import random_vit, write_shards
 from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
 from featurize.encoders import EncoderSpec, load_encoder
-from featurize.execution.progress import LOG
 from featurize.extraction.extract import extract
 from featurize.images.crop import crop
 from featurize.images.decode import decode
 from featurize.recipe import read_request
 from featurize.sources import list_images, read
+from featurize.store.layout import log_path
 
 BATCH = 32
 FIT_SHARE = 65_536 / 1_281_167  # of the pictures are encoded twice: the default --basis-rows, of ImageNet
@@ -98,7 +98,7 @@ def main(
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), _watching(device) as use:
                 extract(read_request(None, options, levels), workers, scheduler=None)
             if basis is not None:
-                kept = Path(shutil.move(root / LOG, folder / f"log-{turn}-{workers}.jsonl"))
+                kept = Path(shutil.move(log_path(root), folder / f"log-{turn}-{workers}.jsonl"))
                 logs.setdefault(workers, []).append(kept)
                 used.setdefault(workers, []).append(use)
                 shutil.rmtree(root)

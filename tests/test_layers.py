@@ -19,7 +19,7 @@ ORDER = {
         "errors text files randomness images recipe stores denoiser diffusion runs sampling scoring training cli"
     ),
     "featurize": (
-        "errors io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "
+        "errors versions io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "
         "integrity neighbours reports cli"
     ),
 }

@@ -13,18 +13,17 @@ from tqdm import tqdm
 
 from featurize.io.files import is_local
 
-LOG = "extract.log.jsonl"
 KEEP = 50  # events that wait before a log in a bucket is written again
 
 
 class Journal:
-    """`extract.log.jsonl` of a store root: one JSON object a line, each with `time` and `event`; runs follow one another.
+    """The log of a store root: one JSON object a line, each with `time` and `event`; runs follow one another.
 
     An object in a bucket can't be added to, so there the whole log is written anew from time to time.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._path = root / LOG
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._lines: list[str] = []
         self._written = 0
 
@@ -35,7 +34,7 @@ class Journal:
             self.write()
 
     def write(self) -> None:
-        """Bring the log up to date."""
+        """Write what the log lacks."""
         if is_local(self._path):
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(self._lines)
@@ -48,20 +47,20 @@ class Journal:
         self._written = len(self._lines)
 
 
-def last_request(root: Path) -> dict[str, Any] | None:
+def last_request(log: Path) -> dict[str, Any] | None:
     """The `features` of the last run that came to a ledger, as the log has them; None where it has none."""
-    asked = known = None
-    lines = (root / LOG).read_text(errors="replace").splitlines() if (root / LOG).is_file() else []
+    started = completed = None
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)
             if entry["event"] == "start":
-                asked = entry["request"]["features"]
+                started = entry["request"]["features"]
             elif entry["event"] == "ledger":
-                known = asked
+                completed = started
         except (ValueError, KeyError, TypeError):  # a line that a kill cut off
             continue
-    return known
+    return completed
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from featurize.basis.svd import load_basis
 from featurize.errors import Interrupted, UserError
 from featurize.execution.engine import engine
 from featurize.execution.interrupt import finishing_tasks
-from featurize.execution.progress import LOG, Journal
+from featurize.execution.progress import Journal
 from featurize.execution.tasks import Run, ordered_map, run_here
 from featurize.extraction.block import Log, write_images
 from featurize.extraction.captions import captions_of, write_text
@@ -28,6 +28,7 @@ from featurize.store.layout import (
     is_sealed,
     ledger_path,
     list_arrays,
+    log_path,
     root_of,
     written_blocks,
 )
@@ -77,7 +78,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
         if targets is None or not targets.are_written:
             list(run(check_networks, [features]))
         with root_lock(root, wait), finishing_tasks():
-            journal = Journal(root)
+            journal = Journal(log_path(root))
             journal("start", request=request.model_dump(mode="json"), pictures=images)
             try:
                 if ledger is None:
@@ -167,6 +168,6 @@ def _what_stays(root: Path) -> str:
     sealed = sum(map(is_sealed, arrays))
     written = sum(len(written_blocks(path)) for path in arrays if not is_sealed(path))
     return (
-        f"interrupted: {written} blocks of unfinished and {sealed} whole arrays are kept in {root} ({LOG} there says what was "
-        "done); run the same command again to go on."
+        f"interrupted: {written} blocks of unfinished and {sealed} whole arrays are kept in {root} "
+        f"({log_path(root).name} there says what was done); run the same command again to go on."
     )

@@ -13,7 +13,7 @@ from featurize.errors import UserError
 from featurize.execution.progress import last_request
 from featurize.extraction.networks import encoder_spec
 from featurize.recipe import Features
-from featurize.store.layout import root_of
+from featurize.store.layout import log_path, root_of
 from featurize.store.metadata import ArraySpec
 from featurize.text.tower import TextSpec, describe_text_encoder
 
@@ -21,7 +21,7 @@ from featurize.text.tower import TextSpec, describe_text_encoder
 def requested_features(root: Path) -> Features | None:
     """The options of the last extraction into a root, from its log; None where the log does not have them."""
     try:
-        return None if (options := last_request(root)) is None else Features(**options)
+        return None if (options := last_request(log_path(root))) is None else Features(**options)
     except ValidationError:  # of another version
         return None
 

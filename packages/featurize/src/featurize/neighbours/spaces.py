@@ -16,8 +16,8 @@ import zarr
 
 from featurize.basis.pooling import pool, pooling_matrix
 from featurize.recipe import parse_shape
-from featurize.store.layout import base_path, encoder_folder, is_sealed
-from featurize.store.read import open_sealed, read_rows, sealed_levels
+from featurize.store.layout import base_path, encoder_folder
+from featurize.store.read import open_sealed, read_rows, sealed_arrays, sealed_levels
 
 PIXEL_SIDE  = 32  # of the raw-pixel baseline, at most                # fmt: skip
 BLOCK_BYTES = 64 << 20  # of float32 vectors in memory at a time
@@ -141,12 +141,7 @@ def encoder_spaces(root: Path, encoder: str, group: str, rows: np.ndarray) -> li
 def image_spaces(root: Path, rows: np.ndarray) -> list[Space]:
     """What needs no encoder of features: `z_0` of each codec (moments by their means), stored pixels pooled."""
     spaces: list[Space] = []
-    for path in sorted(root.glob("*/*x*x*.zarr")):
-        if not is_sealed(path):
-            continue
-        array = open_sealed(path)
-        if array.attrs["kind"] != "z0":
-            continue
+    for path in sealed_arrays(root, "z0"):
         pixels = path.parent.name == "pixels"
         channels = parse_shape(path.stem)[2]
         name = "raw pixels" if pixels else f"z_0 {path.parent.name} {path.stem}"

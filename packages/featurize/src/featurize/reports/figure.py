@@ -11,8 +11,7 @@ import numpy as np
 from featurize.basis.svd import effective_rank
 from featurize.errors import UserError
 from featurize.io.files import atomic_write
-from featurize.store.layout import is_sealed, list_bases
-from featurize.store.read import read_sealed_metadata, sealed_levels
+from featurize.store.read import read_sealed_metadata, sealed_arrays, sealed_levels
 from featurize.store.seal import read_seal
 
 
@@ -30,7 +29,7 @@ class EncoderFacts:
 
 def encoders_of(root: Path) -> list[EncoderFacts]:
     """The facts of every encoder with a sealed base store below `root`."""
-    return [_facts(path) for path in list_bases(root) if is_sealed(path)]
+    return [_facts(path) for path in sealed_arrays(root, "base")]
 
 
 def draw_info(root: Path, out: Path) -> None:
@@ -71,7 +70,10 @@ def _draw_variance(axes: Any, facts: EncoderFacts) -> None:
         axes.annotate(
             name, (channel, cumulative[channel - 1]), textcoords="offset points", xytext=(-4, 5), ha="right", fontsize=8
         )
-    lines = [facts.name, f"effective rank {effective_rank(facts.explained_K):.1f} of the {len(channels)} stored channels"]
+    lines = [
+        facts.name,
+        f"effective rank {effective_rank(facts.explained_K):.1f} of the {len(channels)} stored channels",
+    ]
     if "effective_rank" in facts.measured:
         lines[-1] += f", {facts.measured['effective_rank']:.1f} of all"
     if "outlier_share" in facts.measured:

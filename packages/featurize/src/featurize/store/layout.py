@@ -18,6 +18,11 @@ def draft_ledger_path(root: Path) -> Path:
     return root / "rows.draft.parquet"
 
 
+def log_path(root: Path) -> Path:
+    """What each extraction did, one JSON object a line."""
+    return root / "extract.log.jsonl"
+
+
 def labels_path(root: Path) -> Path:
     return root / "labels.zarr"
 
@@ -140,7 +145,9 @@ def list_roots(folder: Path) -> list[Path]:
 def list_arrays(root: Path) -> list[Path]:
     """The arrays below a root, a base store before the levels that come from it."""
     arrays = {path.parent if path.name == METADATA else _array_of_seal(path) for path in _metadata_and_seals(root)}
-    return sorted(arrays, key=lambda path: (path.parent != root, str(path.parent), path.name != "base.zarr", path.name))
+    return sorted(
+        arrays, key=lambda path: (path.parent != root, str(path.parent), path != base_path(path.parent), path.name)
+    )
 
 
 def list_bases(root: Path) -> list[Path]:

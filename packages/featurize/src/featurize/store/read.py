@@ -10,7 +10,7 @@ import numpy as np
 
 from featurize.errors import UserError
 from featurize.io.files import is_local, read_json
-from featurize.store.layout import chunk_path, has_metadata, is_sealed, seal_path
+from featurize.store.layout import chunk_path, has_metadata, is_sealed, list_arrays, seal_path
 from featurize.store.metadata import FORMAT, ArrayMetadata, read_metadata, rows_of_block
 
 if TYPE_CHECKING:  # its import takes longer than asking again
@@ -59,9 +59,13 @@ def read_sealed_metadata(path: Path) -> ArrayMetadata:
 
 def sealed_levels(folder: Path) -> list[Path]:
     """The sealed levels of an encoder's folder, from the finest grid to the coarsest."""
-    sealed = [path for path in folder.glob("*x*x*.zarr") if is_sealed(path)]
-    levels = [path for path in sealed if read_sealed_metadata(path).attributes["kind"] == "level"]
+    levels = [path for path in sealed_arrays(folder.parent, "level") if path.parent == folder]
     return sorted(levels, key=_from_fine_to_coarse)
+
+
+def sealed_arrays(root: Path, kind: str) -> list[Path]:
+    """The sealed arrays of a root that are of one kind."""
+    return [path for path in list_arrays(root) if is_sealed(path) and read_metadata(path).attributes["kind"] == kind]
 
 
 def _from_fine_to_coarse(level: Path) -> tuple[int, int]:
