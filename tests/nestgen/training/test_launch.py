@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,14 +12,16 @@ from multiprocessing.process import BaseProcess
 
 import psutil
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.distributed import TCPStore
+from torch.distributed import DistBackendError, DistNetworkError, TCPStore
 
-from nestgen.errors import UserError
+from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import newest
-from nestgen.training.launch import launch
+from nestgen.training.accelerator import lost_processes
+from nestgen.training.launch import LOST, _exit_code, launch
 from nestgen.training.train import train
 from tests.nestgen.training_runs import TRAIN, apart, log, parts, wait_for_checkpoint
 
@@ -142,6 +145,48 @@ def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="process 1 of the training was ended by SIGKILL"):
         launch(2, ["train"])
     assert not [child for child in psutil.Process().children() if program in child.cmdline()]
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "printed"),
+    [
+        ((0, 0), 0, ""),
+        ((LOST, LOST), LOST, ""),  # both lost a third, on another machine
+        ((LOST, 1), 1, "second"),
+        ((130, 130), 130, ""),  # the first one's words are printed already
+    ],
+)
+def test_the_exit_code_is_that_of_the_cause(
+    codes: tuple[int, ...], code: int, printed: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit_code(codes, [io.StringIO("second")]) == code
+    assert capfd.readouterr().err == printed
+
+
+def test_a_kill_is_the_cause_of_what_others_end_with() -> None:
+    """NCCL ends the first process with a traceback of its own and exit code 1."""
+    with pytest.raises(UserError, match="process 1 of the training was ended by SIGKILL"):
+        _exit_code((1, -signal.SIGKILL), [io.StringIO()])
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (DistNetworkError("Connection was likely closed."), True),
+        (
+            DistBackendError("NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error"),
+            False,
+        ),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_only_what_gloo_and_the_store_raise_means_a_lost_process(
+    error: RuntimeError, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(LostProcess if lost else type(error)), lost_processes(Accelerator(cpu=True)):
+        raise error
 
 
 def test_threads_are_shared(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
