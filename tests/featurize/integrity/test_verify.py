@@ -1,4 +1,4 @@
-"""Damage is found, named, and mended into the very bytes that were there."""
+"""Damage is found, named, and repaired into the very bytes that were there."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def record_without_data(root: Path, array: str) -> None:
         (record_without_data, "block 1: has no chunk"),
     ],
 )
-def test_damage_is_found_and_mended(
+def test_damage_is_found_and_repaired(
     damage: Callable, problem: str, array: str, root: Path, extraction: Path, featurize: Callable
 ) -> None:
     damage(root, array)
@@ -81,8 +81,8 @@ def test_damage_is_found_and_mended(
     assert found.code == 1
     assert any(f"{array}.zarr" in line and problem in line for line in found.out.splitlines()), found.out
     assert all(f"{array}.zarr" in line for line in found.out.splitlines()), found.out
-    mended = featurize("repair", root)
-    assert mended.code == 0, mended.out + mended.err
+    repaired = featurize("repair", root)
+    assert repaired.code == 0, repaired.out + repaired.err
     assert chunks(root) == chunks(extraction)
     assert featurize("verify", root).code == 0
 
@@ -154,8 +154,8 @@ def test_zarr_json_comes_back_from_the_seal(
     harm(metadata)
     found = featurize("verify", root)
     assert found.code == 1 and f"{array}.zarr: " in found.out and "zarr.json" in found.out, found.out + found.err
-    mended = featurize("repair", root)
-    assert mended.code == 0, mended.out + mended.err
+    repaired = featurize("repair", root)
+    assert repaired.code == 0, repaired.out + repaired.err
     assert metadata.read_bytes() == (extraction / f"{array}.zarr" / "zarr.json").read_bytes()
     assert chunks(root) == chunks(extraction)
 
@@ -195,8 +195,8 @@ def test_the_ledger_is_made_again_from_the_pictures(
     harm(root / "rows.parquet")
     found = featurize("verify", root)
     assert found.code == 1 and "rows.parquet" in found.out, found.out + found.err
-    mended = featurize("repair", root)
-    assert mended.code == 0, mended.out + mended.err
+    repaired = featurize("repair", root)
+    assert repaired.code == 0, repaired.out + repaired.err
     assert pq.read_table(root / "rows.parquet").equals(pq.read_table(extraction / "rows.parquet"), check_metadata=True)
 
 

@@ -73,13 +73,13 @@ def unseal(spec: ArraySpec, bad: set[int]) -> dict[int, Record]:
         is_whole = array_sha256(records) == digest
     except (UserError, KeyError, TypeError):
         records, is_whole = [], False
-    if len(records) != spec.blocks:
-        records, is_whole = [], False
-    if blocks_folder(spec.path).exists():
-        remove_folder(blocks_folder(spec.path))
-    for block, record in enumerate(records):
-        if block not in bad:
+    if len(records) == spec.blocks:
+        for block, record in enumerate(records):
             write_json(record_path(spec.path, block), record)
+    else:  # only records that a killed run left beside the seal can vouch for a block
+        is_whole = False
+    for block in bad:
+        record_path(spec.path, block).unlink(missing_ok=True)
     seal_path(spec.path).unlink()
     return dict(enumerate(records)) if is_whole else {}
 
