@@ -153,7 +153,7 @@ class UniformNumbers(NamedTuple):
 def _uniform_numbers(seed: int, level: int, samples: Sequence[int], conditions: int) -> UniformNumbers:
     single = len(UniformNumbers._fields) - 1
     u_BN = randomness.uniform(seed, f"train/z{level}/draws", samples, (single + conditions,))
-    return UniformNumbers(*u_BN.T[:single].unbind(), u_BN.T[single:])
+    return UniformNumbers._make([*u_BN.T[:single], u_BN.T[single:]])
 
 
 def make_batch(data: TrainingData, step: int, process: int = 0, processes: int = 1, pin: bool = False) -> Batch:
