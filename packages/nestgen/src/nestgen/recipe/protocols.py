@@ -16,7 +16,7 @@ class Protocol:
     held_out: bool
     policy: str
 
-    def fault(self, card: dict[str, Any], held_out: bool) -> str | None:
+    def violation(self, card: dict[str, Any], held_out: bool) -> str | None:
         """Why samples with this card, against such a reference, do not follow the protocol; None if they do."""
         if card["count"] != self.count:
             return f"it takes {self.count} samples, and there are {card['count']}"

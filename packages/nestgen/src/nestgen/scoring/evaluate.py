@@ -81,8 +81,8 @@ def _protocol(recipe: Recipe, samples: Path, card: dict[str, Any], reference: Pa
     if name is None or "frozen" in card["levels"][-1]:
         return None
     held_out = reference.resolve() != training_root(recipe).resolve()
-    if fault := PROTOCOLS[name].fault(card, held_out):
-        raise UserError(f"{samples} does not follow evaluation.protocol {name}: {fault}")
+    if violation := PROTOCOLS[name].violation(card, held_out):
+        raise UserError(f"{samples} does not follow evaluation.protocol {name}: {violation}")
     return name
 
 
