@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, find_weights, cached_path
+from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, cached_path, find_weights
 from featurize.errors import UserError
 
 CONTENT = bytes(range(256)) * 9000

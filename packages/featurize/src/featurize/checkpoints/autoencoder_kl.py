@@ -89,10 +89,8 @@ def load_autoencoder(file: AutoencoderFile, flag: str) -> Any:
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"The VAE in {file.path.parent} can't be loaded: {str(error).splitlines()[0]}.") from None
     state = {key.removeprefix("first_stage_model."): value for key, value in read_state_dict(file.path).items()}
-    if file.layout == "original":
-        state = _to_diffusers(state, file)
-    else:
-        state = {_renamed(key): value for key, value in state.items()}
+    original = file.layout == "original"
+    state = _to_diffusers(state, file) if original else {_renamed(key): value for key, value in state.items()}
     fit(vae, state, file.path, f"{flag} names an AutoencoderKL and the config.json beside it describes it")
     return vae
 
