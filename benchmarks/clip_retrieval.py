@@ -54,7 +54,7 @@ def main(
         if start >= pictures:
             raise click.ClickException(f"--pictures must be more than {start}, the pictures of the short run.")
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        # On a GPU clip-retrieval computes in bfloat16, whatever it is told, and ours starts as many workers as it sees fit.
+        # On a GPU clip-retrieval computes in bfloat16, whatever it is given, and ours chooses its number of workers.
         on_gpu = torch.cuda.is_available()
         equal, batch = ("bfloat16", BATCH_ON_GPU) if on_gpu else ("float32", SHARD)
         workers = [] if on_gpu else ["--workers", threads]

@@ -98,8 +98,8 @@ def main(
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), _watching(device) as use:
                 extract(read_request(None, options, levels), workers, scheduler=None)
             if basis is not None:
-                kept = Path(shutil.move(log_path(root), folder / f"log-{turn}-{workers}.jsonl"))
-                logs.setdefault(workers, []).append(kept)
+                log = Path(shutil.move(log_path(root), folder / f"log-{turn}-{workers}.jsonl"))
+                logs.setdefault(workers, []).append(log)
                 used.setdefault(workers, []).append(use)
                 shutil.rmtree(root)
 
@@ -164,10 +164,10 @@ def main(
 
 
 def _ready(source: str, count: int, side: int, interpolation: str) -> torch.Tensor:
-    """The normalised tensors (count, 3, side, side) of the pictures' centred squares."""
+    """The normalised tensors (count, 3, side, side) of the images' centred squares."""
     crops = []
-    for picture in list_images(source, "train", count).images:
-        image = decode(read(picture))
+    for source_image in list_images(source, "train", count).images:
+        image = decode(read(source_image))
         short = min(image.size)
         left, upper = (image.width - short) // 2, (image.height - short) // 2
         crops.append(crop(image, (left, upper, left + short, upper + short), side, interpolation))

@@ -1,4 +1,4 @@
-"""Peak memory of the commands that go through all pictures, when there are ten times as many.
+"""Peak memory of the commands that read all images, with ten times as many images.
 
 python -m benchmarks.memory --out build/memory.md
 """

@@ -1,4 +1,4 @@
-"""Pictures and random weights for the benchmarks of extraction."""
+"""Images and random weights for the benchmarks of extraction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 ImageSize = tuple[int, int]
-UNLIKE = 256  # pictures; from there on they come again, as making one takes longer than all that is measured of it
+DISTINCT = 256  # images; after that they repeat, as making one takes longer than everything that is measured
 
 
 def write_shards(folder: Path, count: int, size: ImageSize = (500, 375), shard: int = 64) -> list[Path]:
@@ -22,7 +22,7 @@ def write_shards(folder: Path, count: int, size: ImageSize = (500, 375), shard: 
     folder.mkdir(parents=True, exist_ok=True)
     with webdataset.ShardWriter(str(folder / "%06d.tar"), maxcount=shard, verbose=0) as shards:
         for index in range(count):
-            shards.write({"__key__": f"{index:08d}", "jpg": jpeg(index % UNLIKE, size), "txt": f"picture {index}"})
+            shards.write({"__key__": f"{index:08d}", "jpg": jpeg(index % DISTINCT, size), "txt": f"picture {index}"})
     return sorted(folder.glob("*.tar"))
 
 
@@ -30,13 +30,13 @@ def write_shards(folder: Path, count: int, size: ImageSize = (500, 375), shard: 
 def jpeg(index: int, size: ImageSize) -> bytes:
     """Noise at every scale, like the 1/f spectrum of photos: about 60 kB at 500x375."""
     random = np.random.default_rng(index)
-    picture = np.zeros((size[1], size[0], 3), np.float32)
+    image = np.zeros((size[1], size[0], 3), np.float32)
     for side in (4, 16, 64, 256):
         coarse = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(size)
-        picture += np.asarray(coarse, np.float32) / side**0.5
-    picture = 255 * (picture - picture.min()) / (picture.max() - picture.min())
+        image += np.asarray(coarse, np.float32) / side**0.5
+    image = 255 * (image - image.min()) / (image.max() - image.min())
     buffer = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    Image.fromarray(image.astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""A training step as U-ViT publishes it: attention written out in float32, AdamW, and an average kept by a loop."""
+"""A training step as U-ViT publishes it: attention written out in float32, AdamW, and an average of the weights by a loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class PlainUViT(nn.Module):
-    """The unconditional backbone for pictures (C, side, side)."""
+    """The unconditional backbone for images (C, side, side)."""
 
     def __init__(self, side: int, channels: int, patch: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()

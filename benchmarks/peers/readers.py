@@ -1,4 +1,4 @@
-"""Runs in the readers' environment: writes the peers' formats, then reads rows when it is told to.
+"""Runs in the readers' environment: writes the peers' formats, then reads rows on request.
 
 python readers.py FOLDER STORE          FOLDER holds flat.npy; STORE is the sealed zarr array
 stdin, a line each:  NAME SEED BATCHES BATCH     stdout: a line when it is done

@@ -1,4 +1,4 @@
-"""Runs in scikit-learn's environment: fits IncrementalPCA to FOLDER/tokens.npy when it is told to.
+"""Runs in scikit-learn's environment: fits IncrementalPCA to FOLDER/tokens.npy on request.
 
 stdin, a line each:  COMPONENTS BATCH     stdout: a line when it is done; FOLDER/found.npz holds what came out
 """
