@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,8 @@ class Kind:
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """The registry."""
-    from featurize.codecs import pixels, taesd, vae
-
-    return {"pixels": pixels.KIND, "vae": vae.KIND, "taesd": taesd.KIND}
+    """The registry: each name's module, whose KIND describes and builds the codec."""
+    return {name: import_module(f"{__name__}.{name}").KIND for name in ("pixels", "vae", "taesd")}
 
 
 def parse_codec(text: str, weights: str | None, scale: float | None, source: str | None = None) -> CodecSpec:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,19 +117,18 @@ class Kind:
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """The registry."""
-    from featurize.encoders import clip, dino, mocov3, pixels, rcg, timm_model, tiny, vae
-
-    return {
-        "tiny": tiny.KIND,
-        "mocov3": mocov3.KIND,
-        "clip": clip.KIND,
-        "dino": dino.KIND,
-        "rcg": rcg.KIND,
-        "vae": vae.KIND,
-        "pixels": pixels.KIND,
-        "timm": timm_model.KIND,
+    """The registry: each name's module, whose KIND describes and builds the encoder."""
+    modules = {
+        "tiny": "tiny",
+        "mocov3": "mocov3",
+        "clip": "clip",
+        "dino": "dino",
+        "rcg": "rcg",
+        "vae": "vae",
+        "pixels": "pixels",
+        "timm": "timm_model",
     }
+    return {name: import_module(f"{__name__}.{module}").KIND for name, module in modules.items()}
 
 
 def kind_of(name: str) -> Kind:
