@@ -17,7 +17,7 @@ from featurize.errors import UserError
 from featurize.store.layout import chunk_path, seal_path
 from featurize.store.metadata import ArraySpec
 from featurize.store.read import open_sealed, read_rows
-from featurize.store.seal import seal
+from featurize.store.seal import seal, unseal
 from featurize.store.write import prepare, write_block
 
 VALUES = np.random.default_rng(0).normal(size=(10, 2, 3, 3, 4)).astype(np.float16)
@@ -125,6 +125,27 @@ def test_a_damaged_chunk_is_found_at_sealing_and_at_opening(tmp_path: Path, dama
     if damage != "flip":  # opening looks at sizes only; `featurize verify` finds the rest
         with pytest.raises(UserError, match="is damaged"):
             open_sealed(spec.path)
+
+
+def test_an_unsealed_array_lacks_its_bad_blocks_and_those_that_nothing_vouches_for(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    write_all(spec)
+    sealed = seal_path(spec.path).read_bytes()
+    records = json.loads(sealed)["blocks"]
+    assert unseal(spec, {1}) == dict(enumerate(records))
+    assert prepare(spec) == [1]
+    write_block(spec.path, 1, VALUES[4:8])
+    seal(spec)
+    assert seal_path(spec.path).read_bytes() == sealed
+
+    seal_path(spec.path).write_bytes(sealed.replace(records[2]["sha256"].encode(), b"0" * 64))
+    assert unseal(spec, {2}) == {}
+    assert prepare(spec) == [2]
+    write_block(spec.path, 2, VALUES[8:])
+    seal(spec)
+    seal_path(spec.path).write_bytes(sealed[:-9])
+    assert unseal(spec, set()) == {}
+    assert prepare(spec) == [0, 1, 2]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.sampled_from([None, 0, 1]))
