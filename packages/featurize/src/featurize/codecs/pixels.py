@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from featurize.codecs import Codec, CodecDescription, CodecSpec, Kind, described, loaded
+from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, described, loaded
 
 
 def describe(spec: CodecSpec) -> CodecDescription:

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, read_description, read_state_dict, sha256_of
-from featurize.codecs import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
+from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
 from featurize.errors import UserError
 
 FLAG = "--z0-weights"

@@ -6,7 +6,7 @@ import numpy as np
 
 from featurize.checkpoints.autoencoder_kl import SD_SCALE, describe_autoencoder, load_autoencoder
 from featurize.checkpoints.files import sha256_of
-from featurize.codecs import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
+from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
 
 FLAG = "--z0-weights"
 

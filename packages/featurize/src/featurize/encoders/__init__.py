@@ -1,260 +1,30 @@
-"""Frozen encoders: an image to a map of features. One file an encoder, one line each in the registry.
+"""Frozen encoders: an image to a map of features. One file an encoder, one line each in `registry`.
 
 An encoder is *described* (grid, channels, layer, digest of its weights) without torch and without loading it, and *loaded*
-where images are encoded. So no file here imports torch, timm or open_clip at its top. May import errors, io, images and
-checkpoints.
+where images are encoded. So no file here but `vit`, `onednn` and `check` imports torch, timm or open_clip at its top. May
+import errors, io, images and checkpoints. The names below are the folder's interface.
 """
 
-from __future__ import annotations
+from featurize.encoders.encoder import (
+    Encoder,
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    Variant,
+    encode,
+)
+from featurize.encoders.registry import describe_encoder, kind_of, kinds, known_names, load_encoder
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from featurize.checkpoints.downloads import RemoteFile
-from featurize.checkpoints.files import sha256_of
-from featurize.errors import UserError
-from featurize.images.crop import CropRule
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Which encoder a user requests; small enough to send to any worker."""
-
-    name: str
-    weights: str | None = None
-    model_args: str = "{}"  # JSON, so that a spec can be hashed
-    precision: str = "float32"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An encoder as published, before its weights are read: `featurize encoders` shows it.
-
-    `network` holds the arguments of the network, each of which a JSON beside the weights and `--model-args` may change.
-    `resize` is the short side of the encoder's published evaluation transform, whose centre of `input_size` pixels it
-    sees; None where none is published. `published` is where its weights are fetched from.
-    """
-
-    network: Mapping[str, Any]
-    layer: str
-    norm: str
-    input_size: int
-    output: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    resize: int | None
-    published: RemoteFile | None = None
-
-
-@dataclass(frozen=True)
-class EncoderDescription:
-    """An encoder without its network.
-
-    It sees `input_size` pixels a side and gives the map f_BHWD with `grid` = (H, W) and `channels` = D. `official_crop` is
-    the rule of its published evaluation transform, where it has one. `weights` is None where there are none. `network` holds
-    the arguments its network is built with. `identity` is everything that decides its values but the crop, which the ledger
-    holds, as JSON has it.
-    """
-
-    name: str
-    input_size: int
-    grid: tuple[int, int]
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    official_crop: CropRule | None
-    weights: Path | None
-    network: dict[str, Any] = field(repr=False)
-    identity: dict[str, Any] = field(repr=False)
-
-    @property
-    def weights_file(self) -> Path:
-        """`weights`, for the encoders that have some."""
-        assert self.weights is not None
-        return self.weights
-
-
-@dataclass(frozen=True)
-class Encoder(EncoderDescription):
-    """A loaded encoder.
-
-    `forward` takes x_BCHW (float32, normalised with `mean` and `std`) and gives f_BHWD (float32). `activation_witness` says
-    who confirms the activation, '' where nothing does.
-    """
-
-    forward: Callable[[Tensor], Tensor]
-    activation_witness: str = "its definition"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One line of the registry: `name` or `name:variant`; the variant "" is the one a bare name means.
-
-    `describe` makes the description of a spec and `build` loads what was described, on a device. `any_variant` stands for
-    the variants of a library that are too many to list. `weights` says where they come from where a variant has no
-    published file; `imports` are the modules that take long to import and that loading needs.
-    """
-
-    describe: Callable[[EncoderSpec], EncoderDescription]
-    build: Callable[[EncoderSpec, EncoderDescription, str], Encoder]
-    variants: Mapping[str, Variant] = field(default_factory=dict)
-    any_variant: str = ""
-    weights: str = "yours: --weights FILE"
-    imports: tuple[str, ...] = ("torch", "timm")
-
-
-@cache
-def kinds() -> dict[str, Kind]:
-    """The registry: each name's module, whose KIND describes and builds the encoder."""
-    modules = {
-        "tiny": "tiny",
-        "mocov3": "mocov3",
-        "clip": "clip",
-        "dino": "dino",
-        "rcg": "rcg",
-        "vae": "vae",
-        "pixels": "pixels",
-        "timm": "timm_model",
-    }
-    return {name: import_module(f"{__name__}.{module}").KIND for name, module in modules.items()}
-
-
-def kind_of(name: str) -> Kind:
-    """The registry's line of an encoder's name. Raises UserError for an unknown one."""
-    family, _, variant = name.partition(":")
-    kind = kinds().get(family)
-    if kind is None or (variant not in kind.variants and not (kind.any_variant and variant)):
-        raise UserError(f"There is no encoder '{name}'; known are {', '.join(known_names())}.")
-    return kind
-
-
-def describe_encoder(spec: EncoderSpec) -> EncoderDescription:
-    """The encoder without loading it: torch is not imported (but for `timm:MODEL`), of its weights only the digest is taken.
-
-    Raises UserError for an unknown name, missing weights, and arguments that it does not have.
-    """
-    return kind_of(spec.name).describe(spec)
-
-
-@lru_cache(maxsize=2)
-def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
-    """The encoder on a device, kept for the life of the process.
-
-    Raises UserError as `describe_encoder` does, and for weights that don't fit the model.
-    """
-    encoder = kind_of(spec.name).build(spec, describe_encoder(spec), device)
-    if device == "cpu" and spec.precision == "float32":
-        from featurize.encoders.onednn import on_onednn
-
-        return replace(encoder, forward=on_onednn(encoder.forward))
-    return encoder
-
-
-def known_names() -> list[str]:
-    """`mocov3`, `mocov3:vit_small`, ... as a user writes them."""
-    names = []
-    for name, kind in kinds().items():
-        names += [f"{name}:{variant}" if variant else name for variant in kind.variants]
-        names += [f"{name}:{kind.any_variant}"] if kind.any_variant else []
-    return names
-
-
-def variant_of(spec: EncoderSpec) -> Variant:
-    """The registry's entry of the encoder a spec names."""
-    name, _, variant = spec.name.partition(":")
-    return kinds()[name].variants[variant]
-
-
-def network_of(spec: EncoderSpec, variant: Variant, described: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's arguments: the variant's, changed by those described beside the weights, changed by `--model-args`."""
-    changes = dict(described.get("model_args") or {}) | json.loads(spec.model_args)
-    for key in changes:
-        if key not in variant.network:
-            raise UserError(
-                f"The encoder {spec.name} has no argument '{key}'; --model-args may change {', '.join(variant.network)}."
-            )
-    return dict(variant.network) | changes
-
-
-def patch_grid(spec: EncoderSpec, network: Mapping[str, Any]) -> tuple[int, int]:
-    """(H, W) of a square image of `img_size` pixels in patches of `patch_size`. Raises UserError where none fits."""
-    size, patch = network["img_size"], network["patch_size"]
-    if not (isinstance(size, int) and isinstance(patch, int) and 0 < patch <= size):
-        raise UserError(
-            f"The encoder {spec.name} can't cut {size} pixels into patches of {patch}; change --model-args."
-        )
-    return size // patch, size // patch
-
-
-def described(
-    spec: EncoderSpec,
-    variant: Variant,
-    network: Mapping[str, Any],
-    weights: Path | None,
-    grid: tuple[int, int],
-    channels: int,
-    **stated: Any,
-) -> EncoderDescription:
-    """The description of a variant with these network arguments and weights, its identity written out.
-
-    `stated` is what else decides the values: which tokens are dropped, the activation, whether a projection is applied.
-    """
-    size = int(network.get("img_size", variant.input_size))
-    identity = {
-        "name": spec.name,
-        "network": dict(network),
-        **({} if weights is None else {"weights_sha256": sha256_of(weights)}),
-        "layer": variant.layer,
-        "norm": variant.norm,
-        "input_size": size,
-        "mean": list(variant.mean),
-        "std": list(variant.std),
-        "interpolation": variant.interpolation,
-        "precision": spec.precision,
-        **stated,
-    }
-    return EncoderDescription(
-        name=spec.name,
-        input_size=size,
-        grid=grid,
-        channels=channels,
-        mean=variant.mean,
-        std=variant.std,
-        interpolation=variant.interpolation,
-        official_crop=CropRule(variant.resize, size) if variant.resize else None,
-        weights=weights,
-        network=dict(network),
-        identity=identity,
-    )
-
-
-def loaded(
-    description: EncoderDescription, forward: Callable[[Tensor], Tensor], activation_witness: str = "its definition"
-) -> Encoder:
-    """The described encoder with its network."""
-    return Encoder(**vars(description), forward=forward, activation_witness=activation_witness)
-
-
-def encode(encoder: Encoder, x_BHWC: Any, device: str, precision: str) -> Tensor:
-    """uint8 images (B, S, S, 3) as numpy to f_BHWD, float32 on the device: what is made of it is smaller than it."""
-    import torch
-
-    x_BCHW = torch.from_numpy(x_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)
-    mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
-    half = precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-        f_BHWD = encoder.forward((x_BCHW - mean) / std)
-    return f_BHWD.float()
+__all__ = [
+    "Encoder",
+    "EncoderDescription",
+    "EncoderSpec",
+    "Kind",
+    "Variant",
+    "describe_encoder",
+    "encode",
+    "kind_of",
+    "kinds",
+    "known_names",
+    "load_encoder",
+]

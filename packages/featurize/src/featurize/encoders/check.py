@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from featurize.checkpoints.files import read_checkpoint, sha256_of, sidecar
-from featurize.encoders import Encoder, EncoderSpec, encode, load_encoder
+from featurize.encoders.encoder import Encoder, EncoderSpec, encode
+from featurize.encoders.registry import load_encoder
 from featurize.io.files import read_json
 
 GOLDEN_TOLERANCE = 2e-3  # of the features' standard deviation: libraries and processors differ by less, GELUs by more

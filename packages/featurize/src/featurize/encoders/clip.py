@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.checkpoints.clip import ACTIVATIONS, activation_layer, prove_activation, read_clip
 from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, sidecar
-from featurize.encoders import (
+from featurize.encoders.encoder import (
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -60,7 +60,7 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
     to the class token only: without it a few tokens with very large norms take the first directions of the basis, and the
     other encoders' tokens are normed likewise. `--model-args norm=none` and `projection=true` give the other readings.
     """
-    variant = variant_of(spec)
+    variant = variant_of(spec, VARIANTS)
     weights = find_weights(spec.weights, variant.published, spec.name)
     network = network_of(spec, variant, sidecar(weights))
     _check(network, spec.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, find_weights
 from featurize.checkpoints.files import fit, read_checkpoint, sidecar, tensors_of
-from featurize.encoders import (
+from featurize.encoders.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Encoder,
@@ -62,7 +62,7 @@ VARIANTS = {
 
 def describe(spec: EncoderSpec) -> EncoderDescription:
     """Patch tokens of the last block after the final LayerNorm; the projection head is dropped."""
-    variant = variant_of(spec)
+    variant = variant_of(spec, VARIANTS)
     weights = find_weights(spec.weights, variant.published, spec.name)
     network = network_of(spec, variant, sidecar(weights))
     return described(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featurize.encoders import (
+from featurize.encoders.encoder import (
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -42,7 +42,7 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
     """
     if spec.weights is not None:
         raise UserError("The encoder pixels has no weights; leave --weights out.")
-    variant = variant_of(spec)
+    variant = variant_of(spec, VARIANTS)
     network = network_of(spec, variant, {})
     size, patch = int(network["img_size"]), int(network["patch_size"])
     if patch < 1 or size < patch or size % patch:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from featurize.checkpoints.downloads import find_weights
 from featurize.checkpoints.files import fit, sidecar
-from featurize.encoders import (
+from featurize.encoders import mocov3
+from featurize.encoders.encoder import (
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -15,7 +16,6 @@ from featurize.encoders import (
     Variant,
     described,
     loaded,
-    mocov3,
     network_of,
     variant_of,
 )
@@ -45,7 +45,7 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
 
     RCG standardises each vector over its own 256 values before its generator; that is left to whoever trains on it.
     """
-    variant = variant_of(spec)
+    variant = variant_of(spec, VARIANTS)
     weights = find_weights(spec.weights, variant.published, spec.name)
     network = network_of(spec, variant, sidecar(weights))
     return described(

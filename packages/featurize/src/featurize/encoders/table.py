@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from featurize.checkpoints.autoencoder_kl import NAMES
 from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, cached_path
-from featurize.encoders import Kind, Variant, kinds
+from featurize.encoders.encoder import Kind, Variant
+from featurize.encoders.registry import kinds
 from featurize.io.files import cache_folder
 
 COLUMNS = ("encoder", "layer", "norm", "official crop", "input", "output", "weights")

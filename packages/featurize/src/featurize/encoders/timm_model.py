@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from featurize.checkpoints.downloads import RemoteFile, find_weights
 from featurize.checkpoints.files import fit, read_state_dict, sha256_of, sidecar
-from featurize.encoders import Encoder, EncoderDescription, EncoderSpec, Kind, loaded
+from featurize.encoders.encoder import (
+    Encoder,
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    loaded,
+)
 from featurize.errors import UserError
 from featurize.images.crop import INTERPOLATIONS, CropRule
 from featurize.io.files import cache_folder, read_json, write_json

@@ -7,7 +7,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from featurize.checkpoints.files import sidecar
-from featurize.encoders import EncoderDescription, EncoderSpec, Kind, Variant, patch_grid, timm_model
+from featurize.encoders import timm_model
+from featurize.encoders.encoder import (
+    EncoderDescription,
+    EncoderSpec,
+    Kind,
+    Variant,
+    patch_grid,
+)
 from featurize.errors import UserError
 
 NORM = "final LayerNorm"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featurize.checkpoints.autoencoder_kl import describe_autoencoder, load_autoencoder
-from featurize.encoders import (
+from featurize.encoders.encoder import (
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -47,7 +47,7 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
     The paper's VAE levels have up to 32 channels, more than the latent has, so its bottleneck is read as the middle
     block's map. Weights are those of the codec `vae`: a name, a folder or a file.
     """
-    variant = variant_of(spec)
+    variant = variant_of(spec, VARIANTS)
     file = describe_autoencoder(spec.weights, FLAG)
     network = network_of(spec, variant, {})
     side = int(network["img_size"]) // file.factor

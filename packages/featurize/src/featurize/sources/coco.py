@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from featurize.errors import UserError
 from featurize.io.addresses import existing_folder, exists, is_folder, read_text, walk
-from featurize.sources import Listing, Query, SourceImage
+from featurize.sources.listing import Listing, Query, SourceImage
 
 COUNTS = {
     "train2014": 82_783,

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.io.addresses import AT_ONCE, File, existing_folder, subfolders, walk
-from featurize.sources import EXTENSIONS, Listing, Query, SourceImage
 from featurize.sources.annotations import NOTES, Notes, read_notes, sidecar_caption
 from featurize.sources.class_lists import read_classes
+from featurize.sources.listing import EXTENSIONS, Listing, Query, SourceImage
 
 
 def list_folder(query: Query) -> Listing:

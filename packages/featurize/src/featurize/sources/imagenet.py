@@ -9,9 +9,9 @@ from pathlib import Path
 
 from featurize.errors import UserError
 from featurize.io.addresses import existing_folder, is_folder, is_remote, subfolders
-from featurize.sources import Listing, Query, SourceImage
 from featurize.sources.class_lists import read_classes
 from featurize.sources.folders import list_tree
+from featurize.sources.listing import Listing, Query, SourceImage
 from featurize.sources.shards import list_shards
 from featurize.sources.val_labels import find_val_labels
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from featurize.io.addresses import File, is_remote
 from featurize.io.files import atomic_write, cache_folder
-from featurize.sources import Index, SourceImage
+from featurize.sources.listing import Index, SourceImage
 
 RULES = 1  # to be raised when the same shard gives another index
 WORTH_KEEPING = 1000  # pictures; of a shard here with fewer the scan is as fast as the file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featurize.errors import UserError
-from featurize.sources import Listing, Query, SourceImage
+from featurize.sources.listing import Listing, Query, SourceImage
 
 DEFAULT_COUNT = {"train": 6000, "val": 2000}
 DEFAULT_SIZE  = 32  # fmt: skip

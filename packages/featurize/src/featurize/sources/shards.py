@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.io.addresses import AT_ONCE, is_remote, matching
-from featurize.sources import Index, Listing, Query, SourceImage
+from featurize.sources.listing import Index, Listing, Query, SourceImage
 from featurize.sources.tar_index import index_of
 
 

@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 from featurize.errors import UserError
 from featurize.io.addresses import File, find, open_ranged, with_retries
-from featurize.sources import EXTENSIONS, Index, SourceImage
 from featurize.sources.index_cache import kept_or
+from featurize.sources.listing import EXTENSIONS, Index, SourceImage
 
 ANNOTATIONS = ("cls", "txt", "json")
 END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE  # zero bytes

@@ -1,0 +1,87 @@
+"""What a codec is: requested, described, loaded; and what the codecs' own files have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from featurize.checkpoints.autoencoder_kl import SD_SCALE
+from featurize.errors import UserError
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """Which codec a user requests, as `codec:side`. `sd_scale` is the scale of Stable Diffusion's VAE on this source,
+    which `scale` overrides."""
+
+    name: str
+    size: int
+    weights: str | None = None
+    scale: float | None = None
+    device: str = "cpu"
+    sd_scale: float = SD_SCALE
+
+
+@dataclass(frozen=True)
+class CodecDescription:
+    """A codec without its network.
+
+    It sees `size` pixels a side and gives a latent of (h, w, c), of which `stored_channels` are kept. `attributes` goes into
+    the store and tells `nestgen` how to decode; `identity` is everything that decides the values but the crop.
+    """
+
+    name: str
+    size: int
+    interpolation: str
+    latent_shape: tuple[int, int, int]
+    stored_channels: int
+    attributes: dict[str, Any] = field(repr=False)
+    identity: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Codec(CodecDescription):
+    """A loaded codec: `encode` takes uint8 images (B, size, size, 3) and gives (B, h, w, stored channels) float32."""
+
+    encode: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One line of the registry.
+
+    `describe` makes the description of a spec and `build` loads what was described. `usual_latent` gives ((h, w, c), stored
+    channels) for a side in pixels, of the weights that are taken by default: for plans where they are not on this machine.
+    `imports` are the modules that take long to import and that loading needs.
+    """
+
+    describe: Callable[[CodecSpec], CodecDescription]
+    build: Callable[[CodecSpec, CodecDescription], Codec]
+    usual_latent: Callable[[int], tuple[tuple[int, int, int], int]]
+    needs_weights: bool = True
+    imports: tuple[str, ...] = ()
+
+
+def described(
+    spec: CodecSpec, latent_shape: tuple[int, int, int], stored_channels: int, attributes: dict[str, Any]
+) -> CodecDescription:
+    """The description, its identity written out: what the store says of the codec, but for the place of its weights."""
+    identity = {key: value for key, value in attributes.items() if key != "weights"} | {"interpolation": "bicubic"}
+    return CodecDescription(spec.name, spec.size, "bicubic", latent_shape, stored_channels, attributes, identity)
+
+
+def loaded(description: CodecDescription, encode: Callable[[np.ndarray], np.ndarray]) -> Codec:
+    """The described codec with its network."""
+    return Codec(**vars(description), encode=encode)
+
+
+def cells_per_side(spec: CodecSpec, factor: int) -> int:
+    """Sides of the latent for a network that reduces by `factor`. Raises UserError where it does not divide the side."""
+    if spec.size % factor:
+        raise UserError(
+            f"{spec.name}:{spec.size} does not work: the network reduces by {factor}; give a multiple of it as the side."
+        )
+    return spec.size // factor

@@ -1,0 +1,72 @@
+"""What a source lists: images that are not read yet, with their labels and captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+
+# What can be decoded, and heic, which can't: such a picture is refused in the ledger, not passed over. Of a sample with
+# several (a photo and its mask), the first in this order is the picture.
+EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2",
+    "avif", "avifs", "ico", "heic", "heif",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One picture of a source, not yet read.
+
+    `source` is a file or a remote address, of which the bytes [offset, offset + size) are the picture; for drawn pictures
+    it is the generator's address and `offset` the index. `version` tells a changed file from the same one: a time, an ETag.
+    """
+
+    key: str
+    source: str
+    offset: int
+    size: int
+    label: int | None = None
+    captions: tuple[str, ...] = ()
+    version: int | str = 0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All pictures of a source, in its order, with what was odd about it in sentences."""
+
+    images: tuple[SourceImage, ...]
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what was listed and of the files' versions: the same files need no second look."""
+        digest = hashlib.sha256()
+        line = attrgetter("key", "source", "offset", "size", "label", "captions", "version")
+        for start in range(0, len(self.images), 4096):
+            digest.update(json.dumps([line(picture) for picture in self.images[start : start + 4096]]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Index:
+    """The pictures of a shard, in its order, and what was odd: (what, how often, where first)."""
+
+    images: tuple[SourceImage, ...]
+    odd: tuple[tuple[str, int, str], ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What of a source is asked for. `classes` is a file of class names, or the name of a list that ships with the package."""
+
+    address: str
+    split: str
+    limit: int | None = None
+    classes: str | None = None
+
+
+Lister = Callable[[Query], Listing]
