@@ -53,7 +53,7 @@ def test_sigma_stands_in_for_the_recipe_s(run: Run, experiment: Experiment) -> N
     code, _, errors = run("sample", "--out", "s", "--sigma", "1.5")
     assert (code, errors.count("\n")) == (1, 1)
     assert "--sigma lists 1 values for the 2 levels above z_0" in errors
-    assert "no list of numbers" in run("train", "--level", "0", "--sigma", "much")[2]
+    assert "not a list of numbers" in run("train", "--level", "0", "--sigma", "much")[2]
 
 
 def test_depth_steps_and_recipe(run: Run, experiment: Experiment) -> None:
