@@ -88,7 +88,9 @@ def test_times_of_training_and_what_the_network_is_told() -> None:
     assert discrete.time_embedding_input(discrete.training_time(u)).tolist() == [1, 1, 2, 501, 1000]
     torch.testing.assert_close(vp.time_embedding_input(vp.training_time(u)), (999 * u).float())
     # every n in 1..1000 comes out as an exact whole number
-    inputs = discrete.time_embedding_input(discrete.training_time((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000))
+    inputs = discrete.time_embedding_input(
+        discrete.training_time((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
+    )
     torch.testing.assert_close(inputs, torch.arange(1, 1001).float(), rtol=0, atol=0)
 
 
@@ -125,7 +127,8 @@ def test_the_best_predictor_of_gaussian_data_has_the_known_loss(kind: Any, predi
         weighted = torch.clamp((alpha / sigma) ** 2, max=5) * latent_left if weighting == "min-snr" else left
         return covariance / variance, left, weighted
 
-    t = process.training_time((torch.arange(n, dtype=torch.float64) + 0.5) / n)  # evenly, so that only z and eps are random
+    even = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # so that only z and eps are random
+    t = process.training_time(even)
     z, eps = torch.randn(2, n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     z = s * z
     best = known(t)[0].float()[:, None, None, None] * process.add_noise(z, eps, t)
