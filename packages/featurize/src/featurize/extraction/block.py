@@ -10,6 +10,8 @@ import numpy as np
 
 from featurize.basis.moments import Moments, Outliers, merge_all, merge_outliers, moments_of, save_moments
 from featurize.basis.svd import load_basis, outliers_of
+from featurize.codecs import load_codec
+from featurize.encoders import encode, load_encoder
 from featurize.execution.devices import device_of_worker
 from featurize.execution.progress import progress_line
 from featurize.execution.tasks import Run
@@ -93,9 +95,6 @@ def _write_block(task: BlockTask) -> Done:
 
 def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     """The values that the task asks for of its rows; nothing is written."""
-    from featurize.codecs import load_codec
-    from featurize.encoders import encode, load_encoder
-
     device, features = device_of_worker(), task.batch.features
     takers: list[tuple[InputSpec, Callable[[np.ndarray, int], None]]] = []
     z0: list[np.ndarray] = []

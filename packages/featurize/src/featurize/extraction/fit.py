@@ -19,6 +19,7 @@ from featurize.basis.moments import (
     save_moments,
 )
 from featurize.basis.svd import Basis, fit, load_basis, owner_of, quality, save_basis
+from featurize.encoders import encode, load_encoder
 from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.execution.progress import progress_line
@@ -78,8 +79,6 @@ def by_hash(keys: list[str]) -> list[int]:
 
 def _write_part(task: FitTask) -> Done:
     """Write the moments of a part's tokens."""
-    from featurize.encoders import encode, load_encoder
-
     clock, batch = Clock(), task.batch
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(batch.features), device)

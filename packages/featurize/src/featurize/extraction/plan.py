@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from featurize.codecs import describe_codec
+import numpy as np
+
+from featurize.codecs import describe_codec, load_codec
 from featurize.codecs import kinds as codec_kinds
-from featurize.encoders import describe_encoder, kind_of
+from featurize.encoders import describe_encoder, encode, kind_of, load_encoder
 from featurize.errors import UserError
+from featurize.execution.devices import device_of_worker
+from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.extraction.targets import base_channels
+from featurize.images.crop import crop, square_box
+from featurize.images.decode import decode
 from featurize.recipe import Features, Request
 from featurize.sources import SourceImage, list_images, read
 from featurize.sources.class_lists import read_classes
@@ -143,14 +149,6 @@ def _latent(features: Features) -> tuple[str, tuple[int, int, int], int]:
 
 def measured_rate(features: Features, images: tuple[SourceImage, ...]) -> float:
     """Images a second through reading, decoding, encoder and codec, in this process alone."""
-    import numpy as np
-
-    from featurize.codecs import load_codec
-    from featurize.encoders import encode, load_encoder
-    from featurize.execution.devices import device_of_worker
-    from featurize.extraction.loader import INNER_BATCH
-    from featurize.images.crop import crop, square_box
-    from featurize.images.decode import decode
 
     device = device_of_worker()
     encoder, codec = load_encoder(encoder_spec(features), device), load_codec(codec_spec(features))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,8 @@ def text_encoder_of(spec: ArraySpec) -> TextSpec:
 
 
 def _check_same(spec: ArraySpec, identity: dict[str, Any], network: str, weights: str | None) -> None:
-    stored, now = spec.provenance["encoder"], json.loads(json.dumps(identity))
-    changed = [key for key in sorted(stored) if now.get(key) != stored[key]]
+    stored = spec.provenance["encoder"]
+    changed = [key for key in sorted(stored) if identity.get(key) != stored[key]]
     if changed:
         raise UserError(
             f"{spec.path} was made with another {network} (differs in: {', '.join(changed)}); put those weights back to "

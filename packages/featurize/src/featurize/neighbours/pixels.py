@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from featurize.encoders import encode, load_encoder
 from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.extraction.networks import encoder_spec
@@ -46,15 +46,12 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
 
     Raises UserError when the encoder is not the very one that made the store.
     """
-    from featurize.encoders import encode, load_encoder
-
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(features), device)
     base = base_path(encoder_folder(root, features.encoder))
-    made_with = read_sealed_metadata(base).attributes["provenance"]["encoder"]
-    identity = json.loads(json.dumps(encoder.identity))
-    if identity != made_with:
-        keys = sorted(key for key in identity.keys() | made_with.keys() if identity.get(key) != made_with.get(key))
+    stored, identity = read_sealed_metadata(base).attributes["provenance"]["encoder"], encoder.identity
+    if identity != stored:
+        keys = sorted(key for key in identity.keys() | stored.keys() if identity.get(key) != stored.get(key))
         raise UserError(
             f"{base} was made with another {features.encoder} (differs in: {', '.join(keys)}); "
             "give the weights and options that it was extracted with."
