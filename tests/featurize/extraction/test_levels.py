@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 
+from featurize.encoders import load_encoder
 from featurize.extraction.extract import extract
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, options
@@ -34,7 +35,8 @@ def test_a_further_level_needs_no_encoder(
     extraction: Path, tmp_path: Path, featurize: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = shutil.copytree(extraction, tmp_path / "root")
-    monkeypatch.setattr("featurize.encoders.load_encoder", None)
+    load_encoder.cache_clear()
+    monkeypatch.setattr("featurize.encoders.registry.kinds", None)
     outcome = featurize("levels", "3x3x4", "--out", root, "--encoder", f"timm:{MODEL}")
     assert outcome.code == 0, outcome.err
     assert zarr.open(str(root / ENCODER / "3x3x4.zarr"), mode="r").shape == (60, 2, 3, 3, 4)
@@ -45,8 +47,8 @@ def test_a_further_level_needs_no_encoder(
     [
         ("5x5x4", "larger than the 4x4 grid"),
         ("2x2x900", "keeps 48"),
-        ("2x2", "no level shape"),
-        ("0x2x4", "no level shape"),
+        ("2x2", "'2x2' can't be a level's shape"),
+        ("0x2x4", "'0x2x4' can't be a level's shape"),
     ],
 )
 def test_an_impossible_level_is_one_sentence(extraction: Path, featurize: Callable, shape: str, sentence: str) -> None:
