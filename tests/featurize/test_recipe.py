@@ -57,7 +57,7 @@ def test_the_working_directorys_recipe_is_taken(tmp_path: Path, monkeypatch: pyt
         ("views: 2", "views: 3", "'features.views' is 3"),
         ("views: 2", "views: two", "'features.views' is 'two'"),
         ("out: stores/x", "limit: 5", "Where should the stores go"),
-        ("shape: 4x4x16", "shape: 4x4", "'4x4' is no level shape"),
+        ("shape: 4x4x16", "shape: 4x4", "'4x4' can't be a level's shape"),
         ("shape: 4x4x16", "form: 4x4x16", "each with a shape"),
         ("{source", "[source", "not valid YAML"),
     ],

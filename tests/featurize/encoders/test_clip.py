@@ -126,7 +126,7 @@ def test_a_gelu_mixup_is_an_error_where_a_file_names_it(tmp_path: Path, state: d
         (lambda s: s | {"visual.trunk.weight": torch.ones(1)}, "1 unexpected (first 'trunk.weight')"),
         (
             lambda s: {"blocks.0.norm1.weight": torch.ones(3)},
-            "are no CLIP file in OpenAI's, open_clip's or transformers'",
+            "are not a CLIP file in OpenAI's, open_clip's or transformers'",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from featurize.execution.devices import cores, device_of_worker
 from featurize.execution.engine import engine
 from featurize.execution.interrupt import finishing_tasks
 from featurize.execution.local import MAX_DEATHS
-from featurize.execution.tasks import in_order, ordered_map, run_here
+from featurize.execution.tasks import Run, in_order, ordered_map, run_here
 
 
 def square(number: int) -> int:
@@ -92,7 +92,9 @@ def test_a_killed_worker_is_named_and_its_task_done_again(tmp_path: Path, caplog
 
 def test_workers_that_die_again_and_again_stop_the_run() -> None:
     with engine(1, None) as run:
-        with pytest.raises(UserError, match=rf"died \(exit code 7\); {MAX_DEATHS} workers died over one block.*fewer --w"):
+        with pytest.raises(
+            UserError, match=rf"died \(exit code 7\); {MAX_DEATHS} workers died over one block.*fewer --w"
+        ):
             list(run(dies, range(3)))
         assert list(run(square, [4])) == [(0, 16)]  # the next run has workers of its own
 
@@ -113,18 +115,22 @@ def test_an_error_in_a_task_is_the_runs_with_its_traceback() -> None:
 
 
 def test_ctrl_c_finishes_what_is_under_way_and_the_second_stops_at_once() -> None:
-    found = []
-    with engine(2, None) as run, pytest.raises(KeyboardInterrupt), finishing_tasks():
-        for _, seconds in run(sleeps, [0.1] * 50):
-            if not found:
-                os.kill(os.getpid(), signal.SIGINT)
-            found.append(seconds)
+    found: list[float] = []
+
+    def interrupted(signals: int, run: Run, tasks: list[float]) -> None:
+        with finishing_tasks():
+            for _, seconds in run(sleeps, tasks):
+                for _ in range(0 if found else signals):
+                    os.kill(os.getpid(), signal.SIGINT)
+                found.append(seconds)
+
+    with engine(2, None) as run, pytest.raises(KeyboardInterrupt):
+        interrupted(1, run, [0.1] * 50)
     assert 1 <= len(found) <= 4
     begun = time.monotonic()
-    with engine(1, None) as run, pytest.raises(KeyboardInterrupt), finishing_tasks():
-        for _ in run(sleeps, [0.0, 60.0]):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+    found.clear()
+    with engine(1, None) as run, pytest.raises(KeyboardInterrupt):
+        interrupted(2, run, [0.0, 60.0])
     assert time.monotonic() - begun < 30
 
 

@@ -39,7 +39,7 @@ def test_labels_csv_goes_over_the_folders(flat: Path, header: str) -> None:
     listing = listed(flat)
     assert [p.label for p in listing.images] == [3, 0, 3, None, None]
     assert "1 names in labels.csv are of no picture (first: none.png)" in listing.remarks[0]
-    assert "2 of 5 pictures have no label (first: sub/e.heic)" in listing.remarks[1]
+    assert "2 of 5 images have no label (first: sub/e.heic)" in listing.remarks[1]
     # A limit cuts what is listed and not what is known of it.
     cut = listed(flat, limit=2)
     assert (cut.images, cut.remarks) == (listing.images[:2], ())
@@ -71,7 +71,7 @@ def test_captions_are_read_in_every_format(flat: Path, kind: str) -> None:
     (flat / kind.split()[0]).write_text(CAPTIONS[kind])
     listing = listed(flat)
     assert [p.captions for p in listing.images] == [("One, two", "three"), ("four",), (), (), ()]
-    assert any("3 of 5 pictures have no caption (first: c.d.webp)" in remark for remark in listing.remarks)
+    assert any("3 of 5 images have no caption (first: c.d.webp)" in remark for remark in listing.remarks)
     assert [p.label for p in listing.images] == [None, None, None, 0, 0]  # the folders still are the classes
 
 
@@ -96,8 +96,8 @@ def test_a_text_beside_a_picture_is_its_caption(flat: Path) -> None:
     [
         ("labels.csv", "a.jpg,3\n", "has no column named file_name or filename or file"),
         ("labels.csv", "", "has no column named"),
-        ("labels.csv", "file,label\n,3\n", r"Line 2 of .*labels\.csv names no picture"),
-        ("captions.jsonl", '{"file": "a.jpg"\n', r"Line 1 of .*captions\.jsonl is no JSON object"),
+        ("labels.csv", "file,label\n,3\n", r"Line 2 of .*labels\.csv names no image"),
+        ("captions.jsonl", '{"file": "a.jpg"\n', r"Line 1 of .*captions\.jsonl is not a JSON object"),
         ("captions.jsonl", '\n["a.jpg"]\n', "Line 2 of"),
         ("captions.txt", "a.jpg\tx\nb.jpg y\n", "Line 2 of .* has no tab"),
     ],

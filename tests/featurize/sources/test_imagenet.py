@@ -78,7 +78,7 @@ def test_a_partial_tree_is_numbered_by_itself_or_as_the_whole_and_says_so(tmp_pa
     with pytest.raises(UserError, match="none of the 100 classes' folders"):
         listed(tmp_path, "val", classes="imagenet100")
     tree(tmp_path / "val" / ".." / "foreign", (WNIDS[0], "n99999999"))
-    assert "no classes of ImageNet-1k, like n99999999" in listed(tmp_path / "foreign").remarks[0]
+    assert "not classes of ImageNet-1k, like n99999999" in listed(tmp_path / "foreign").remarks[0]
 
 
 def test_kaggles_layout_and_links_to_class_folders_are_followed(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_kaggles_layout_and_links_to_class_folders_are_followed(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("", "is empty"), ("n01440764\nn01440764", "names n01440764 twice"), ("cat", "'cat', which is no wnid")],
+    [("", "is empty"), ("n01440764\nn01440764", "names n01440764 twice"), ("cat", "'cat', which is not a wnid")],
 )
 def test_a_wrong_list_of_classes_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     tree(tmp_path / "train", WNIDS[:1])
@@ -143,7 +143,7 @@ def write_devkit(folder: Path) -> None:
 
 
 def test_the_flat_validation_folder_takes_its_labels_from_any_of_their_files(flat: Path) -> None:
-    with pytest.raises(UserError, match=r"are not beside them; bring LOC_val_solution\.csv"):
+    with pytest.raises(UserError, match=r"are not beside them; copy there LOC_val_solution\.csv"):
         listed(flat, "val")
     names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 6)]
     above = flat.parent.parent
@@ -188,7 +188,7 @@ def test_the_flat_validation_folder_takes_its_labels_from_any_of_their_files(fla
 def test_wrong_files_of_validation_labels_are_one_sentence(flat: Path) -> None:
     truth = flat / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("490\n361\n")
-    with pytest.raises(UserError, match=r"bring meta\.mat"):
+    with pytest.raises(UserError, match=r"copy meta\.mat"):
         listed(flat, "val")
     (flat / "meta.mat").write_bytes(b"no")
     with pytest.raises(UserError, match="does not explain the numbers"):
@@ -197,7 +197,7 @@ def test_wrong_files_of_validation_labels_are_one_sentence(flat: Path) -> None:
     with pytest.raises(UserError, match="no label for ILSVRC2012_val_00000003"):
         listed(flat, "val")
     (flat / "imagenet_2012_validation_synset_labels.txt").write_text("65\n")
-    with pytest.raises(UserError, match="no file of validation labels"):
+    with pytest.raises(UserError, match="not a file of validation labels"):
         listed(flat, "val")
     # Kaggle's val.txt numbers the pictures: that is no label.
     (flat / "imagenet_2012_validation_synset_labels.txt").unlink()

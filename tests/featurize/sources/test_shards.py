@@ -92,7 +92,7 @@ def test_members_that_lie_apart_are_joined_and_reported(tmp_path: Path) -> None:
     listing = listed(shard)
     assert [(p.key, p.label, p.captions) for p in listing.images] == [("1", 5, ("one",)), ("2", 6, ())]
     assert "3 samples do not lie together" in listing.remarks[0]
-    assert "1 of 2 pictures have no caption (first: 2)" in listing.remarks[1]
+    assert "1 of 2 images have no caption (first: 2)" in listing.remarks[1]
 
 
 def test_a_repeated_key_hides_no_picture(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_damaged_header_in_the_middle_is_named(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[place + 3] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"after 2 members .the next header is no header"):
+    with pytest.raises(UserError, match=r"after 2 members .the next header is damaged"):
         listed(shard)
 
 
@@ -164,7 +164,7 @@ def test_a_compressed_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_large_shard_is_scanned_once_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = [(f"{n:04d}.{e}", b"%d" % n) for n in range(kept_index.WORTH_KEEPING) for e in ("png", "cls")]
+    members = [(f"{n:04d}.{e}", b"%d" % n) for n in range(kept_index.WORTH_CACHING) for e in ("png", "cls")]
     shard = tar_of(tmp_path / "a.tar", *members, ("x.txt", b"alone"))
     first = listed(shard)
     with monkeypatch.context() as patch:
@@ -274,7 +274,7 @@ def test_any_order_of_members_gives_the_same_samples(
         if has
     }
     if not wanted:
-        with pytest.raises(UserError, match="holds no pictures"):
+        with pytest.raises(UserError, match="holds no images"):
             listed(path)
         return
     assert {p.key: (p.label, p.captions) for p in listed(path).images} == wanted

@@ -56,7 +56,7 @@ def test_coco_ties_captions_by_id_and_lists_missing_pictures(tmp_path: Path) -> 
     assert "names 2 pictures; COCO's train2014 has 82,783" in told
     assert "1 captioned pictures" in told
     assert "1 files" in told and "stray.jpg" in told
-    assert "1 of 2 pictures have no caption (first: lost)" in told
+    assert "1 of 2 images have no caption (first: lost)" in told
     with pytest.raises(UserError, match="captions_val2014"):
         list_images(f"coco:{tmp_path}", "val", None)
 
@@ -83,17 +83,17 @@ def test_a_damaged_captions_file_is_one_sentence(tmp_path: Path) -> None:
     path = coco(tmp_path, "val2014") / "annotations" / "captions_val2014.json"
     for text in (path.read_text()[:-20], '{"images": []}', "[]", '{"images": [{"id": 3}], "annotations": []}'):
         path.write_text(text)
-        with pytest.raises(UserError, match="no COCO captions file"):
+        with pytest.raises(UserError, match="not a COCO captions file"):
             list_images(f"coco:{tmp_path}", "val", None)
 
 
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("webdata:x", "of no known kind"),
+        ("webdata:x", "of an unknown kind"),
         ("folder:https://example.org/pictures", "the web has no folders"),
         ("folder:ftps7://example.org/pictures", "Addresses with ftps7:"),
-        ("folder:", "names no place"),
+        ("folder:", "gives no address"),
         ("folder:/nowhere", "not there"),
         ("wds:/nowhere/{0..3}.tar", "not there"),
         ("scenes:huge", "needs a size"),
@@ -105,7 +105,7 @@ def test_a_wrong_source_is_one_sentence(source: str, sentence: str) -> None:
 
 
 def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         list_images(f"folder:{tmp_path}", "train", None)
 
 

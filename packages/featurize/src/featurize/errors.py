@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Bad input or a bad state of the world, in one sentence: what, where and how to mend it."""
+    """Bad input or a bad state of the machine, in one sentence: what, where and how to fix it."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after what was in hand is done: says what is kept."""
+    """Ctrl-C, after the tasks under way are finished: says what is written."""
 
 
 def explain_os_error(error: OSError) -> UserError | None:
-    """The sentence for a failed write or read that the user can mend, or None when it is not of that kind."""
+    """The sentence for a failed write or read that the user can fix; None for any other error."""
     import errno
 
     where = f" at {error.filename}" if error.filename else ""
@@ -21,8 +21,8 @@ def explain_os_error(error: OSError) -> UserError | None:
         errno.EDQUOT: f"The disk quota is used up{where}; free some space and run the same command again.",
         errno.EFBIG: f"The file system refuses a file so large{where}; use another one and run the same command again.",
         errno.EROFS: f"The file system is read-only{where}; make it writable or choose another --out.",
-        errno.EACCES: f"Permission is denied{where}; mend the permissions or choose another --out.",
-        errno.EPERM: f"Permission is denied{where}; mend the permissions or choose another --out.",
+        errno.EACCES: f"Permission is denied{where}; fix the permissions or choose another --out.",
+        errno.EPERM: f"Permission is denied{where}; fix the permissions or choose another --out.",
     }
     sentence = sentences.get(error.errno) if error.errno is not None else None
     return UserError(sentence) if sentence else None

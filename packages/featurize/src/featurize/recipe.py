@@ -1,4 +1,7 @@
-"""What an extraction is asked to do: the `features` section of a recipe and the shapes of its levels."""
+"""The request of an extraction: the `features` section of a recipe and the shapes of its levels.
+
+May import errors, io and sources (for the names of built-in class lists).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ SECTIONS = (
     "name", "seed", "features", "levels", "denoiser", "process", "training", "sampling", "evaluation", "grid",
 )  # fmt: skip
 
-OWN_BASIS = "own"  # as basis: fit one, even on held-out pictures
+OWN_BASIS = "own"  # as basis: fit one, even on held-out images
 HELD_OUT = {"val", "valid", "validation", "test"}
 
 Shape = tuple[int, int, int]
@@ -72,8 +75,8 @@ class Request(BaseModel):
 
 
 def check_basis_choice(features: Features) -> None:
-    """Raises UserError where held-out pictures would silently get a basis of their own: their latents could not be compared
-    with the training pictures'. Held-out is `split: val`, and a shard or folder whose name says so."""
+    """Raises UserError where held-out images would silently get a basis of their own: their latents could not be compared
+    with the training images'. Held-out is `split: val`, and a shard or folder whose name says so."""
     kind, _, address = (features.source or "").partition(":")
     named = (
         set(re.split(r"[^a-z]+", address.rstrip("/").rpartition("/")[2].lower()))
@@ -91,7 +94,7 @@ def parse_shape(text: str) -> Shape:
     """`HxWxC` as three positive integers."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text.strip())
     if match is None:
-        raise UserError(f"'{text}' is no level shape; write height x width x channels, like 8x8x64.")
+        raise UserError(f"'{text}' can't be a level's shape; write height x width x channels, like 8x8x64.")
     height, width, channels = (int(group) for group in match.groups())
     return height, width, channels
 
@@ -152,9 +155,9 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
             anchored[key] = str(root / value)
     source = anchored.get("source")
     if isinstance(source, str) and ":" in source and not source.startswith("scenes"):
-        kind, _, places = source.partition(":")
+        kind, _, addresses = source.partition(":")
         anchored["source"] = f"{kind}:" + "::".join(
-            place if "://" in place else str(root / place) for place in places.split("::")
+            address if "://" in address else str(root / address) for address in addresses.split("::")
         )
     if isinstance(anchored.get("classes"), str) and anchored["classes"] not in BUILT_IN:
         anchored["classes"] = str(root / anchored["classes"])
@@ -185,9 +188,9 @@ def _level_shapes(document: dict[str, Any]) -> list[Shape]:
     return [parse_shape(str(level["shape"])) for level in levels]
 
 
-def _nearest(key: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+def _nearest(key: str, choices: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(choices)}"
 
 
 def choices(field: str) -> list[str]:

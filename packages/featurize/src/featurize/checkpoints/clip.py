@@ -87,7 +87,7 @@ def read_clip(weights: Path) -> ClipFile:
     if not visual and not any(key.startswith("token_embedding") for key in text):
         first = f" (its first key is '{min(state)}')" if state else ""
         raise UserError(
-            f"The weights {weights} are no CLIP file in OpenAI's, open_clip's or transformers' layout{first}."
+            f"The weights {weights} are not a CLIP file in OpenAI's, open_clip's or transformers' layout{first}."
         )
     return ClipFile(visual, text, activation, witness)
 

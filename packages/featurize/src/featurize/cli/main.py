@@ -51,9 +51,9 @@ def main() -> None:
         _fail(str(sentence))
     except (KeyboardInterrupt, click.Abort) as error:
         # click turns what an extraction raises into Abort, and keeps it as the cause.
-        told = next((str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted)), None)
-        told = told or "interrupted: what is written is kept; run the same command again to go on."
-        click.echo(f"\n{told}", err=True)
+        sentence = next((str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted)), None)
+        sentence = sentence or "interrupted: what is written is kept; run the same command again to go on."
+        click.echo(f"\n{sentence}", err=True)
         sys.exit(130)
 
 

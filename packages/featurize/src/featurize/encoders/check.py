@@ -123,17 +123,17 @@ def _places(encoder: Encoder, device: str, precision: str) -> Finding:
 
 
 def _golden(encoder: Encoder, f_HWD: np.ndarray, spec: EncoderSpec) -> Finding:
-    found, known = golden_values(f_HWD), _known_values(encoder)
-    if known is None:
+    found, golden = golden_values(f_HWD), _golden_values(encoder)
+    if golden is None:
         shown = ", ".join(f"{value:.5g}" for value in found)
         return Finding("golden features", None, f"none are known for these weights; here they are [{shown}]")
-    worst = float(np.abs(np.subtract(found, known)).max() / known[-1])
+    worst = float(np.abs(np.subtract(found, golden)).max() / golden[-1])
     tolerance = GOLDEN_TOLERANCE if spec.precision == "float32" else 0.1
     words = f"within {worst:.1e} of the features' standard deviation"
     return Finding("golden features", worst <= tolerance, words if worst <= tolerance else f"off: {words} only")
 
 
-def _known_values(encoder: Encoder) -> list[float] | None:
+def _golden_values(encoder: Encoder) -> list[float] | None:
     """From the JSON beside the weights (`golden`), else from those this package knows by the weights' digest."""
     if encoder.weights is None:
         return None

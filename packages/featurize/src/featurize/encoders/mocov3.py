@@ -97,7 +97,7 @@ def base_encoder(weights: Path, network: Mapping[str, Any]) -> State:
         )
     state = tensors_of(checkpoint)
     if not any(key.startswith(PREFIX) for key in state):
-        raise UserError(f"The weights {weights} are no MoCo-v3 pre-training file: {_instead(state)}.")
+        raise UserError(f"The weights {weights} are not a MoCo-v3 pre-training file: {_instead(state)}.")
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     return {_corrected(key): value for key, value in own.items()}
 

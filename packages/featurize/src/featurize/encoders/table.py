@@ -12,7 +12,7 @@ COLUMNS = ("encoder", "layer", "norm", "official crop", "input", "output", "weig
 
 
 def table() -> str:
-    """One line an encoder, then where weights are kept and which codecs and text encoder have theirs there."""
+    """One line per encoder, then the folder of fetched weights, and those of codecs and the text encoder."""
     lines: list[tuple[str, ...]] = [COLUMNS]
     for name, kind in kinds().items():
         for variant, published in kind.variants.items():

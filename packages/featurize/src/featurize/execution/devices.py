@@ -45,7 +45,7 @@ def _cgroup_quota() -> float | None:
 
 @cache
 def gpus() -> int:
-    """GPUs of this machine. Torch takes seconds to import, so it is asked only where a driver is."""
+    """GPUs of this machine. Torch takes seconds to import, so it is used only where a driver is installed."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or "torch" in sys.modules):
         return 0
     import torch

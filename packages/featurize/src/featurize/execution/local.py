@@ -48,8 +48,8 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
     """A `Run` on `count` processes, each of which is started when there is a task for it.
 
     `imports` are modules that take long to import: the workers are forked from one process that has them (it has no threads
-    yet, so forking it is safe). Not where there are GPUs: importing timm asks CUDA what there is, and no fork of a process that
-    has asked may use it.
+    yet, so forking it is safe). Not where there are GPUs: importing timm initialises CUDA, and then no fork of the
+    process may use it.
     """
     context = multiprocessing.get_context("spawn" if devices.gpus() else "forkserver")
     if not devices.gpus():
@@ -63,7 +63,7 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
         return idle or _start(next(number for number in range(count) if number not in workers), count, context, workers)
 
     def end(worker: _Worker) -> None:
-        """Of its task nothing is wanted any more."""
+        """Its task, if it has one, is given up."""
         del workers[worker.number]
         worker.pipe.close()
         worker.process.kill()

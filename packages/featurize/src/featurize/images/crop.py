@@ -19,7 +19,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class CropRule:
-    """Which box of a picture every encoder and codec sees, so that their grids see the same pixels.
+    """Which box of an image every encoder and codec sees, so that their grids see the same pixels.
 
     Without numbers the largest centred square. With them what an encoder's published evaluation sees: torchvision's
     Resize of the short side to `resize` pixels, then CenterCrop to `centre`.
@@ -32,7 +32,7 @@ class CropRule:
         return "square" if self.resize is None else f"resize {self.resize} centre {self.centre}"
 
     def box(self, width: int, height: int) -> Box:
-        """The box in a picture of this size."""
+        """The box in an image of this size."""
         if self.resize is None or self.centre is None:
             return square_box(width, height)
         return centre_box(width, height, self.resize, self.centre)
@@ -62,9 +62,9 @@ def centre_box(width: int, height: int, resize: int, centre: int) -> Box:
 
 
 def crop(image: Image.Image, box: Box, size: int, interpolation: str) -> np.ndarray:
-    """The box of a picture, resized with antialiasing to (size, size, 3) uint8.
+    """The box of an image, resized with antialiasing to (size, size, 3) uint8.
 
-    The filter reaches over the edge of the box into the picture, so this is what resizing the whole picture and cropping
+    The filter reaches over the edge of the box into the image, so this is what resizing the whole image and cropping
     afterwards gives, without making the whole. Always across first, then down: so did Pillow when the encoders were
     published; today's takes the cheaper order, and bicubic overshoot clipped in between makes it other pixels.
     """

@@ -10,31 +10,31 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Pillow has further formats; some of them run other programs (EPS) or are none that data sets use.
+# Pillow has further formats; some of them run other programs (EPS) or are not used by data sets.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Where Pillow begins to warn of bombs. A picture of this size needs about a gigabyte: 4 bytes a pixel, thrice at most.
+# Where Pillow begins to warn of bombs. An image of this size needs about a gigabyte: 4 bytes a pixel, thrice at most.
 MAX_PIXELS = 89_478_485
 
-# Odd metadata is no news to a run over a million pictures. Once and for all, because catch_warnings is not thread-safe.
+# Odd metadata does not matter to a run over a million images. Set once, because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(Exception):
-    """A picture that can't be decoded, with the reason for the ledger."""
+    """An image that can't be decoded, with the reason for the ledger."""
 
 
 def decode(data: bytes) -> Image.Image:
-    """The whole picture as RGB, turned upright by its EXIF orientation; the first frame of an animation.
+    """The whole image as RGB, turned upright by its EXIF orientation; the first frame of an animation.
 
-    Grey, palette, CMYK, YCCK, 16-bit and float pictures are converted; an alpha channel is dropped, as torchvision's
-    loader does. Of 16-bit colour Pillow keeps the high byte, which is at most 1/255 below the rounded value. Raises
+    Grey, palette, CMYK, YCCK, 16-bit and float images are converted; an alpha channel is dropped, as torchvision's
+    loader does. From 16-bit colour Pillow takes the high byte, which is at most 1/255 below the rounded value. Raises
     BadImage for anything that is damaged, cut short, or larger than MAX_PIXELS: before its pixels take memory.
     """
     return decode_with_mode(data)[0]
 
 
 def decode_with_mode(data: bytes) -> tuple[Image.Image, str]:
-    """`decode`, and Pillow's mode of the picture before conversion, like `L` or `CMYK`."""
+    """`decode`, and Pillow's mode of the image before conversion, like `L` or `CMYK`."""
     if not data:
         raise BadImage("the file is empty")
     try:
@@ -50,15 +50,13 @@ def decode_with_mode(data: bytes) -> tuple[Image.Image, str]:
         raise
     except UnidentifiedImageError:
         # Pillow's own sentence holds an address in memory, which would make every ledger another.
-        raise BadImage(
-            f"no picture of a known format, or its header is damaged; it starts with {data[:8]!r}"
-        ) from None
+        raise BadImage(f"no picture of a known format, or its header is damaged; it starts with {data[:8]!r}") from None
     except Exception as error:  # OSError, ValueError, SyntaxError, IndexError, struct.error, DecompressionBombError...
         raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from None
 
 
 def _open(data: bytes) -> Image.Image:
-    """The picture with its header read and its pixels not yet."""
+    """The image with its header read and its pixels not yet."""
     image = Image.open(io.BytesIO(data), formats=_formats())
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(

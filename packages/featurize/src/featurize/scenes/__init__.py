@@ -1,8 +1,8 @@
-"""`scenes`, the embedded data set: small pictures in the look of a tiny COCO, drawn by a seeded generator.
+"""`scenes`, the embedded data set: small images in the look of a tiny COCO, drawn by a seeded generator.
 
 A scene has one main object, the largest, that gives its label, and up to three guests whose relation to it the
-captions tell. `composition` decides what is where, `grounds` and `things` draw it with a `pen`, `captions` says it,
-`drawing` puts the four together and `shards` writes them down.
+captions state. `composition` decides what is where, `grounds` and `things` draw it with a `pen`, `captions` describes it,
+`drawing` puts the four together and `shards` writes files. May import errors and io.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One scene from its number: composed, drawn at any size, told in captions."""
+"""One scene from its number: composed, drawn at any size, described in captions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from featurize.scenes.composition import CLASSES, KINDS, Composition, Thing, com
 from featurize.scenes.grounds import draw_ground, draw_shadow
 from featurize.scenes.pen import Pen
 
-SUPERSAMPLE = 4  # pixels of the canvas per pixel of the picture, a side
+SUPERSAMPLE = 4  # pixels of the canvas per pixel of the image, a side
 
 
 @dataclass(frozen=True)
 class Story:
-    """What there is to say of a scene, whatever its size.
+    """Label, captions and objects of a scene, whatever its size.
 
     `objects` are dicts, the main object first: `class`, `colour`, `box` (left, upper, right, lower in sides of the
     picture; may reach a little over the edge), `place` (where in the picture) and `relation` to the main object
@@ -71,11 +71,11 @@ def draw_scene(seed: int, split: str, index: int, size: int) -> Scene:
 
 
 def _story(scene: Composition) -> Story:
-    objects = tuple(_told(thing) for thing in (scene.main, *scene.guests))
+    objects = tuple(_description(thing) for thing in (scene.main, *scene.guests))
     return Story(scene.main.label, captions(scene), objects)
 
 
-def _told(thing: Thing) -> dict[str, Any]:
+def _description(thing: Thing) -> dict[str, Any]:
     return {
         "class": CLASSES[thing.label],
         "colour": thing.colour,

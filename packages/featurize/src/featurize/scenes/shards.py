@@ -39,8 +39,8 @@ def write_shards(count: int, size: int, split: str, out: Path, seed: int = 0, pe
             ):
                 for index in range(first, min(first + per_shard, count)):
                     scene = draw_scene(seed, split, index, size)
-                    told = {"captions": scene.captions, "objects": scene.objects}
-                    sample = {"png": scene.png(), "cls": str(scene.label), "json": json.dumps(told).encode()}
+                    described = {"captions": scene.captions, "objects": scene.objects}
+                    sample = {"png": scene.png(), "cls": str(scene.label), "json": json.dumps(described).encode()}
                     tar.write({"__key__": f"{split}-{index:08d}", **sample})
                     progress.update()
     return paths

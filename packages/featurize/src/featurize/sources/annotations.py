@@ -1,4 +1,4 @@
-"""Labels and captions that lie in a folder of pictures, in the formats people use."""
+"""Labels and captions beside the images of a folder, in the formats people use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from featurize.errors import UserError
 from featurize.io.addresses import File, exists, find, read_text
 
-NOTES = (
+ANNOTATION_FILES = (
     "labels.csv", "captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl",
 )  # fmt: skip
 NAME_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_name", "key", "name")
@@ -21,8 +21,8 @@ CAPTION_COLUMNS = ("captions", "caption", "text", "comment")
 
 
 @dataclass(frozen=True)
-class Notes:
-    """What the notes say of the pictures, by path below the folder or by path without extension."""
+class Annotations:
+    """Labels and captions of images, by path below the folder or by path without extension."""
 
     files: tuple[str, ...]
     named: frozenset[str]
@@ -31,17 +31,17 @@ class Notes:
     remarks: tuple[str, ...]
 
 
-def read_notes(root: str, files: dict[str, File] | None) -> Notes | None:
-    """All notes of the folder `root` put together; None without any. `files` are those that are known to be there.
+def read_annotations(root: str, files: dict[str, File] | None) -> Annotations | None:
+    """All annotations of the folder `root` put together; None without any. `files` are its annotation files, if known.
 
     Labels are integers (a negative one means none), or names, which are numbered in sorted order. Raises UserError for a
     file that can't be understood and for a picture with two labels.
     """
     if files is None:
-        files = {name: find(f"{root}/{name}") for name in NOTES if exists(f"{root}/{name}")}
+        files = {name: find(f"{root}/{name}") for name in ANNOTATION_FILES if exists(f"{root}/{name}")}
     if not files:
         return None
-    said: dict[str, str] = {}
+    label_texts: dict[str, str] = {}
     captions: defaultdict[str, list[str]] = defaultdict(list)
     named: set[str] = set()
     for file in files.values():
@@ -49,34 +49,34 @@ def read_notes(root: str, files: dict[str, File] | None) -> Notes | None:
             where = f"Line {line} of {file.address}"
             name = str(_first(row, NAME_COLUMNS) or "").strip().removeprefix("./")
             if not name:
-                raise UserError(f"{where} names no picture; the file needs a column {' or '.join(NAME_COLUMNS[:3])}.")
+                raise UserError(f"{where} names no image; the file needs a column {' or '.join(NAME_COLUMNS[:3])}.")
             named.add(name)
             label = _first(row, LABEL_COLUMNS)
-            if label is not None and said.setdefault(name, str(label).strip()) != str(label).strip():
+            if label is not None and label_texts.setdefault(name, str(label).strip()) != str(label).strip():
                 raise UserError(
-                    f"{where} gives {name} the label {label}, an earlier one {said[name]}; keep one of them."
+                    f"{where} gives {name} the label {label}, an earlier one {label_texts[name]}; keep one of them."
                 )
             caption = _first(row, CAPTION_COLUMNS)
             listed = caption if isinstance(caption, list) else [caption]
             captions[name] += [" ".join(str(text).split()) for text in listed if text]
-    labels, remark = _numbered(said)
-    return Notes(tuple(files), frozenset(named), labels, dict(captions), (remark,) if remark else ())
+    labels, remark = _numbered(label_texts)
+    return Annotations(tuple(files), frozenset(named), labels, dict(captions), (remark,) if remark else ())
 
 
 def sidecar_caption(file: File) -> tuple[str, ...]:
-    """The text of a file beside a picture, on one line: its one caption."""
+    """The text of a file beside an image, on one line: its one caption."""
     text = " ".join(read_text(file.address).split())
     return (text,) if text else ()
 
 
-def _numbered(said: dict[str, str]) -> tuple[dict[str, int], str]:
-    if all(label.removeprefix("-").isdecimal() for label in said.values()):
-        return {name: int(label) for name, label in said.items() if int(label) >= 0}, ""
-    names = sorted(set(said.values()))
+def _numbered(label_texts: dict[str, str]) -> tuple[dict[str, int], str]:
+    if all(label.removeprefix("-").isdecimal() for label in label_texts.values()):
+        return {name: int(label) for name, label in label_texts.items() if int(label) >= 0}, ""
+    names = sorted(set(label_texts.values()))
     numbers = {label: number for number, label in enumerate(names)}
     shown = ", ".join(f"{label} = {number}" for label, number in list(numbers.items())[:3])
     remark = f"The {len(names)} labels are names, numbered in sorted order ({shown}, ...)."
-    return {name: numbers[label] for name, label in said.items()}, remark
+    return {name: numbers[label] for name, label in label_texts.items()}, remark
 
 
 def _first(row: dict[str, object], columns: tuple[str, ...]) -> object:
@@ -97,7 +97,7 @@ def _rows(file: File) -> Iterator[tuple[int, dict[str, object]]]:
             name, tab, caption = line.strip().partition("\t")
             if name and not tab:
                 raise UserError(
-                    f"Line {number} of {file.address} has no tab; each line is a picture's name, a tab, a caption."
+                    f"Line {number} of {file.address} has no tab; each line is an image's name, a tab, a caption."
                 )
             if tab:
                 yield number, {"file_name": name.rpartition("#")[0] or name, "caption": caption}
@@ -121,4 +121,6 @@ def _object(file: File, number: int, line: str) -> dict[str, object]:
             return {str(key).lower(): value for key, value in parsed.items()}
     except ValueError:
         pass
-    raise UserError(f'Line {number} of {file.address} is no JSON object; each line is one, like {{"file_name": ...}}.')
+    raise UserError(
+        f'Line {number} of {file.address} is not a JSON object; each line must be one, like {{"file_name": ...}}.'
+    )

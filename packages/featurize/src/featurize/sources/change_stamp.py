@@ -1,4 +1,4 @@
-"""A cheap sign that a source is as it was when a ledger was made of it, without listing it again."""
+"""A cheap sign that a source has not changed since a ledger was made of it, without listing it again."""
 
 from __future__ import annotations
 
@@ -9,38 +9,35 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-KINDS = (
-    "scenes",
-    "wds",
-)  # all that is listed of them comes from the files of the pictures; elsewhere are annotations beside
+KINDS = ("scenes", "wds")  # whose listing comes from the images' own files; the others have annotations beside them
 LEVELS = 3  # of folders above a file: a file or a class that comes or goes changes the time of one of them
 
 
-def stamp(asked: Sequence[object], places: Iterable[str]) -> str | None:
-    """SHA-256 over what was asked for and the sizes and times of the files at `places` and of the folders above them.
+def change_stamp(request: Sequence[object], addresses: Iterable[str]) -> str | None:
+    """SHA-256 over the request and the sizes and times of the files at `addresses` and of the folders above them.
 
-    `asked` starts with the SOURCE. None where it can't be told: for remote places, and for kinds of source that have
-    annotations in further files. Drawn pictures depend on this package's code alone.
+    `request` starts with the SOURCE. None where it can't be known: for remote addresses, and for kinds of source that have
+    annotations in further files. Drawn images depend on this package's code alone.
     """
-    found = set(places)
-    if str(asked[0]).partition(":")[0] not in KINDS or any("://" in place for place in found):
+    paths = set(addresses)
+    if str(request[0]).partition(":")[0] not in KINDS or any("://" in path for path in paths):
         return None
-    drawn = {place for place in found if place.startswith("scenes:")}
+    drawn = {path for path in paths if path.startswith("scenes:")}
     if drawn:
-        found = (found - drawn) | {str(path) for path in Path(str(files("featurize"))).glob("scenes/*.py")}
+        paths = (paths - drawn) | {str(path) for path in Path(str(files("featurize"))).glob("scenes/*.py")}
     above: set[str] = set()
-    for place in found:
+    for path in paths:
         for _ in range(LEVELS):
-            place = os.path.dirname(place)
-            if place in above or len(place) < 2:
+            path = os.path.dirname(path)
+            if path in above or len(path) < 2:
                 break
-            above.add(place)
-    digest = hashlib.sha256(json.dumps(asked).encode())
-    for place in sorted(found | above):
+            above.add(path)
+    digest = hashlib.sha256(json.dumps(request).encode())
+    for path in sorted(paths | above):
         try:
-            status = os.stat(place)
+            status = os.stat(path)
         except OSError:
             return None
-        size = 0 if place in above else status.st_size
-        digest.update(f"{place}\0{size}\0{status.st_mtime_ns}\n".encode())
+        size = 0 if path in above else status.st_size
+        digest.update(f"{path}\0{size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

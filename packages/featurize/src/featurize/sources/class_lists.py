@@ -15,7 +15,7 @@ BUILT_IN = ("imagenet", "imagenet100")
 
 @cache
 def read_classes(name: str) -> tuple[str, ...]:
-    """The names of a list, sorted: a class's label is its place among them, whatever the file's order.
+    """The names of a list, sorted: a class's label is its position among them, whatever the file's order.
 
     `name` is one of BUILT_IN or a text file with a name at the start of each line (so ImageNet's `synset_words.txt` will
     do). Raises UserError for a file that is not there, is empty or names a class twice.
@@ -26,7 +26,7 @@ def read_classes(name: str) -> tuple[str, ...]:
         try:
             text = Path(name).expanduser().read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise UserError(
                 f"The list of classes {name} can't be read ({reason}); give a file, or one of {', '.join(BUILT_IN)}."
             ) from None

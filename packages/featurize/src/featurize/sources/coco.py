@@ -47,18 +47,18 @@ def _list_year(root: str, query: Query, year: int) -> Listing:
     if not is_folder(f"{root}/{name}"):
         raise UserError(f"The pictures' folder {root}/{name} is not there; {annotations} is.")
     files = dict(walk(f"{root}/{name}"))
-    pictures = []
+    listed = []
     for image in images[: query.limit]:
         file = files.pop(image["file_name"], None)
         key = image["file_name"].rpartition(".")[0]
-        place = (file.address, 0, file.size) if file else (f"{root}/{name}/{image['file_name']}", 0, 0)
-        told = tuple(captions.pop(image["id"], ()))
-        pictures.append(SourceImage(key, *place, None, told, file.version if file else 0))
+        where = (file.address, 0, file.size) if file else (f"{root}/{name}/{image['file_name']}", 0, 0)
+        own_captions = tuple(captions.pop(image["id"], ()))
+        listed.append(SourceImage(key, *where, None, own_captions, file.version if file else 0))
     if query.limit is not None:
-        return Listing(tuple(pictures))
+        return Listing(tuple(listed))
     remarks = []
-    if len(pictures) != COUNTS[name]:
-        remarks.append(f"{annotations} names {len(pictures):,} pictures; COCO's {name} has {COUNTS[name]:,}.")
+    if len(listed) != COUNTS[name]:
+        remarks.append(f"{annotations} names {len(listed):,} pictures; COCO's {name} has {COUNTS[name]:,}.")
     if captions:
         remarks.append(f"{len(captions):,} captioned pictures of {annotations} are not among its images.")
     if files:
@@ -66,7 +66,7 @@ def _list_year(root: str, query: Query, year: int) -> Listing:
         remarks.append(
             f"{len(files):,} files in {root}/{name} are not in the captions file and were passed over (first: {first})."
         )
-    return Listing(tuple(pictures), tuple(remarks))
+    return Listing(tuple(listed), tuple(remarks))
 
 
 def _read(annotations: str) -> tuple[list[dict], dict[int, list[str]]]:
@@ -82,6 +82,6 @@ def _read(annotations: str) -> tuple[list[dict], dict[int, list[str]]]:
         raise UserError(f"{annotations} is not there; COCO's captions belong to its layout.") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{annotations} is no COCO captions file: it needs the lists 'images' and 'annotations'."
+            f"{annotations} is not a COCO captions file: it needs the lists 'images' and 'annotations'."
         ) from None
     return images, captions

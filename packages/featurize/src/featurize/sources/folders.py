@@ -12,15 +12,15 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.io.addresses import AT_ONCE, File, existing_folder, subfolders, walk
-from featurize.sources.annotations import NOTES, Notes, read_notes, sidecar_caption
+from featurize.sources.annotations import ANNOTATION_FILES, Annotations, read_annotations, sidecar_caption
 from featurize.sources.class_lists import read_classes
 from featurize.sources.listing import EXTENSIONS, Listing, Query, SourceImage
 
 
 def list_folder(query: Query) -> Listing:
-    """Every picture below a folder, by sorted path. The folders right in it are the classes, in sorted order.
+    """Every image below a folder, by sorted path. The folders directly in it are the classes, in sorted order.
 
-    A file of NOTES right in the folder gives labels or captions instead, and a `.txt` beside a picture is its caption.
+    A file of ANNOTATION_FILES directly in the folder gives labels or captions instead; a `.txt` beside an image is its caption.
     """
     root = existing_folder(query.address)
     classes = read_classes(query.classes) if query.classes else None
@@ -47,7 +47,7 @@ def list_tree(root: str, classes: Sequence[str], limit: int | None, chosen: bool
             )
     others: Counter[str] = Counter()
     texts: dict[str, File] = {}
-    notes_files: dict[str, File] = {}
+    annotation_files: dict[str, File] = {}
     labels = {name: label for label, name in enumerate(classes)}
 
     def found() -> Iterator[SourceImage]:
@@ -56,23 +56,23 @@ def list_tree(root: str, classes: Sequence[str], limit: int | None, chosen: bool
             if extension.lower() in EXTENSIONS and stem:
                 top, slash, _ = path.partition("/")
                 yield SourceImage(path, file.address, 0, file.size, labels[top] if slash else None, (), file.version)
-            elif path in NOTES:
-                notes_files[path] = file
+            elif path in ANNOTATION_FILES:
+                annotation_files[path] = file
             elif extension == "txt":
                 texts[stem] = file
             else:
                 others[f".{extension}" if stem else path] += 1
 
-    pictures = list(tqdm(islice(found(), limit), desc="listing", unit=" pictures", delay=2))
-    whole = limit is None or len(pictures) < limit
-    # A walk that stopped early, or went through some folders only, may not have come to the notes.
-    notes = read_notes(root, notes_files if whole and folders is None else None)
-    if notes is not None:
-        pictures, told = _noted(pictures, notes, whole)
-        remarks += told
-    elif any(picture.key.rpartition(".")[0] in texts for picture in pictures):
-        pictures, told = _with_sidecars(pictures, texts, whole)
-        remarks += told
+    images = list(tqdm(islice(found(), limit), desc="listing", unit=" pictures", delay=2))
+    whole = limit is None or len(images) < limit
+    # A walk that stopped early, or went through some folders only, may not have come to the annotations.
+    annotations = read_annotations(root, annotation_files if whole and folders is None else None)
+    if annotations is not None:
+        images, more_remarks = _annotated(images, annotations, whole)
+        remarks += more_remarks
+    elif any(image.key.rpartition(".")[0] in texts for image in images):
+        images, more_remarks = _with_sidecars(images, texts, whole)
+        remarks += more_remarks
     elif texts:
         others[".txt"] += len(texts)
     if others:
@@ -80,33 +80,33 @@ def list_tree(root: str, classes: Sequence[str], limit: int | None, chosen: bool
         remarks.append(
             f"{others.total():,} files in {root} have no picture's extension and were passed over ({kinds})."
         )
-    return Listing(tuple(pictures), tuple(remarks))
+    return Listing(tuple(images), tuple(remarks))
 
 
-def _noted(pictures: list[SourceImage], notes: Notes, whole: bool) -> tuple[list[SourceImage], list[str]]:
-    """The pictures with the labels and captions that the notes have under their path, with or without its extension."""
-    noted = []
-    unused = set(notes.named)
-    for picture in pictures:
-        name = next((n for n in (picture.key, picture.key.rpartition(".")[0]) if n in notes.named), None)
+def _annotated(images: list[SourceImage], annotations: Annotations, whole: bool) -> tuple[list[SourceImage], list[str]]:
+    """The images with the labels and captions that the annotations give for their path, with or without its extension."""
+    annotated = []
+    unused = set(annotations.named)
+    for image in images:
+        name = next((n for n in (image.key, image.key.rpartition(".")[0]) if n in annotations.named), None)
         unused.discard(name or "")
-        label = notes.labels.get(name or "") if notes.labels else picture.label
-        noted.append(replace(picture, label=label, captions=tuple(notes.captions.get(name or "", ()))))
-    remarks = list(notes.remarks)
+        label = annotations.labels.get(name or "") if annotations.labels else image.label
+        annotated.append(replace(image, label=label, captions=tuple(annotations.captions.get(name or "", ()))))
+    remarks = list(annotations.remarks)
     if unused and whole:
-        remarks.append(f"{len(unused):,} names in {', '.join(notes.files)} are of no picture (first: {min(unused)}).")
-    return noted, remarks
+        remarks.append(
+            f"{len(unused):,} names in {', '.join(annotations.files)} are of no picture (first: {min(unused)})."
+        )
+    return annotated, remarks
 
 
 def _with_sidecars(
-    pictures: list[SourceImage], texts: dict[str, File], whole: bool
+    images: list[SourceImage], texts: dict[str, File], whole: bool
 ) -> tuple[list[SourceImage], list[str]]:
-    beside = [texts.pop(picture.key.rpartition(".")[0], None) for picture in pictures]
+    beside = [texts.pop(image.key.rpartition(".")[0], None) for image in images]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         captions = pool.map(lambda file: sidecar_caption(file) if file else (), beside)
-        captioned = [
-            replace(picture, captions=captions_) for picture, captions_ in zip(pictures, captions, strict=True)
-        ]
+        captioned = [replace(image, captions=captions_) for image, captions_ in zip(images, captions, strict=True)]
     first = min(texts, default="")
     remarks = [f"{len(texts):,} .txt files are beside no picture (first: {first}.txt)."] if texts and whole else []
     return captioned, remarks

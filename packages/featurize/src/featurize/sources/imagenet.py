@@ -23,7 +23,7 @@ BELOW = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
 
 
 def list_imagenet(query: Query) -> Listing:
-    """ImageNet's pictures with their labels: the class's place among the sorted wnids.
+    """ImageNet's images with their labels: the class's position among the sorted wnids.
 
     Those are the wnids of `classes` where it is given, else the folders that are here, and for shards all 1000. The
     address is a folder that holds `train/` and `val/`, or the `<wnid>/` folders, or the flat validation pictures beside a
@@ -39,7 +39,7 @@ def list_imagenet(query: Query) -> Listing:
     strange = [name for name in wnids if not WNID.fullmatch(name)]
     if strange:
         raise UserError(
-            f"{root} is no ImageNet tree: its folders are named like n01440764, found '{strange[0]}'; use folder:{root}."
+            f"{root} is not an ImageNet tree: its folders are named like n01440764, found '{strange[0]}'; use folder:{root}."
         )
     classes = _classes(query)
     if classes is not None:
@@ -54,16 +54,16 @@ def _classes(query: Query) -> tuple[str, ...] | None:
     classes = read_classes(query.classes)
     strange = next((name for name in classes if not WNID.fullmatch(name)), None)
     if strange:
-        raise UserError(f"The list of classes {query.classes} names '{strange}', which is no wnid like n01440764.")
+        raise UserError(f"The list of classes {query.classes} names '{strange}', which is not a wnid like n01440764.")
     return classes
 
 
 def _checked(wnids: Sequence[str], listing: Listing, query: Query) -> list[str]:
-    known = read_classes("imagenet")
-    foreign = set(wnids).difference(known)
+    all_wnids = read_classes("imagenet")
+    foreign = set(wnids).difference(all_wnids)
     if foreign:
-        return [f"{len(foreign)} of the {len(wnids)} folders are no classes of ImageNet-1k, like {min(foreign)}."]
-    if len(wnids) < len(known):
+        return [f"{len(foreign)} of the {len(wnids)} folders are not classes of ImageNet-1k, like {min(foreign)}."]
+    if len(wnids) < len(all_wnids):
         return [
             f"{len(wnids)} of ImageNet's 1000 classes are here, numbered among themselves; --classes imagenet numbers them "
             "as in the whole."
@@ -81,9 +81,9 @@ def _counted(found: int, query: Query) -> list[str]:
 def _list_flat(root: str, query: Query) -> Listing:
     """The official validation folder, `ILSVRC2012_val_00000001.JPEG` and so on, labelled from a file beside it."""
     listing = list_tree(root, (), None)
-    if not listing.images or not all(VAL_NAME.match(picture.key) for picture in listing.images):
+    if not listing.images or not all(VAL_NAME.match(image.key) for image in listing.images):
         raise UserError(
-            f"{root} is no ImageNet tree: it has neither folders named like n01440764 nor pictures named like "
+            f"{root} is not an ImageNet tree: it has neither folders named like n01440764 nor pictures named like "
             f"ILSVRC2012_val_00000001.JPEG; use folder:{root}."
         )
     wnids, remark = _val_wnids(root, listing.images)
@@ -93,10 +93,10 @@ def _list_flat(root: str, query: Query) -> Listing:
 def _list_tars(query: Query) -> Listing:
     """Shards with integer `.cls`, or with wnids in the keys (`n01440764_10026`); the official tar files as they are."""
     listing = list_shards(replace(query, limit=None if query.classes else query.limit))
-    if all(VAL_NAME.match(picture.key) and picture.label is None for picture in listing.images):
+    if all(VAL_NAME.match(image.key) and image.label is None for image in listing.images):
         wnids, remark = _val_wnids(str(Path(listing.images[0].source).parent), listing.images)
         return _chosen(query, listing, wnids, (remark,))
-    wnids = [_wnid_of(picture) for picture in listing.images]
+    wnids = [_wnid_of(image) for image in listing.images]
     if not any(wnids):
         raise UserError(
             f"The shards {query.address} have no labels: neither .cls nor wnids in the keys; use wds:{query.address}."
@@ -104,37 +104,35 @@ def _list_tars(query: Query) -> Listing:
     return _chosen(query, listing, wnids, ())
 
 
-def _wnid_of(picture: SourceImage) -> str | None:
+def _wnid_of(image: SourceImage) -> str | None:
     """By the picture's label or by the wnid in its key, which must not contradict each other."""
-    known = read_classes("imagenet")
-    found = WNID.search(picture.key)
-    if picture.label is None:
+    wnids = read_classes("imagenet")
+    found = WNID.search(image.key)
+    if image.label is None:
         return found.group() if found else None
-    if not 0 <= picture.label < len(known):
+    if not 0 <= image.label < len(wnids):
+        raise UserError(f"The label {image.label} of {image.key} in {image.source} is not from 0 to 999; use wds:.")
+    wnid = wnids[image.label]
+    if found and found.group() in wnids and found.group() != wnid:
         raise UserError(
-            f"The label {picture.label} of {picture.key} in {picture.source} is not from 0 to 999; use wds:."
-        )
-    wnid = known[picture.label]
-    if found and found.group() in known and found.group() != wnid:
-        raise UserError(
-            f"{picture.key} in {picture.source} has the label {picture.label}, which in ImageNet's sorted order is {wnid}: "
+            f"{image.key} in {image.source} has the label {image.label}, which in ImageNet's sorted order is {wnid}: "
             "these shards number the classes in another way; use wds: to keep it."
         )
     return wnid
 
 
-def _val_wnids(folder: str, pictures: Sequence[SourceImage]) -> tuple[list[str | None], str]:
-    """The wnid of each official validation picture, and where that is said."""
+def _val_wnids(folder: str, images: Sequence[SourceImage]) -> tuple[list[str | None], str]:
+    """The wnid of each official validation image, and a remark that names the file of them."""
     truth = None if is_remote(folder) else find_val_labels(Path(folder))
     if truth is None:
         raise UserError(
-            f"The labels of the pictures in {folder} are not beside them; bring LOC_val_solution.csv, "
+            f"The labels of the images in {folder} are not beside them; copy there LOC_val_solution.csv, "
             "imagenet_2012_validation_synset_labels.txt, val.txt or the ILSVRC2012_devkit_t12 folder."
         )
-    numbers = [int(match.group(1)) for match in (VAL_NAME.match(picture.key) for picture in pictures) if match]
+    numbers = [int(match.group(1)) for match in (VAL_NAME.match(image.key) for image in images) if match]
     lost = next((number for number in numbers if number not in truth.wnids), None)
     if lost is not None:
-        raise UserError(f"{truth.path} has no label for ILSVRC2012_val_{lost:08d}; bring the whole file.")
+        raise UserError(f"{truth.path} has no label for ILSVRC2012_val_{lost:08d}; copy the whole file.")
     return [truth.wnids[number] for number in numbers], f"The labels are those of {truth.path}."
 
 
@@ -142,14 +140,14 @@ def _chosen(query: Query, listing: Listing, wnids: Sequence[str | None], remarks
     """The listing labelled by its wnids; with `classes`, the pictures of these classes only."""
     classes = _classes(query)
     labels = {wnid: label for label, wnid in enumerate(classes or read_classes("imagenet"))}
-    pictures = [
-        replace(picture, label=labels.get(wnid or ""))
-        for picture, wnid in zip(listing.images, wnids, strict=True)
+    images = [
+        replace(image, label=labels.get(wnid or ""))
+        for image, wnid in zip(listing.images, wnids, strict=True)
         if classes is None or wnid in labels
     ]
     if classes is None:
-        remarks = (*remarks, *_counted(len(pictures), query))
+        remarks = (*remarks, *_counted(len(images), query))
     else:
-        empty = len(set(labels.values()) - {picture.label for picture in pictures})
+        empty = len(set(labels.values()) - {image.label for image in images})
         remarks = (*remarks, *([f"{empty} of the {len(classes)} classes have no picture."] if empty else []))
-    return Listing(tuple(pictures[: query.limit]), (*listing.remarks, *remarks))
+    return Listing(tuple(images[: query.limit]), (*listing.remarks, *remarks))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
-# What can be decoded, and heic, which can't: such a picture is refused in the ledger, not passed over. Of a sample with
-# several (a photo and its mask), the first in this order is the picture.
+# What can be decoded, and heic, which can't: such an image is refused in the ledger, not skipped. In a sample with several
+# (a photo and its mask), the first in this order is the image.
 EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2",
     "avif", "avifs", "ico", "heic", "heif",
@@ -19,9 +19,9 @@ EXTENSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One picture of a source, not yet read.
+    """One image of a source, not yet read.
 
-    `source` is a file or a remote address, of which the bytes [offset, offset + size) are the picture; for drawn pictures
+    `source` is a file or a remote address, of which the bytes [offset, offset + size) are the image; for drawn images
     it is the generator's address and `offset` the index. `version` tells a changed file from the same one: a time, an ETag.
     """
 
@@ -36,14 +36,14 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures of a source, in its order, with what was odd about it in sentences."""
+    """All images of a source, in its order, with remarks (whole sentences) on what was odd."""
 
     images: tuple[SourceImage, ...]
     remarks: tuple[str, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of what was listed and of the files' versions: the same files need no second look."""
+        """Digest of what was listed and of the files' versions: the same files need not be read again."""
         digest = hashlib.sha256()
         line = attrgetter("key", "source", "offset", "size", "label", "captions", "version")
         for start in range(0, len(self.images), 4096):
@@ -53,7 +53,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Index:
-    """The pictures of a shard, in its order, and what was odd: (what, how often, where first)."""
+    """The images of a shard, in its order, and what was odd: (what, how often, where first)."""
 
     images: tuple[SourceImage, ...]
     odd: tuple[tuple[str, int, str], ...]
@@ -61,7 +61,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Query:
-    """What of a source is asked for. `classes` is a file of class names, or the name of a list that ships with the package."""
+    """Which part of a source is requested. `classes` is a file of class names, or the name of a list in the package."""
 
     address: str
     split: str

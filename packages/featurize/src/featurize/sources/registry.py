@@ -11,48 +11,48 @@ from featurize.sources.listing import Lister, Listing, Query, SourceImage
 
 
 def list_images(source: str, split: str, limit: int | None, classes: str | None = None) -> Listing:
-    """The pictures of SOURCE (`scenes[:SIZE]`, `wds:SHARDS`, `folder:DIR`, `imagenet:PLACE`, `coco:DIR`).
+    """The images of SOURCE (`scenes[:SIZE]`, `wds:SHARDS`, `folder:DIR`, `imagenet:PLACE`, `coco:DIR`).
 
-    Raises UserError for an unknown kind, a place that is not there, and a source without pictures.
+    Raises UserError for an unknown kind, an address where nothing is, and a source without images.
     """
     kind, _, address = source.partition(":")
     listers = _listers()
     if kind not in listers:
         known = ", ".join(f"{name}:" if name != "scenes" else name for name in listers)
-        raise UserError(f"SOURCE '{source}' is of no known kind; it starts with one of {known}.")
+        raise UserError(f"SOURCE '{source}' is of an unknown kind; start it with one of {known}.")
     if kind != "scenes" and not address:
-        raise UserError(f"SOURCE '{source}' names no place; write {kind}:PLACE.")
+        raise UserError(f"SOURCE '{source}' gives no address; write {kind}:ADDRESS.")
     if classes is not None and kind not in ("folder", "imagenet"):
         raise UserError(
             f"SOURCE '{source}' has no class folders to choose by --classes; it goes with imagenet: and folder:."
         )
     listing = listers[kind]()(Query(address, split, limit, classes))
     if not listing.images:
-        raise UserError(f"SOURCE '{source}' holds no pictures; check the path and the kind of source.")
+        raise UserError(f"SOURCE '{source}' holds no images; check the path and the kind of source.")
     return replace(listing, remarks=(*listing.remarks, *_gaps(listing.images)))
 
 
-def read(picture: SourceImage) -> bytes:
-    """The bytes of the picture file. Raises FileNotFoundError, and UserError for a remote place that does not answer."""
-    if picture.source.startswith("scenes:"):
-        from featurize.sources import scenes as scenes_
+def read(image: SourceImage) -> bytes:
+    """The bytes of the image file. Raises FileNotFoundError, and UserError for a server that does not answer."""
+    if image.source.startswith("scenes:"):
+        from featurize.sources.scenes import read_scene
 
-        return scenes_.read(picture)
+        return read_scene(image)
     from featurize.io.addresses import read_range
 
-    return read_range(picture.source, picture.offset, picture.size)
+    return read_range(image.source, image.offset, image.size)
 
 
-def _gaps(pictures: Sequence[SourceImage]) -> list[str]:
-    """Some pictures with, some without: seldom what was meant."""
+def _gaps(images: Sequence[SourceImage]) -> list[str]:
+    """Remarks where some images have a label or caption and some have none: that is seldom meant."""
     gaps = {
-        "label": [picture.key for picture in pictures if picture.label is None],
-        "caption": [picture.key for picture in pictures if not picture.captions],
+        "label": [image.key for image in images if image.label is None],
+        "caption": [image.key for image in images if not image.captions],
     }
     return [
-        f"{len(bare):,} of {len(pictures):,} pictures have no {what} (first: {bare[0]})."
+        f"{len(bare):,} of {len(images):,} images have no {what} (first: {bare[0]})."
         for what, bare in gaps.items()
-        if 0 < len(bare) < len(pictures)
+        if 0 < len(bare) < len(images)
     ]
 
 

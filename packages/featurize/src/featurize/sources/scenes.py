@@ -1,4 +1,4 @@
-"""The embedded source `scenes`: pictures drawn when they are asked for."""
+"""The embedded source `scenes`: images drawn when they are read."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def list_scenes(query: Query) -> Listing:
     size = query.address
     if size and not (size.isdecimal() and 8 <= int(size) <= 1024):
         raise UserError(f"SOURCE 'scenes:{size}' needs a size in pixels from 8 to 1024, like scenes:64.")
-    place = f"scenes:{query.split}:{int(size or DEFAULT_SIZE)}"
+    address = f"scenes:{query.split}:{int(size or DEFAULT_SIZE)}"
 
-    def picture(index: int) -> SourceImage:
+    def image(index: int) -> SourceImage:
         story = tell_scene(SEED, query.split, index)
-        return SourceImage(f"{query.split}-{index:08d}", place, index, 0, story.label, story.captions)
+        return SourceImage(f"{query.split}-{index:08d}", address, index, 0, story.label, story.captions)
 
-    return Listing(tuple(picture(index) for index in range(query.limit or DEFAULT_COUNT[query.split])))
+    return Listing(tuple(image(index) for index in range(query.limit or DEFAULT_COUNT[query.split])))
 
 
-def read(picture: SourceImage) -> bytes:
+def read_scene(image: SourceImage) -> bytes:
     """The scene as a PNG file's bytes."""
     from featurize.scenes import draw_scene
 
-    _, split, size = picture.source.split(":")
-    return draw_scene(SEED, split, picture.offset, int(size)).png()
+    _, split, size = image.source.split(":")
+    return draw_scene(SEED, split, image.offset, int(size)).png()

@@ -27,25 +27,25 @@ def list_shards(query: Query) -> Listing:
     which may hold a `label` as well. Only headers and annotations are read, of a remote shard by ranges.
     """
     shards, remarks = expand(query.address)
-    pictures: list[SourceImage] = []
+    images: list[SourceImage] = []
     odd: Counter[str] = Counter()
     first: dict[str, str] = {}
     for shard, index in zip(shards, _indices(shards)):
         for kind, count, where in index.odd:
             odd[kind] += count
             first.setdefault(kind, f"{where} in {shard}")
-        pictures += index.images
-        if query.limit is not None and len(pictures) >= query.limit:
-            pictures = pictures[: query.limit]
+        images += index.images
+        if query.limit is not None and len(images) >= query.limit:
+            images = images[: query.limit]
             break
     remarks += [f"{count:,} {kind} (first: {first[kind]})." for kind, count in odd.items()]
-    repeated = _repeated_across_shards(pictures)
+    repeated = _repeated_across_shards(images)
     if repeated:
         # Some data sets number the samples anew in each shard.
-        names = _short_names({picture.source: None for picture in pictures})
-        pictures = [replace(picture, key=f"{names[picture.source]}/{picture.key}") for picture in pictures]
+        names = _short_names({image.source: None for image in images})
+        images = [replace(image, key=f"{names[image.source]}/{image.key}") for image in images]
         remarks.append(f"The key {repeated} is in several shards, so the shard's name was put before each key.")
-    return Listing(tuple(pictures), tuple(remarks))
+    return Listing(tuple(images), tuple(remarks))
 
 
 def expand(address: str) -> tuple[list[str], list[str]]:
@@ -62,10 +62,10 @@ def expand(address: str) -> tuple[list[str], list[str]]:
 
 
 def _indices(shards: Sequence[str]) -> Iterator[Index]:
-    """The index of each shard, in order; far ones are asked side by side, a few ahead of what is taken."""
-    far = any(is_remote(shard) for shard in shards)
+    """The index of each shard, in order; remote ones are read side by side, a few ahead of what is taken."""
+    remote = any(is_remote(shard) for shard in shards)
     with (
-        ThreadPoolExecutor(AT_ONCE if far else 1) as pool,
+        ThreadPoolExecutor(AT_ONCE if remote else 1) as pool,
         tqdm(total=len(shards), desc="listing", unit=" shards", delay=2) as progress,
     ):
         waiting = [pool.submit(index_of, shard) for shard in shards[:AT_ONCE]]
@@ -79,10 +79,10 @@ def _indices(shards: Sequence[str]) -> Iterator[Index]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _repeated_across_shards(pictures: Sequence[SourceImage]) -> str | None:
+def _repeated_across_shards(images: Sequence[SourceImage]) -> str | None:
     """A key that is in more than one shard."""
     homes: dict[str, str] = {}
-    return next((p.key for p in pictures if homes.setdefault(p.key, p.source) != p.source), None)
+    return next((p.key for p in images if homes.setdefault(p.key, p.source) != p.source), None)
 
 
 def _short_names(shards: dict[str, None]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What one tar shard holds: its samples with their places, labels and captions, from headers and annotations alone."""
+"""What one tar shard holds: its samples with their offsets, labels and captions, from headers and annotations alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from featurize.errors import UserError
 from featurize.io.addresses import File, find, open_ranged, with_retries
-from featurize.sources.index_cache import kept_or
+from featurize.sources.index_cache import cached_index
 from featurize.sources.listing import EXTENSIONS, Index, SourceImage
 
 ANNOTATIONS = ("cls", "txt", "json")
@@ -36,7 +36,7 @@ class Sample:
     members: dict[str, Member] = field(default_factory=dict)
 
     @property
-    def picture(self) -> Member | None:
+    def image(self) -> Member | None:
         return next((self.members[extension] for extension in EXTENSIONS if extension in self.members), None)
 
 
@@ -44,7 +44,7 @@ def index_of(address: str) -> Index:
     """The index of the shard at an address. Raises UserError for one that is not there, compressed, cut short or damaged."""
     try:
         shard = find(address)
-        return kept_or(shard, lambda: with_retries(address, lambda: _scan(shard)))
+        return cached_index(shard, lambda: with_retries(address, lambda: _scan(shard)))
     except FileNotFoundError:
         raise UserError(f"The shard {address} is not there; check the path after wds:.") from None
 
@@ -60,28 +60,26 @@ def _scan(shard: File) -> Index:
     with open_ranged(shard) as file:
         members = list(_members(file, shard, 0, shard.size))
     samples = list(_runs(members, _split_at_first_dot))
-    if samples and not any(sample.picture for sample in samples):
+    if samples and not any(sample.image for sample in samples):
         # Names like `photo.0001.jpg`: by webdataset's rule, all would be one sample `photo` without a picture.
         by_last_dot = list(_runs(members, _split_at_last_dot))
-        if any(sample.picture for sample in by_last_dot):
+        if any(sample.image for sample in by_last_dot):
             samples = by_last_dot
             note(
                 "shards have keys with dots, read up to the last dot and not, as webdataset does, to the first",
                 samples[0].key,
             )
-    pictures = []
+    images = []
     for sample in _joined(samples, note):
-        picture = sample.picture
-        if picture is None:
-            told = [extension for extension in ANNOTATIONS if extension in sample.members]
-            what = "labels or captions" if told else "files"
+        image = sample.image
+        if image is None:
+            annotated = any(extension in sample.members for extension in ANNOTATIONS)
+            what = "labels or captions" if annotated else "files"
             note(f"samples have {what} and no picture, and were passed over", sample.key)
             continue
         label, captions = _annotations(shard, sample)
-        pictures.append(
-            SourceImage(sample.key, shard.address, picture.offset, picture.size, label, captions, shard.version)
-        )
-    return Index(tuple(pictures), tuple((what, count, first[what]) for what, count in odd.items()))
+        images.append(SourceImage(sample.key, shard.address, image.offset, image.size, label, captions, shard.version))
+    return Index(tuple(images), tuple((what, count, first[what]) for what, count in odd.items()))
 
 
 def _members(file: BinaryIO, shard: File, start: int, end: int, folder: str = "") -> Iterator[Member]:
@@ -120,12 +118,12 @@ def _members(file: BinaryIO, shard: File, start: int, end: int, folder: str = ""
     if file.tell() + END_OF_ARCHIVE > end:
         raise _cut_short(shard, found, "the end-of-archive mark is missing")
     if file.read(END_OF_ARCHIVE).strip(b"\0"):
-        raise _cut_short(shard, found, "the next header is no header")
+        raise _cut_short(shard, found, "the next header is damaged")
 
 
 def _cut_short(shard: File, found: int, problem: str) -> UserError:
     return UserError(
-        f"The shard {shard.address} ends early or is damaged after {found} members ({problem}); bring a complete copy, or leave "
+        f"The shard {shard.address} ends early or is damaged after {found} members ({problem}); copy it again, or leave "
         "it out."
     )
 
@@ -161,40 +159,40 @@ def _runs(members: Iterable[Member], split: Callable[[str], tuple[str | None, st
 
 def _joined(samples: Iterable[Sample], note: Callable[[str, str], None]) -> list[Sample]:
     """The samples, with members that lie apart from their sample put back to it: webdataset itself would not find them."""
-    kept: list[Sample] = []
+    joined: list[Sample] = []
     by_key: dict[str, Sample] = {}
     for sample in samples:
         earlier = by_key.setdefault(sample.key, sample)
         if earlier is sample:
-            kept.append(sample)
-        elif earlier.members.keys() & sample.members.keys() or (earlier.picture and sample.picture):
+            joined.append(sample)
+        elif earlier.members.keys() & sample.members.keys() or (earlier.image and sample.image):
             note("samples have a key that an earlier one of their shard has", sample.key)
-            kept.append(sample)
+            joined.append(sample)
         else:
             note("samples do not lie together in their shard; they were joined by key", sample.key)
             earlier.members.update(sample.members)
-    return kept
+    return joined
 
 
 def _annotations(shard: File, sample: Sample) -> tuple[int | None, tuple[str, ...]]:
     label: int | None = None
     captions: list[str] = []
-    told = {
+    texts = {
         extension: m.text.decode("utf-8", "replace")
         for extension, m in sample.members.items()
         if extension in ANNOTATIONS
     }
     try:
-        if "json" in told:
-            document = json.loads(told["json"])
+        if "json" in texts:
+            document = json.loads(texts["json"])
             if isinstance(document, dict):
                 listed = document.get("captions") or document.get("caption") or []
                 captions = [str(caption) for caption in listed] if isinstance(listed, list) else [str(listed)]
                 label = document.get("label") if type(document.get("label")) is int else None
-        if "txt" in told:
-            captions = [told["txt"]]
-        if "cls" in told:
-            label = int(told["cls"])
+        if "txt" in texts:
+            captions = [texts["txt"]]
+        if "cls" in texts:
+            label = int(texts["cls"])
     except ValueError as error:
         raise UserError(
             f"The annotations of sample '{sample.key}' in {shard.address} can't be read: {error}."

@@ -1,4 +1,4 @@
-"""The labels of ImageNet's validation pictures, which its tar file lacks, in the files people have them in."""
+"""The labels of ImageNet's validation images, which its tar file lacks, in the files people have them in."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from featurize.errors import UserError
 from featurize.sources.class_lists import read_classes
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-PLACES = (".", "data", "ILSVRC2012_devkit_t12/data")
+SUBFOLDERS = (".", "data", "ILSVRC2012_devkit_t12/data")
 
 
 @dataclass(frozen=True)
 class ValLabels:
-    """wnid of each validation picture by its number, from 1 on, and the file that says so."""
+    """wnid of each validation image by its number, from 1 on, and the file that says so."""
 
     path: Path
     wnids: dict[int, str]
@@ -34,9 +34,9 @@ def find_val_labels(folder: Path) -> ValLabels | None:
         GROUND_TRUTH: _from_devkit,
     }
     for above in (folder, *folder.parents[:4]):
-        for place in PLACES:
+        for subfolder in SUBFOLDERS:
             for name, reader in readers.items():
-                path = above / place / name
+                path = above / subfolder / name
                 if path.is_file():
                     labels = reader(path)
                     if labels:
@@ -53,7 +53,9 @@ def _number(name: str) -> int:
 
 
 def _damaged(path: Path, line: str) -> UserError:
-    return UserError(f"{path} is no file of validation labels: it has the line '{line[:60]}'; bring the original.")
+    return UserError(
+        f"{path} is not a file of validation labels: it has the line '{line[:60]}'; copy the original here."
+    )
 
 
 def _from_kaggle(path: Path) -> dict[int, str]:
@@ -76,19 +78,19 @@ def _from_wnids(path: Path) -> dict[int, str]:
 
 
 def _from_positions(path: Path) -> dict[int, str]:
-    """Caffe's `ILSVRC2012_val_00000001.JPEG 65`: a name and the wnid's place in sorted order, from 0 on.
+    """Caffe's `ILSVRC2012_val_00000001.JPEG 65`: a name and the wnid's position in sorted order, from 0 on.
 
     Kaggle's `val.txt` has the names and running numbers, not labels, and a `val.txt` further up may be of other data:
     both give nothing.
     """
-    known = read_classes("imagenet")
+    wnids = read_classes("imagenet")
     pairs = [line.split() for line in _lines(path)]
     if not pairs or not pairs[0][0].startswith("ILSVRC2012_val_"):
         return {}
     try:
-        if all(_number(name) == int(place) for name, place in pairs):
+        if all(_number(name) == int(position) for name, position in pairs):
             return {}
-        return {_number(name): known[int(place)] for name, place in pairs}
+        return {_number(name): wnids[int(position)] for name, position in pairs}
     except (ValueError, IndexError):
         raise _damaged(path, str(pairs[0])) from None
 
@@ -100,7 +102,7 @@ def _from_devkit(path: Path) -> dict[int, str]:
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise UserError(
-            f"{path} holds the development kit's own class numbers; bring meta.mat, which explains them, too."
+            f"{path} holds the development kit's own class numbers; copy meta.mat, which explains them, beside it."
         )
     try:
         synsets = scipy.io.loadmat(meta, squeeze_me=True)["synsets"]
@@ -108,5 +110,5 @@ def _from_devkit(path: Path) -> dict[int, str]:
         return {index: wnids[int(line)] for index, line in enumerate(_lines(path), 1)}
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise UserError(
-            f"{meta} does not explain the numbers in {path} ({type(error).__name__}); bring the originals."
+            f"{meta} does not explain the numbers in {path} ({type(error).__name__}); copy the originals here."
         ) from None

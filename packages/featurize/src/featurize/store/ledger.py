@@ -19,7 +19,7 @@ from featurize.errors import UserError
 from featurize.images.crop import SQUARE, Box
 from featurize.io.files import atomic_write
 from featurize.sources import Listing, SourceImage
-from featurize.sources.change_stamp import stamp
+from featurize.sources.change_stamp import change_stamp
 from featurize.store.layout import draft_ledger_path, ledger_path
 from featurize.store.metadata import FORMAT
 
@@ -153,7 +153,7 @@ def unchanged_ledger(root: Path, listing_arguments: Sequence[object]) -> Ledger 
     if not path.is_file():
         return None
     stored = read_ledger_metadata(path).get("stamp")
-    if not stored or stamp(listing_arguments, pc.unique(read_table(path, ["source"])["source"]).to_pylist()) != stored:
+    if not stored or change_stamp(listing_arguments, pc.unique(read_table(path, ["source"])["source"]).to_pylist()) != stored:
         return None
     return read_ledger(root)
 
@@ -175,7 +175,7 @@ def write_ledger(
         "source": ledger.source,
         "crop": ledger.crop,
         "listing_sha256": listing.sha256,
-        "stamp": (stamp(listing_arguments, {image.source for image in listing.images}) if listing_arguments else None)
+        "stamp": (change_stamp(listing_arguments, {image.source for image in listing.images}) if listing_arguments else None)
         or "",
         "keys_sha256": ledger.keys_sha256,
     }
