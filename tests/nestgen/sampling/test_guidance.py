@@ -114,6 +114,20 @@ def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
         assert recorder.calls[-1][0][0] is z  # one batch, not two
 
 
+def test_what_a_batch_has_in_common_is_computed_once(trained: Trained) -> None:
+    recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4, "sigma_told": True}))
+    sampler, recorder = recording(with_settings(load_samplers(recipe, CPU)[1], guidance=0.7))
+    z, above = noise.normal(0, "z", range(2), (6, 4, 4)), noise.normal(0, "above", range(2), (4, 2, 2))
+    guided = sampler.guided((above,), torch.tensor([1, 3]))
+    for t in (0.9, 0.4):
+        guided(z, torch.tensor(t, dtype=torch.float64))
+    first, second = (arguments for _, arguments in recorder.calls)
+    assert first["condition"][0] is second["condition"][0]
+    for name in ("label_B", "sigma_BK", "keep_B"):
+        assert first[name] is second[name] is not None
+    assert first["label_B"].tolist() == [1, 3, 4, 4]
+
+
 @pytest.mark.parametrize(("classes", "top"), [(0, None), (4, 1.0)])
 def test_the_top_is_guided_by_its_label_only(trained: Trained, classes: int, top: float | None) -> None:
     recipe = load_recipe(trained(classes=classes, denoiser={"size": "nano", "labels": classes}))
