@@ -97,7 +97,7 @@ def save_moments(path: Path, moments: Moments, outliers: Outliers | None = None)
 
 
 def load_moments(path: Path) -> tuple[Moments, Outliers]:
-    """Raises UserError where there are none, or no whole ones."""
+    """Raises UserError where there are none, or damaged ones."""
     try:
         tensors = load(path.read_bytes())
         moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])

@@ -8,7 +8,7 @@ import numpy as np
 def pooling_matrix(coarse: int, fine: int) -> np.ndarray:
     """(coarse, fine) float64, rows summing to 1: cell i averages [floor(i f/c), ceil((i+1) f/c)), as PyTorch's does.
 
-    Where `fine` is no multiple of `coarse` the bins overlap and differ in size.
+    Where `fine` is not a multiple of `coarse` the bins overlap and differ in size.
     """
     matrix = np.zeros((coarse, fine))
     for cell in range(coarse):

@@ -80,7 +80,7 @@ def outliers_of(basis: Basis, tokens_ND: Tokens) -> Outliers:
 def outlier_share(outliers: Outliers, top: float = OUTLIERS) -> float:
     """Share of the first direction's variance that the `top` share of tokens, those farthest from the mean, make.
 
-    Near `top` where no token stands out; a few tokens with huge norms, as some ViTs have, bring it towards 1. The bin that
+    Near `top` where no token stands out; a few tokens with huge norms, as some ViTs have, move it towards 1. The bin that
     the limit falls into counts in proportion.
     """
     wanted = top * outliers.counts.sum()
@@ -149,7 +149,7 @@ def owner_of(path: Path) -> str | None:
 
 
 def load_basis(path: Path) -> Basis:
-    """Raises UserError where there is no whole basis."""
+    """Raises UserError where there is none, or a damaged one."""
     try:
         tensors = load(path.read_bytes())
         return Basis(tensors["mean"], tensors["components"], tensors["eigenvalues"])

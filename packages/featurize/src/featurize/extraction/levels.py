@@ -25,7 +25,7 @@ from featurize.store.write import prepare, write_block
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a block of the base store becomes a map of a level: two pooling matrices (h, H), (w, W) and the channels kept."""
+    """How a block of the base store becomes a map of a level: two pooling matrices (h, H), (w, W), and its first channels."""
 
     rows: np.ndarray
     columns: np.ndarray

@@ -153,9 +153,10 @@ def unchanged_ledger(root: Path, listing_arguments: Sequence[object]) -> Ledger 
     if not path.is_file():
         return None
     stored = read_ledger_metadata(path).get("stamp")
-    if not stored or change_stamp(listing_arguments, pc.unique(read_table(path, ["source"])["source"]).to_pylist()) != stored:
+    if not stored:
         return None
-    return read_ledger(root)
+    sources = pc.unique(read_table(path, ["source"])["source"]).to_pylist()
+    return read_ledger(root) if change_stamp(listing_arguments, sources) == stored else None
 
 
 def ledger_of_listing(root: Path, listing: Listing) -> Ledger | None:
@@ -170,13 +171,14 @@ def write_ledger(
     root: Path, table: pa.Table, ledger: Ledger, listing: Listing, listing_arguments: Sequence[object] | None = None
 ) -> None:
     """Write all lines of a ledger with what it was made of; its pages carry checksums, which reading compares."""
+    sources = {image.source for image in listing.images}
+    stamp = change_stamp(listing_arguments, sources) if listing_arguments else None
     metadata = {
         "format": FORMAT,
         "source": ledger.source,
         "crop": ledger.crop,
         "listing_sha256": listing.sha256,
-        "stamp": (change_stamp(listing_arguments, {image.source for image in listing.images}) if listing_arguments else None)
-        or "",
+        "stamp": stamp or "",
         "keys_sha256": ledger.keys_sha256,
     }
     with atomic_write(ledger_path(root)) as temporary:

@@ -94,7 +94,7 @@ def read_metadata(array: Path) -> ArrayMetadata:
 
 
 def metadata_in_seal(array: Path) -> dict[str, Any] | None:
-    """The copy of zarr.json in an array's seal; None where there is no whole one, as in seals of earlier versions."""
+    """The copy of zarr.json in an array's seal; None where it is damaged, or missing as in seals of earlier versions."""
     try:
         seal = read_json(seal_path(array))
         return seal["metadata"] if fingerprint(seal["metadata"]) == seal["metadata_sha256"] else None
