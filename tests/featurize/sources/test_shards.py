@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from featurize.errors import UserError
 from featurize.sources import Listing, list_images, read, tar_index
-from featurize.sources import index_cache as kept_index
+from featurize.sources import index_cache
 from featurize.sources.shards import expand
 from tests.featurize.conftest import random_picture
 
@@ -164,7 +164,7 @@ def test_a_compressed_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_large_shard_is_scanned_once_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = [(f"{n:04d}.{e}", b"%d" % n) for n in range(kept_index.WORTH_CACHING) for e in ("png", "cls")]
+    members = [(f"{n:04d}.{e}", b"%d" % n) for n in range(index_cache.WORTH_CACHING) for e in ("png", "cls")]
     shard = tar_of(tmp_path / "a.tar", *members, ("x.txt", b"alone"))
     first = listed(shard)
     with monkeypatch.context() as patch:

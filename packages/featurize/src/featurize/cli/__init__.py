@@ -1,0 +1,1 @@
+"""The command `featurize`: options to a request, a request to one of the folders below. May import all of them."""

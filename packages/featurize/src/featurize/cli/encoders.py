@@ -1,4 +1,4 @@
-"""`encoders` and `check-encoder`: what each computes, and the proof."""
+"""`encoders` lists the encoders, `check-encoder` examines one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featurize.recipe import choices
 
 @click.command()
 def encoders() -> None:
-    """List the encoders: what each computes, from which pictures, and where its weights are."""
+    """List the encoders: what each computes, from which images, and where its weights are."""
     from featurize.encoders.table import table
 
     click.echo(table())
@@ -25,7 +25,7 @@ def encoders() -> None:
 @click.option("--model-args", metavar="ARGS", help="Arguments of the network, as for extract.")
 @click.option("--precision", type=click.Choice(choices("precision")), default="float32", show_default=True)
 def check_encoder(name: str, weights: str | None, model_args: str | None, precision: str) -> None:
-    """Prove that the encoder NAME computes what it should, before a run."""
+    """Check before a run that the encoder NAME computes what it should."""
     import json
 
     from featurize.encoders import EncoderSpec

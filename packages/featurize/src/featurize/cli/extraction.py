@@ -1,4 +1,4 @@
-"""What makes stores: `extract`, `levels` and `embed-text`; `plan` says beforehand what it takes."""
+"""The commands that write stores: `extract`, `levels` and `embed-text`; `plan` estimates what an extraction takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULTS = {name: field.default for name, field in Features.model_fields.items()
 
 
 def _option(name: str, text: str, **settings: Any) -> Any:
-    """An option of `extract` that goes over the recipe's key of the same name."""
+    """An option of `extract` that overrides the recipe's key of the same name."""
     key = name.lstrip("-").replace("-", "_")
     default = DEFAULTS.get(key)
     shown = f" [default: the recipe's, else {default}]" if default not in (None, {}) else ""
@@ -50,22 +50,22 @@ def _option(name: str, text: str, **settings: Any) -> Any:
 @_option("--text", "Embed the captions as well: clip (ViT-L/14, 77x768).", type=click.Choice(["clip"]))
 @_option("--text-weights", "Weights of the text encoder.", metavar="FILE")
 @_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
-@_option("--limit", "Take the first so many pictures.", type=click.IntRange(min=1))
+@_option("--limit", "Take only the first images, this many.", type=click.IntRange(min=1))
 @_option("--split", "Split of scenes, COCO and ImageNet.", type=click.Choice(choices("split")))
 @_option("--classes", "Only these of ImageNet's or a folder's classes: a list, or imagenet100.", metavar="FILE")
-@_option("--base-channels", "Channels kept in the base store.", type=click.IntRange(min=1))
+@_option("--base-channels", "Channels stored in the base store.", type=click.IntRange(min=1))
 @_option(
     "--basis",
-    "Take basis and standardisation of this store root: for a validation split. 'own' fits one on held-out pictures.",
+    "Take basis and standardisation of this store root: for a validation split. 'own' fits one on held-out images.",
     metavar="DIR",
 )
-@_option("--basis-rows", "Pictures on which the basis is fitted.", type=click.IntRange(min=1))
+@_option("--basis-rows", "Images on which the basis is fitted.", type=click.IntRange(min=1))
 @_option(
     "--basis-tolerance",
-    "Stop when that basis loses more than this share of the variance of all pictures.",
+    "Stop when that basis loses more than this share of the variance of all images.",
     type=click.FloatRange(min=0),
 )
-@_option("--max-bad", "Stop when more pictures than this can't be read: a count, or a share like 1%.", metavar="COUNT")
+@_option("--max-bad", "Stop when more images than this can't be read: a count, or a share like 1%.", metavar="COUNT")
 @workers_option
 @scheduler_option
 @wait_option
@@ -78,10 +78,10 @@ def extract(
     model_args: str | None,
     **options: Any,
 ) -> None:
-    """Encode the pictures of SOURCE and write base store, levels and z_0.
+    """Encode the images of SOURCE and write base store, levels and z_0.
 
     SOURCE is scenes, wds:SHARDS, folder:DIR, imagenet:DIR or coco:DIR (docs/sources.md); without it, what the recipe names.
-    Run again, it goes on where it stopped, and does nothing when all is there.
+    Run again, it continues where it stopped, and does nothing when all is there.
     """
     from featurize.extraction.extract import extract as run_extract
     from featurize.reports.info import describe
@@ -134,7 +134,9 @@ def levels(
 
 
 @click.command("embed-text")
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompts, one a line.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompts, one per line."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the embeddings.")
 @click.option(
     "--text-weights", metavar="FILE", help="Weights of the text encoder. Without it they are fetched by name."
@@ -157,14 +159,14 @@ def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int 
 @click.option(
     "--rows",
     type=click.IntRange(1),
-    help="So many pictures, where the source is not here. [default: ImageNet's and COCO's published numbers]",
+    help="Number of images, where the source is not on this machine. [default: ImageNet's and COCO's published numbers]",
 )
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Pictures a second, to tell the hours.")
-@click.option("--measure", is_flag=True, help="Encode some pictures here to find the rate.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Images per second, to compute the hours.")
+@click.option("--measure", is_flag=True, help="Encode some images here to measure the rate.")
 def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: bool) -> None:
-    """Say what the extraction of RECIPE (./nested.yaml) takes before it starts: rows, bytes of each store, hours.
+    """Estimate what the extraction of RECIPE (./nested.yaml) takes: rows, bytes of each store, hours.
 
-    What the training takes is in `nestgen info`.
+    `nestgen info` estimates the training.
     """
     from featurize.extraction.plan import estimate
 

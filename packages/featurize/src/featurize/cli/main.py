@@ -1,4 +1,4 @@
-"""The command `featurize`: puts the commands together, and turns errors into one sentence."""
+"""The command `featurize`: its subcommands, and errors as one sentence with an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featurize.errors import Interrupted, UserError, explain_os_error
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def commands() -> None:
-    """Pictures through a frozen encoder into standardised per-level zarr stores."""
+    """Images through a frozen encoder into standardised per-level zarr stores."""
 
 
 for command in (
@@ -51,9 +51,9 @@ def main() -> None:
         _fail(str(sentence))
     except (KeyboardInterrupt, click.Abort) as error:
         # click turns what an extraction raises into Abort, and keeps it as the cause.
-        sentence = next((str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted)), None)
-        sentence = sentence or "interrupted: what is written is kept; run the same command again to go on."
-        click.echo(f"\n{sentence}", err=True)
+        states = (str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted))
+        state = next(states, "interrupted: what is written is kept; run the same command again to go on.")
+        click.echo(f"\n{state}", err=True)
         sys.exit(130)
 
 

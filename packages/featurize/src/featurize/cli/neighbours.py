@@ -18,9 +18,7 @@ from featurize.recipe import read_request
 
 @click.command("knn-viz")
 @recipe_option
-@click.option(
-    "--stores", metavar="DIR,...", help="Store root, or several of the same pictures. [default: the recipe's]"
-)
+@click.option("--stores", metavar="DIR,...", help="Store root, or several of the same images. [default: the recipe's]")
 @click.option(
     "--encoder",
     metavar="NAME,...",
@@ -33,9 +31,7 @@ from featurize.recipe import read_request
     show_default=True,
     help="The sheet; numbers and overlap go beside it.",
 )
-@click.option(
-    "--queries", type=click.IntRange(1, 50), default=4, show_default=True, help="Query pictures on the sheet."
-)
+@click.option("--queries", type=click.IntRange(1, 50), default=4, show_default=True, help="Query images on the sheet.")
 @click.option("--neighbours", type=click.IntRange(1, 30), default=8, show_default=True, help="Neighbours of each.")
 @click.option("--rows", metavar="N|all", default="10000", show_default=True, help="Rows compared, by keyed hash.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses queries and rows.")
@@ -103,7 +99,7 @@ def _print_neighbours(numbers: dict[str, Any], out: Path) -> None:
     agreement, near = numbers["label_agreement"], numbers["neighbours"]
     wide = max(map(len, agreement))
     if numbers["chance"] is None:
-        click.echo("These pictures have no labels, so there is no label agreement.")
+        click.echo("These images have no labels, so there is no label agreement.")
     else:
         click.echo(
             f"Share of the {near} nearest neighbours with the query's label ({numbers['rows']:,} rows compared):"
@@ -124,7 +120,7 @@ def _several(text: str | None) -> list[str]:
 
 
 def _count_of(rows: str) -> int | None:
-    """The number of --rows; None for all."""
+    """Number of rows that --rows gives; None for all."""
     if rows == "all":
         return None
     if not rows.isdecimal() or int(rows) < 3:

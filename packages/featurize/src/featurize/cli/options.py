@@ -20,7 +20,7 @@ workers_option = click.option(
     type=click.IntRange(min=0),
     help="Worker processes; 0 works in this one. [default: one per core, or four per GPU]",
 )
-wait_option = click.option("--wait", is_flag=True, help="Wait for another run that holds the store root, then go on.")
+wait_option = click.option("--wait", is_flag=True, help="Wait until another run releases the store root, then go on.")
 scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")
 
 

@@ -1,4 +1,4 @@
-"""`scenes`: pictures to begin with."""
+"""`scenes`: writes the embedded data set."""
 
 from __future__ import annotations
 

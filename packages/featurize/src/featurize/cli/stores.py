@@ -1,4 +1,4 @@
-"""What looks after stores: `info`, `ls`, `verify` and `repair`."""
+"""The commands on existing stores: `info`, `ls`, `verify` and `repair`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from featurize.recipe import read_request
     help="Draw explained variance, effective rank, outlier tokens, and mean and std of the levels' channels.",
 )
 def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
-    """Say what the store ROOT holds; without it, the recipe's."""
+    """Describe the store ROOT; without it, the recipe's."""
     from featurize.reports.info import describe
 
     where = _root(root, recipe)
@@ -65,7 +65,7 @@ def verify(
     root: str | None, recipe: Path | None, re_encode: int, seed: int, workers: int | None, scheduler: str | None
 ) -> None:
     """Check the store ROOT (the recipe's without it): the ledger, every block's digest, NaN and constant rows, mean and std,
-    levels against their base store. One line a finding, and exit code 1 when there is one."""
+    levels against their base store. One line per finding, and exit code 1 when there is one."""
     from featurize.execution.engine import engine
     from featurize.integrity.verify import verify as run_verify
     from featurize.store.layout import list_arrays
@@ -87,7 +87,7 @@ def verify(
 @scheduler_option
 @wait_option
 def repair(root: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, wait: bool) -> None:
-    """Do again exactly what `verify` finds wrong in the store ROOT (the recipe's without it)."""
+    """Make again exactly what `verify` finds wrong in the store ROOT (the recipe's without it)."""
     from featurize.execution.engine import engine
     from featurize.execution.interrupt import finishing_tasks
     from featurize.integrity.repair import repair as run_repair
@@ -105,7 +105,7 @@ def _root(root: str | None, recipe: Path | None) -> Path:
 
 
 def _few_workers(root: Path, scheduler: str | None) -> int | None:
-    """None, or 0 where a store is read sooner than workers start."""
+    """0 where a store is small, so that it is read before workers would have started; else None, the default."""
     from featurize.store.layout import list_arrays
     from featurize.store.metadata import read_metadata
 
