@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.sources import Listing, list_images, read, tar_index
-from featurize.sources import index_cache
+from featurize.sources import Listing, index_cache, list_images, read, tar_index
 from featurize.sources.shards import expand
 from tests.featurize.conftest import random_picture
 
