@@ -16,7 +16,7 @@ MOST_LINES, MOST_MODULES = 400, 14
 # package's own `__init__` and `__main__`.
 ORDER = {
     "nestgen": (
-        "errors text files randomness images recipe stores denoiser diffusion runs sampling scoring training cli"
+        "errors text files tensors randomness images recipe stores denoiser diffusion runs sampling scoring training cli"
     ),
     "featurize": (
         "errors versions io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "

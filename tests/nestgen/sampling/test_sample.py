@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 
 from nestgen.cli.main import main
 from nestgen.errors import UserError
@@ -23,6 +22,7 @@ from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.sampling import card as cards
 from nestgen.sampling import latents
 from nestgen.sampling.trained import load_samplers
+from tests.nestgen.checkpoints import rewrite
 from tests.nestgen.samples import files, levels, sample_folder
 
 Trained = Callable[..., Path]
@@ -171,10 +171,7 @@ def test_new_weights_redraw_what_depends_on_them(
 ) -> None:
     out = sample_folder(recipe, tmp_path / "s")
     top, before = times_of(out, 2), read_images(out, 7)
-    weights = run_dir(recipe, 1) / "checkpoints" / "00000007" / "ema.safetensors"
-    tensors = load_file(weights)
-    tensors["final_layer.bias"] += 0.1
-    save_file(tensors, weights)
+    rewrite(run_dir(recipe, 1), lambda tensors: tensors["final_layer.bias"].add_(0.1))
     sample_folder(recipe, out)
     assert "z_1 and below are sampled again, because z_1.checkpoint_sha256 was" in capsys.readouterr().out
     assert times_of(out, 2) == top
@@ -247,13 +244,11 @@ def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path:
     (tmp_path / "full" / "000000.png").touch()
     with pytest.raises(UserError, match="is not empty and holds no samples to go on with"):
         sample_folder(recipe, tmp_path / "full")
-    z_1 = run_dir(recipe, 1) / "checkpoints" / "00000007" / "meta.json"
-    text = z_1.read_text()
-    fingerprint = load_samplers(recipe, CPU)[1].trained.meta["stores"]["z1"]
-    z_1.write_text(text.replace(fingerprint, "0" * 64))
+    stores = load_samplers(recipe, CPU)[1].trained.meta["stores"]
+    rewrite(run_dir(recipe, 1), stores={**stores, "z1": "0" * 64})
     with pytest.raises(UserError, match="were trained on different stores of z_1"):
         sample_folder(recipe, tmp_path / "s")
-    z_1.write_text(text)
+    rewrite(run_dir(recipe, 1), stores=stores)
     shutil.rmtree(run_dir(recipe, 2))
     with pytest.raises(UserError, match=r"no trained denoiser in .*z2-top; run `nestgen train --level 2`"):
         sample_folder(recipe, tmp_path / "s")
@@ -261,10 +256,7 @@ def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path:
 
 
 def test_a_diverged_denoiser_is_named(recipe: Recipe, tmp_path: Path) -> None:
-    weights = run_dir(recipe, 1) / "checkpoints" / "00000007" / "ema.safetensors"
-    tensors = load_file(weights)
-    tensors["final_layer.bias"].fill_(torch.nan)
-    save_file(tensors, weights)
+    rewrite(run_dir(recipe, 1), lambda tensors: tensors["final_layer.bias"].fill_(torch.nan))
     with pytest.raises(UserError, match=r"z1 of images 0 to 2 came out not finite; its denoiser has diverged"):
         sample_folder(recipe, tmp_path / "s")
 

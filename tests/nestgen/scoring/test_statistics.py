@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from nestgen.scoring import precision_recall as manifold
 from nestgen.scoring.frechet import fit_gaussian, gaussian_distance, gaussian_of_moments
 from nestgen.scoring.kernel_distance import kernel_distance, kernel_within
 from nestgen.scoring.precision_recall import neighbour_radii, precision_recall
-from nestgen.scoring.statistics import measure, statistics_of
+from nestgen.scoring.statistics import cached_statistics, measure, statistics_of
 
 
 def sets(n: int, m: int, dims: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -140,3 +142,32 @@ def test_published_moments_give_the_same_distance() -> None:
     moments = gaussian_of_moments(y.mean(0), np.cov(y, rowvar=False))
     expected = gaussian_distance(fit_gaussian(x), fit_gaussian(y))
     assert gaussian_distance(fit_gaussian(x), moments) == pytest.approx(expected, rel=1e-9)
+
+
+def test_damaged_cached_statistics_are_computed_again(tmp_path: Path) -> None:
+    """Flips anywhere in the file: the same statistics, by the file or computed again."""
+    vectors = np.random.default_rng(0).normal(size=(12, 3))
+    computed = []
+
+    def compute() -> np.ndarray:
+        computed.append(True)
+        return vectors
+
+    def cached() -> list[np.ndarray]:
+        found = cached_statistics(tmp_path, {"of": "x"}, compute, cache_vectors=True)
+        assert found.vectors_MD is not None and found.within_M is not None and found.radii_KM is not None
+        return [found.gaussian.mean_D, found.gaussian.factor_RD, found.vectors_MD, found.within_M, found.radii_KM]
+
+    whole = cached()
+    (file,) = tmp_path.iterdir()
+    content, rng = file.read_bytes(), np.random.default_rng(1)
+    for _ in range(60):
+        place = int(rng.integers(len(content)))
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << int(rng.integers(8))]) + content[place + 1 :])
+        for one, other in zip(whole, cached()):
+            np.testing.assert_array_equal(one, other)
+        file.write_bytes(content)
+    assert len(computed) > 30
+    before = len(computed)
+    cached()
+    assert len(computed) == before

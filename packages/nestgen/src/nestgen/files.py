@@ -1,10 +1,13 @@
-"""Files written whole or not at all, and their digests."""
+"""Files written whole or not at all, that outlast a power cut; their digests; the lock of a folder."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +16,41 @@ from typing import Any
 from nestgen.errors import UserError
 
 
+def sync(path: Path) -> None:
+    """Returns once a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, on the disk too."""
+    new = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, which becomes `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path in the same folder, which becomes `path` when the block ends without an error.
+
+    After a power cut `path` is what it was or what was written. Not so if it is not `durable`: then it may be empty.
+    """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,3 +74,24 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def folder_lock(folder: Path, use: str) -> Iterator[None]:
+    """Holds the lock of a folder, FOLDER/.lock; the system releases it however the process ends.
+
+    Raises UserError if another process holds it; `use` says what that one does there, such as "is being trained".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{folder} {use} by another process ({lock.read().strip()}); wait for it, or stop it with Ctrl-C"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield

@@ -89,5 +89,5 @@ def write_image(image: Image.Image | np.ndarray, path: Path) -> None:
     """Writes a PNG of an image, or of uint8 (height, width, 3)."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
-    with atomic_write(path) as temporary:
+    with atomic_write(path, durable=False) as temporary:  # two waits for the disk per image would be most of the time
         image.save(temporary, format="PNG")

@@ -111,7 +111,11 @@ def _denoisers(recipe: Recipe) -> str:
     lines = []
     for number in range(len(recipe.levels)):
         folder = run_dir(recipe, number)
-        checkpoint = newest(folder)
+        try:
+            checkpoint = newest(folder)
+        except UserError as error:
+            lines.append(f"D_{number}  {error}")
+            continue
         state = f"step {checkpoint.step} of {recipe.training.steps}" if checkpoint else "not trained"
         lines.append(f"D_{number}  {folder}: {state}")
     return "Denoisers\n\n" + "\n".join(lines)

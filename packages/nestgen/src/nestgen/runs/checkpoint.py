@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and a JSON of what they belong to; one is whole or not there.
+"""Checkpoints: safetensors and a JSON of what they belong to; one is whole or not there, also after a power cut.
 
 A run's folder holds checkpoints/<step>/ with
 
@@ -8,16 +8,18 @@ A run's folder holds checkpoints/<step>/ with
     power-*.safetensors     the power-function averages, if training.ema_snapshots is set (ema.py)
     meta.json               step, level, depth, denoiser (its configuration), process, levels (shape, sigma and
                             patch of each), stores (fingerprint by name: z0, z1, ..., labels), codec (of z_0),
-                            seed, training, init (sha256 of the first weights' file), scaler, versions, and files
-                            (bytes of each)
+                            seed, training, init (sha256 of the first weights' file), scaler, versions, files
+                            (bytes of each), sha256 (of each) and meta_sha256 (of all other keys)
+
+Version 0.1.0 recorded no digests; its checkpoints are read without them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from torch import Tensor
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
+from nestgen.files import atomic_write, make_folder, sha256_of, sync
 
 FORMAT = "nestgen-checkpoint/2"
 PARTS = ("denoiser", "ema", "optimizer")
@@ -37,7 +40,7 @@ PARTS = ("denoiser", "ema", "optimizer")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A checkpoint on disk, all of whose files are there and have their sizes."""
 
     path: Path
     meta: dict[str, Any]
@@ -48,62 +51,113 @@ class Checkpoint:
         return int(self.meta["step"])
 
     def load(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Tensors of one of `PARTS` by name."""
-        return load_file(self.path / f"{part}.safetensors", device=str(device))
+        """Tensors of one of `PARTS` by name. Raises UserError where its bytes are not those that were written."""
+        file = self.path / f"{part}.safetensors"
+        if file.name in self._digests and sha256_of(file) != self._digests[file.name]:
+            raise _damaged(self.path, f"{file.name} is not what was written (its SHA-256 differs)")
+        try:
+            return load_file(file, device=str(device))
+        except SafetensorError as error:
+            raise _damaged(self.path, f"{file.name} cannot be read ({error})") from None
+
+    def sha256(self, part: str) -> str:
+        """SHA-256 of a part's file: the recorded one, which `load` checks, or else computed."""
+        name = f"{part}.safetensors"
+        return self._digests.get(name) or sha256_of(self.path / name)
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        return self.meta.get("sha256", {})
 
 
 def save_checkpoint(
     run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: dict[str, Any], keep: int, best: int | None = None
 ) -> None:
-    """Writes checkpoints/<meta['step']>/ under another name, renames it, then removes all but `keep` and step `best`.
+    """Writes checkpoints/<meta['step']>/, and once it is on the disk removes all but the last `keep` and step `best`.
 
     Raises UserError if it cannot be written; what was there stays.
     """
+    write_checkpoint(run_dir, parts, meta)
+    for old in checkpoint_folders(run_dir)[:-keep]:
+        if int(old.name) != best:
+            # Under another name first: a checkpoint of which half is removed is none.
+            os.replace(old, removed := old.with_suffix(".tmp"))
+            shutil.rmtree(removed)
+
+
+def write_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> None:
+    """Writes a checkpoint under another name and renames it once its files are on the disk. Raises UserError."""
     folder = run_dir / "checkpoints"
     final = folder / f"{meta['step']:08d}"
-    draft = folder / f"{final.name}.tmp"
+    draft = final.with_suffix(".tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        make_folder(folder)
+        for leftover in folder.glob("*.tmp"):  # of a process that was killed
+            shutil.rmtree(leftover)
+        draft.mkdir()
         for name, part in parts.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in part.items()}
             save_file(tensors, draft / f"{name}.safetensors")
-        files = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-        (draft / "meta.json").write_text(json.dumps({"format": FORMAT, **meta, "files": files}, indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)  # there only if it was cut short
+            sync(draft / f"{name}.safetensors")
+        files = sorted(draft.iterdir())
+        document = {"format": FORMAT, **meta, "files": {file.name: file.stat().st_size for file in files}}
+        document["sha256"] = {file.name: sha256_of(file) for file in files}
+        document["meta_sha256"] = _digest(document)
+        with atomic_write(draft / "meta.json") as temporary:
+            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         os.replace(draft, final)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        last = newest(run_dir)
-        remaining = f"that of step {last.step} is intact" if last else "there is none yet"
+        there = checkpoint_folders(run_dir)
+        remaining = f"that of step {int(there[-1].name)} is intact" if there else "there is none yet"
         raise UserError(
             f"cannot write the checkpoint of step {meta['step']} to {folder} ({error}); {remaining}: "
             "make room there and run the same command again"
         ) from None
-    for old in sorted(folder.glob("[0-9]" * 8))[:-keep]:
-        if int(old.name) != best:
-            shutil.rmtree(old)
 
 
-def checkpoints(run_dir: Path) -> Iterator[Checkpoint | Path]:
-    """Newest first; a checkpoint that was cut short comes as its path."""
-    for path in sorted((run_dir / "checkpoints").glob("[0-9]" * 8), reverse=True):
-        try:
-            meta = json.loads((path / "meta.json").read_text())
-            whole = all((path / name).stat().st_size == size for name, size in meta["files"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            yield path
-        elif meta["format"] != FORMAT:
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """The folders of a run's checkpoints by step, the newest last."""
+    return sorted((run_dir / "checkpoints").glob("[0-9]" * 8))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint by its folder. Raises UserError if a file is missing or cut short, or meta.json is damaged."""
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+        if "meta_sha256" in meta and meta["meta_sha256"] != _digest(meta):
+            raise _damaged(path, "meta.json is not what was written (its SHA-256 differs)")
+        if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, and this nestgen reads {FORMAT}")
-        else:
-            yield Checkpoint(path, meta)
+        sizes = dict(meta["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"meta.json cannot be read ({type(error).__name__})") from None
+    for name, size in sizes.items():
+        if not (path / name).is_file():
+            raise _damaged(path, f"{name} is missing")
+        if (found := (path / name).stat().st_size) != size:
+            raise _damaged(path, f"{name} has {found} bytes instead of {size}")
+    return Checkpoint(path, meta)
 
 
 def newest(run_dir: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run."""
-    return next((one for one in checkpoints(run_dir) if isinstance(one, Checkpoint)), None)
+    """The newest checkpoint of a run. Raises UserError if it is damaged: an older one is not taken in its place."""
+    folders = checkpoint_folders(run_dir)
+    return open_checkpoint(folders[-1]) if folders else None
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    """SHA-256 of everything in a meta.json but this digest itself."""
+    rest = {key: value for key, value in meta.items() if key != "meta_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    """The error of a damaged checkpoint, which says what would be used without it."""
+    before = [one for one in checkpoint_folders(path.parent.parent) if one.name < path.name]
+    instead = f"go on from step {int(before[-1].name)}" if before else "begin again"
+    return UserError(f"{path} is damaged: {why}; restore it from a copy, or remove the folder to {instead}")
 
 
 def config_from_meta(meta: dict[str, Any]) -> DenoiserConfig:
@@ -117,7 +171,7 @@ def _tuples(value: Any) -> Any:
 
 
 def load_denoiser(run_dir: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, dict[str, Any]]:
-    """The newest whole checkpoint of a run: the denoiser with EMA weights in eval mode, and its `meta`."""
+    """The newest checkpoint of a run: the denoiser with EMA weights in eval mode, and its `meta`."""
     checkpoint = newest(run_dir)
     if checkpoint is None:
         level = run_dir.name.split("-")[0].removeprefix("z")

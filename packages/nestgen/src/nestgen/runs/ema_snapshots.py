@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nestgen.errors import UserError
-from nestgen.files import atomic_write, write_json
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs import ema
-from nestgen.runs.checkpoint import FORMAT, checkpoints, newest
+from nestgen.runs.checkpoint import checkpoint_folders, newest, write_checkpoint
+from nestgen.tensors import load_tensors, save_tensors
 
 
 def save_snapshot(folder: Path, step: int, length: float, tensors: Mapping[str, Tensor]) -> None:
     """Writes snapshots/<step>-<length>.safetensors of a run."""
-    with atomic_write(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors") as draft:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, draft)
+    save_tensors(folder / "snapshots" / f"{step:08d}-{length:g}.safetensors", tensors)
 
 
 def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int | None = None) -> Path:
@@ -40,7 +36,7 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     checkpoint = newest(folder)
     if not files or checkpoint is None:
         raise UserError(f"{folder} has no snapshots; train with training.ema_snapshots set to the steps between them")
-    if any(checkpoints(target)):
+    if checkpoint_folders(target):
         raise UserError(f"{target} has a checkpoint; give another --name, or remove it")
     if not 0 < length < ema.LONGEST:
         raise UserError(f"--length is {length:g}; give one between 0 and {ema.LONGEST}")
@@ -51,12 +47,7 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     profiles = sorted(files, key=lambda profile: (profile.step, profile.length))
     factors = ema.combination(profiles, ema.Profile(step, length))
     tensors = _combined([files[profile] for profile in profiles], factors.tolist())
-    destination = target / "checkpoints" / f"{step:08d}"
-    with atomic_write(destination / "ema.safetensors") as draft:
-        save_file(tensors, draft)
-    size = {"ema.safetensors": (destination / "ema.safetensors").stat().st_size}
-    meta: dict[str, Any] = {**checkpoint.meta, "step": step, "ema_length": length, "files": size}
-    write_json(destination / "meta.json", {"format": FORMAT, **meta})
+    write_checkpoint(target, {"ema": tensors}, {**checkpoint.meta, "step": step, "ema_length": length})
     return target
 
 
@@ -64,8 +55,7 @@ def _combined(files: list[Path], factors: list[float]) -> dict[str, Tensor]:
     """The sum of factor times file, in float64, one file in memory at a time; buffers are the same in all."""
     total: dict[str, Tensor] = {}
     for file, factor in zip(files, factors):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
-                value = factor * tensors.get_tensor(name).double()
-                total[name] = total[name] + value if name in total else value
+        for name, tensor in load_tensors(file).items():
+            value = factor * tensor.double()
+            total[name] = total[name] + value if name in total else value
     return {name: value.to(torch.float32) for name, value in total.items()}

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nestgen.denoiser.config import denoiser_config
 from nestgen.errors import UserError
-from nestgen.files import atomic_write, write_json
+from nestgen.files import atomic_write, folder_lock, write_json
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.runs import loss_log
-from nestgen.runs.checkpoint import Checkpoint, checkpoints
+from nestgen.runs.checkpoint import Checkpoint, checkpoint_folders, newest
 from nestgen.stores.hierarchy import LevelStores
 from nestgen.text import short
 
@@ -72,51 +68,33 @@ def _decisive(meta: dict[str, Any]) -> dict[str, Any]:
     return {f"{part}.{key}".rstrip("."): value for part, keys in parts.items() for key, value in keys.items()}
 
 
-def find_checkpoint(folder: Path, meta: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to go on from; says which ones were cut short.
+def find_checkpoint(folder: Path, meta: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint to go on from, the newest one.
 
-    Raises UserError, listing what changed, if the run was started with other settings or stores. Without an `init` the
-    one it was started with holds.
+    Raises UserError if it is damaged and, listing what changed, if the run was started with other settings or stores.
+    Without an `init` the one it was started with holds.
     """
-    for checkpoint in checkpoints(folder):
-        if isinstance(checkpoint, Path):
-            say(f"{checkpoint} was cut short and is skipped")
-            continue
-        old = _decisive(checkpoint.meta)
-        new = _decisive(meta | {"init": meta["init"] or checkpoint.meta["init"]})
-        changed = [
-            f"{key} was {short(old.get(key))} and is {short(new.get(key))}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise UserError(
-                f"{folder} was started with other settings: {', '.join(changed)}; "
-                "change that back, give the recipe another name, or remove the folder"
-            )
-        return checkpoint
-    return None
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        return None
+    old = _decisive(checkpoint.meta)
+    new = _decisive(meta | {"init": meta["init"] or checkpoint.meta["init"]})
+    changed = [
+        f"{key} was {short(old.get(key))} and is {short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} was started with other settings: {', '.join(changed)}; "
+            "change that back, give the recipe another name, or remove the folder"
+        )
+    return checkpoint
 
 
-@contextmanager
-def training_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder; the system releases it however the process ends.
-
-    Raises UserError if another training holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{folder} is being trained by another process ({lock.read().strip()}); wait for it, or stop it with Ctrl-C"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        yield
+def training_lock(folder: Path) -> AbstractContextManager[None]:
+    """Holds the lock of a run's folder. Raises UserError if another training holds it."""
+    return folder_lock(folder, "is being trained")
 
 
 def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parameters: int, step: int) -> None:
@@ -130,13 +108,13 @@ def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parame
 
 def best_step(folder: Path) -> int | None:
     """The step of the lowest latent Fréchet distance so far (training/preview.py); None before the first preview."""
-    scores = loss_log.read(folder / "scores.jsonl")
+    scores = loss_log.read(folder / "scores.jsonl", "frechet_distance")
     return min(scores, key=lambda score: score["frechet_distance"])["step"] if scores else None
 
 
 def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
     """Writes README.md: what a person wants to know of a run's folder."""
-    level, log = meta["level"], loss_log.read(folder / "log.jsonl")
+    level, log = meta["level"], loss_log.read(folder / "log.jsonl", "loss")
     conditions = ", ".join(f"z_{level + 1 + k}" for k in range(len(meta["denoiser"]["condition_shapes"])))
     lines = [
         f"# {folder.name}",
@@ -149,8 +127,8 @@ def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
         lines[-1] += f" Loss {log[-1]['loss']:.4f} at step {log[-1]['step']}."
     if skipped := sum(line.get("skipped", 0) for line in log):
         lines.append(f"{skipped} steps were skipped, as their gradient was not finite.")
-    steps = [int(path.name) for path in sorted((folder / "checkpoints").glob("[0-9]" * 8))]
-    best, scores = best_step(folder), loss_log.read(folder / "scores.jsonl")
+    steps = [int(path.name) for path in checkpoint_folders(folder)]
+    best, scores = best_step(folder), loss_log.read(folder / "scores.jsonl", "frechet_distance")
     lines += ["", "| checkpoint | latent Fréchet distance | |", "|---|---|---|"]
     for step in steps:
         distance = next((f"{one['frechet_distance']:.3f}" for one in scores if one["step"] == step), "")

@@ -15,14 +15,16 @@ def append(log: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def read(log: Path) -> list[dict[str, Any]]:
-    """All whole lines, in order; a line cut short by a killed process ends them."""
+def read(log: Path, key: str = "step") -> list[dict[str, Any]]:
+    """All whole lines that have a key, in order; a line that a killed process or a power cut damaged ends them."""
     records = []
-    for line in log.read_text().splitlines() if log.is_file() else []:
+    for line in log.read_text(errors="replace").splitlines() if log.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            _ = int(record["step"]), record[key]
+        except (ValueError, KeyError, TypeError):
             break
+        records.append(record)
     return records
 
 
@@ -38,7 +40,9 @@ def draw_curve(log: Path, image: Path, title: str, predicted: str) -> None:
     """Draws the loss over the steps, with a running mean over a twentieth of them, as a PNG. `predicted` names the target."""
     from matplotlib.figure import Figure  # slow to import, and needed at the end only
 
-    records = [record for record in read(log) if record["loss"] is not None]  # none where all steps were skipped
+    records = [
+        record for record in read(log, "loss") if record["loss"] is not None
+    ]  # none where all steps were skipped
     steps, values = [r["step"] for r in records], [r["loss"] for r in records]
     width = max(1, len(values) // 20)
     means = [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]

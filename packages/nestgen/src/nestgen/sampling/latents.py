@@ -14,7 +14,7 @@ import zarr
 from torch import Tensor
 
 from nestgen.errors import UserError
-from nestgen.files import read_json, write_json
+from nestgen.files import read_json, sync, write_json
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Latents:
             )
         values = np.ascontiguousarray(z_BCHW.permute(0, 2, 3, 1).cpu().numpy(), dtype="<f4")
         self.array[rows.start : rows.stop] = values
+        sync(self.path.joinpath("c", str(rows.start // self.array.chunks[0]), "0", "0", "0"))  # before its record
         write_json(_record(self.path, rows), {"rows": [rows.start, rows.stop], "sha256": _digest(values)})
 
     def read(self, rows: range) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.guidance import GuidedDenoiser
 from nestgen.diffusion.process import Process, process_from_meta
 from nestgen.errors import UserError
-from nestgen.files import sha256_of
 from nestgen.recipe.level_sampling import LevelSampling, level_sampling
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import Autoguide, shape_name
-from nestgen.runs.checkpoint import Checkpoint, checkpoints, config_from_meta, newest
+from nestgen.runs.checkpoint import Checkpoint, checkpoint_folders, config_from_meta, newest, open_checkpoint
+from nestgen.runs.folder import best_step
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,28 @@ class TrainedDenoiser:
     process: Process
     meta: dict[str, Any]
     sha256: str
+
+
+@dataclass(frozen=True)
+class SavedDenoiser:
+    """A denoiser on disk: a checkpoint, and the part of it that holds the averaged weights."""
+
+    checkpoint: Checkpoint
+    part: str = "ema"
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The checkpoint's `meta`."""
+        return self.checkpoint.meta
+
+
+@dataclass(frozen=True)
+class SavedLevel:
+    """The denoiser of a level on disk, and the weaker one of autoguidance, if any: all that a process needs to load it."""
+
+    level: int
+    denoiser: SavedDenoiser
+    weak: SavedDenoiser | None = None
 
 
 @dataclass(frozen=True)
@@ -59,89 +81,119 @@ class LevelSampler:
         context_BTD: Tensor | None = None,
     ) -> GuidedDenoiser:
         """The denoiser for one batch: noised latents (B, C, H, W) of the levels above, classes, embedded captions."""
+        dtype = self.trained.denoiser.pos_embed.dtype
         return GuidedDenoiser(
             self.trained.denoiser,
             self.trained.process,
             self.settings,
-            tuple(one_BCHW.to(self.device) for one_BCHW in conditions),
+            tuple(one_BCHW.to(self.device, dtype) for one_BCHW in conditions),
             None if label_B is None else label_B.to(self.device),
-            None if context_BTD is None else context_BTD.to(self.device),
+            None if context_BTD is None else context_BTD.to(self.device, dtype),
             None if self.weak is None else self.weak.denoiser,
         )
 
 
-def load_samplers(recipe: Recipe, device: torch.device, runs: Path | None = None) -> tuple[LevelSampler, ...]:
-    """The newest checkpoint of every level, z_0 first; `runs` is the folder of the denoisers if not the recipe's.
+Step = int | Literal["best"] | None  # of a checkpoint; None is the newest
 
-    Raises UserError for a level that is not trained, is of another hierarchy than the recipe's, or was trained
-    on another store than the level above it.
+
+def find_levels(recipe: Recipe, runs: Path | None = None, step: Step = None) -> tuple[SavedLevel, ...]:
+    """The checkpoints of every level, z_0 first; `runs` is the folder of the denoisers if not the recipe's.
+
+    They are the newest, those of a step, or each level's best by its previews. Raises UserError for a level that is not
+    trained, is of another hierarchy than the recipe's, or was trained on another store than the level above it.
     """
     runs = runs or run_dir(recipe, 0).parent
-    samplers = tuple(_load(recipe, level, device, runs) for level in range(len(recipe.levels)))
-    for below in samplers:
-        for above in (samplers[level] for level in recipe.conditions(below.level)):
+    levels = tuple(_find(recipe, level, runs, step) for level in range(len(recipe.levels)))
+    for below in levels:
+        for above in (levels[level] for level in recipe.conditions(below.level)):
             name = f"z{above.level}"
-            if below.trained.meta["stores"][name] != above.trained.meta["stores"][name]:
+            if below.denoiser.meta["stores"][name] != above.denoiser.meta["stores"][name]:
                 raise UserError(
                     f"{runs / run_dir(recipe, below.level).name} and {runs / run_dir(recipe, above.level).name} were "
                     f"trained on different stores of z_{above.level}; train the older one again"
                 )
-    return samplers
+    return levels
 
 
-def _load(recipe: Recipe, level: int, device: torch.device, runs: Path) -> LevelSampler:
+def load_samplers(
+    recipe: Recipe, device: torch.device, levels: Sequence[SavedLevel] | None = None
+) -> tuple[LevelSampler, ...]:
+    """The denoisers of every level, z_0 first, with the recipe's settings; by default those of `find_levels`.
+
+    Raises UserError as `find_levels` does, and for weights that are gone or damaged.
+    """
+    return tuple(
+        LevelSampler(
+            saved.level,
+            _load(saved.denoiser, device),
+            level_sampling(recipe, saved.level),
+            None if saved.weak is None else _load(saved.weak, device),
+        )
+        for saved in (find_levels(recipe) if levels is None else levels)
+    )
+
+
+def _find(recipe: Recipe, level: int, runs: Path, step: Step) -> SavedLevel:
     folder = runs / run_dir(recipe, level).name
-    trained = _read(_newest(folder, level), device)
-    _check_recipe(recipe, level, trained.meta, folder)
+    checkpoint = _of_step(folder, level, step, "that was asked for")
+    _check_recipe(recipe, level, checkpoint.meta, folder)
     autoguide = recipe.sampling.of("autoguide", level)
-    weak = _weak(autoguide, recipe, level, trained, runs) if autoguide and autoguide.scale else None
-    return LevelSampler(level, trained, level_sampling(recipe, level), weak)
+    weak = _weak(autoguide, recipe, level, checkpoint, runs) if autoguide and autoguide.scale else None
+    return SavedLevel(level, SavedDenoiser(checkpoint), None if weak is None else SavedDenoiser(weak))
 
 
-def _newest(folder: Path, level: int) -> Checkpoint:
-    checkpoint = newest(folder)
-    if checkpoint is None:
-        raise UserError(f"there is no trained denoiser in {folder}; run `nestgen train --level {level}`")
-    return checkpoint
+def _of_step(folder: Path, level: int, step: Step, why: str) -> Checkpoint:
+    """A checkpoint of a run; `why` says in a message where the step is from."""
+    if step is None:
+        checkpoint = newest(folder)
+        if checkpoint is None:
+            raise UserError(f"there is no trained denoiser in {folder}; run `nestgen train --level {level}`")
+        return checkpoint
+    if step == "best":
+        step = best_step(folder)
+        if step is None:
+            raise UserError(f"{folder} has no previews, so none of its checkpoints is the best; name a step instead")
+    path = folder / "checkpoints" / f"{step:08d}"
+    if path.is_dir():
+        return open_checkpoint(path)
+    steps = ", ".join(str(int(one.name)) for one in checkpoint_folders(folder)) or "none"
+    raise UserError(
+        f"{folder} has no checkpoint of step {step}, {why} (it has {steps}); "
+        "name one of these, or train with a larger training.keep"
+    )
 
 
-def _read(checkpoint: Checkpoint, device: torch.device) -> TrainedDenoiser:
-    denoiser = Denoiser(config_from_meta(checkpoint.meta))
-    try:
-        denoiser.load_state_dict(checkpoint.load("ema"))
-        sha256 = sha256_of(checkpoint.path / "ema.safetensors")
-    except FileNotFoundError:
-        raise UserError(f"{checkpoint.path} is gone: it is being trained; sample once its training has ended") from None
-    denoiser = denoiser.to(device).requires_grad_(False).eval()
-    return TrainedDenoiser(denoiser, process_from_meta(checkpoint.meta), checkpoint.meta, sha256)
-
-
-def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: TrainedDenoiser, runs: Path) -> TrainedDenoiser:
+def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: Checkpoint, runs: Path) -> Checkpoint:
     """The denoiser that a level is guided away from: its inputs must be those of the strong one."""
     name = run_dir(recipe, level).name
     folder = (runs if autoguide.run is None else runs.parent / autoguide.run) / name
-    checkpoint = _newest(folder, level) if autoguide.step is None else _of_step(folder, autoguide.step)
+    checkpoint = _of_step(folder, level, autoguide.step, "which sampling.autoguide names")
     for key in ("stores", "process", "codec"):
         if checkpoint.meta[key] != strong.meta[key]:
             raise UserError(
                 f"{checkpoint.path} cannot guide {runs / name}: its {key} is another; train it on the same stores and process"
             )
-    weak = _read(checkpoint, strong.denoiser.pos_embed.device)
-    if weak.sha256 == strong.sha256:
+    if checkpoint.sha256("ema") == strong.sha256("ema"):
         raise UserError(f"{checkpoint.path} has the weights it should guide; name an earlier step or a smaller run")
-    return weak
+    return checkpoint
 
 
-def _of_step(folder: Path, step: int) -> Checkpoint:
-    there = [one for one in checkpoints(folder) if isinstance(one, Checkpoint)]
-    for checkpoint in there:
-        if checkpoint.step == step:
-            return checkpoint
-    steps = ", ".join(str(one.step) for one in reversed(there)) or "none"
-    raise UserError(
-        f"{folder} has no checkpoint of step {step}, which sampling.autoguide names (it has {steps}); "
-        "name one of these, or train with a larger training.keep"
-    )
+def _load(saved: SavedDenoiser, device: torch.device) -> TrainedDenoiser:
+    checkpoint = saved.checkpoint
+    try:
+        return with_weights(saved.meta, checkpoint.load(saved.part), checkpoint.sha256(saved.part), device)
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint.path} is gone: it is being trained; sample once its training has ended") from None
+
+
+def with_weights(
+    meta: dict[str, Any], weights: Mapping[str, Tensor], sha256: str, device: torch.device
+) -> TrainedDenoiser:
+    """The denoiser that a checkpoint's `meta` describes, with other averaged weights; computes in float32."""
+    denoiser = Denoiser(config_from_meta(meta))
+    denoiser.load_state_dict(weights)
+    denoiser = denoiser.to(device).requires_grad_(False).eval()
+    return TrainedDenoiser(denoiser, process_from_meta(meta), meta, sha256)
 
 
 def _check_recipe(recipe: Recipe, level: int, meta: dict[str, Any], folder: Path) -> None:

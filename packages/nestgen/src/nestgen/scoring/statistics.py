@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from nestgen.files import atomic_write
+from nestgen.errors import UserError
 from nestgen.scoring.frechet import Gaussian, fit_gaussian, gaussian_distance
 from nestgen.scoring.kernel_distance import kernel_distance, kernel_within
 from nestgen.scoring.precision_recall import DC, neighbour_radii, precision_recall
+from nestgen.tensors import load_tensors, save_tensors
 
 FORMAT = "nestgen-statistics/1"
 
@@ -70,8 +69,8 @@ def cached_statistics(
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     try:
-        cached = load_file(path)
-    except (OSError, SafetensorError):  # not there, or cut off
+        cached = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
+    except UserError:  # not there, or damaged
         cached = {}
     if cached:
         vectors_MD = cached["vectors"] if cache_vectors else vectors()
@@ -83,6 +82,5 @@ def cached_statistics(
         arrays["radii"] = computed.radii_KM
     if cache_vectors:
         arrays["vectors"] = computed.vectors_MD
-    with atomic_write(path) as draft:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, draft, {"of": text})
+    save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, text)
     return computed

@@ -28,7 +28,7 @@ from nestgen.training.step import Trainer
 
 
 def train(recipe: Recipe, level: int, init: Path | None = None) -> None:
-    """Trains D_level to `training.steps`, going on from the newest whole checkpoint of its run.
+    """Trains D_level to `training.steps`, going on from the newest checkpoint of its run.
 
     `init` is a file with the first weights (denoiser/pretrained.py). Raises UserError for what cannot be trained, and
     KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint of the step under way is written.
@@ -47,7 +47,7 @@ def train(recipe: Recipe, level: int, init: Path | None = None) -> None:
 def _train(accelerator: Accelerator, data: TrainingData, folder: Path, init: Path | None) -> None:
     recipe, level = data.recipe, data.level
     meta = describe_run(recipe, level, data.stores, sha256_of(init) if init else None)
-    checkpoint = find_checkpoint(folder, meta, accelerator.print)
+    checkpoint = find_checkpoint(folder, meta)
     first, last = checkpoint.step if checkpoint else 0, recipe.training.steps
     if first >= last:
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")

@@ -1,0 +1,173 @@
+"""Checkpoints outlast power cuts, and damage to them is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nestgen.errors import UserError
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import Recipe
+from nestgen.runs import loss_log
+from nestgen.runs.checkpoint import Checkpoint, newest, open_checkpoint, save_checkpoint
+from nestgen.runs.folder import best_step, write_status
+from nestgen.tensors import load_tensors
+from nestgen.training.train import train
+from tests.nestgen.power_cut import Files, recorded
+
+PARTS = ("denoiser", "ema", "optimizer")
+
+
+def save(run: Path, step: int, keep: int = 1) -> None:
+    parts = {part: {"weight": torch.full((5,), float(step))} for part in PARTS}
+    save_checkpoint(run, parts, {"step": step, "seed": 0}, keep)
+
+
+def values(checkpoint: Checkpoint) -> dict[str, list[float]]:
+    """All weights of a checkpoint, each part checked against its digest."""
+    return {part: checkpoint.load(part)["weight"].tolist() for part in PARTS}
+
+
+def step_after_cut(files: Files, folder: Path) -> int:
+    """The step of the newest checkpoint in what a cut left; 0 if there is none. Raises UserError where it is damaged."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    checkpoint = newest(folder / "runs/x/z0-top")
+    if checkpoint is None:
+        return 0
+    assert values(checkpoint) == {part: [float(checkpoint.step)] * 5 for part in PARTS}
+    return checkpoint.step
+
+
+def test_after_a_power_cut_a_whole_checkpoint_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "disk"
+    run = root / "runs/x/z0-top"
+    root.mkdir()
+    with recorded(root, monkeypatch) as disk:
+        save(run, 1)
+    first = list(disk.states())
+    assert len(first) > 20
+    assert {step_after_cut(state, tmp_path / "cut") for state in first} == {0, 1}
+    assert step_after_cut(first[-1], tmp_path / "cut") == 1  # the folders above it are on the disk as well
+    (run / "checkpoints/00000009.tmp").mkdir()  # a killed process left it
+    with recorded(root, monkeypatch) as disk:
+        save(run, 2)
+    second = list(disk.states())
+    assert {step_after_cut(state, tmp_path / "cut") for state in second} == {1, 2}
+    assert step_after_cut(second[-1], tmp_path / "cut") == 2
+
+
+def test_without_fsync_the_same_cut_loses_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above could fail."""
+    run = tmp_path / "disk/runs/x/z0-top"
+    save(run, 1)
+    with recorded(tmp_path / "disk", monkeypatch, fsync=False) as disk:
+        save(run, 2)
+
+    def survives(state: Files) -> bool:
+        try:
+            return step_after_cut(state, tmp_path / "cut") > 0
+        except UserError:
+            return False
+
+    assert not all(map(survives, disk.states()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "meta.json is not what was written"),
+        (lambda text: text[: len(text) // 2], r"meta.json cannot be read \(JSONDecodeError\)"),
+        (lambda text: "", r"meta.json cannot be read \(JSONDecodeError\)"),
+        (lambda text: "[]", r"meta.json cannot be read \(TypeError\)"),
+    ],
+)
+def test_damaged_meta_is_named_and_no_older_checkpoint_taken(
+    tmp_path: Path, damage: Callable[[str], str], says: str
+) -> None:
+    save(tmp_path, 1, keep=2)
+    save(tmp_path, 2, keep=2)
+    meta = tmp_path / "checkpoints/00000002/meta.json"
+    meta.write_text(damage(meta.read_text()))
+    with pytest.raises(UserError, match=f"00000002 is damaged: {says}.* or remove the folder to go on from step 1"):
+        newest(tmp_path)
+    shutil.rmtree(meta.parent)
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None and checkpoint.step == 1
+
+
+def test_a_missing_file_or_a_foreign_format_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints/00000001"
+    (folder / "ema.safetensors").unlink()
+    with pytest.raises(UserError, match=r"ema\.safetensors is missing; .* remove the folder to begin again"):
+        newest(tmp_path)
+    (folder / "meta.json").write_text(json.dumps({"format": "nestgen-checkpoint/3"}))
+    with pytest.raises(UserError, match="has format nestgen-checkpoint/3, and this nestgen reads nestgen-checkpoint/2"):
+        newest(tmp_path)
+
+
+def test_checkpoints_without_digests_are_read(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    file = tmp_path / "checkpoints/00000001/meta.json"
+    meta = json.loads(file.read_text())
+    del meta["sha256"], meta["meta_sha256"]
+    file.write_text(json.dumps(meta))
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None
+    assert values(checkpoint)["ema"] == [1.0] * 5
+    assert checkpoint.sha256("ema") == open_checkpoint(file.parent).sha256("ema")
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_flips_in_a_runs_folder_are_noticed_or_harmless(toy: Callable[..., Recipe]) -> None:
+    """Whatever bit is flipped: a sentence, or everything that is read for training and sampling as it was."""
+    recipe = toy(steps=4, ema_snapshots=2, checkpoint_every=2, preview=4)
+    train(recipe, 0)
+    folder = run_dir(recipe, 0)
+
+    def read() -> dict[str, Any]:
+        checkpoint = newest(folder)
+        assert checkpoint is not None
+        parts = {part: checkpoint.load(part) for part in (*PARTS, "power-0.05", "power-0.1")}
+        parts |= {path.name: load_tensors(path) for path in (folder / "snapshots").iterdir()}
+        loss_log.read(folder / "log.jsonl", "loss")
+        best_step(folder)
+        write_status(folder.parent, checkpoint.meta, "")
+        # a flip in the name of a digest makes it an unknown key
+        known = {key: value for key, value in checkpoint.meta.items() if key in whole_meta and "sha256" not in key}
+        return {
+            "meta": known,
+            **{name: {key: one.tolist() for key, one in part.items()} for name, part in parts.items()},
+        }
+
+    checkpoint = newest(folder)
+    assert checkpoint is not None
+    whole_meta = checkpoint.meta
+    whole = read()
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    read_for_it = [path for path in files if path.suffix in (".safetensors", ".json", ".jsonl")]
+    sentences = []
+    for _ in range(100):
+        file = read_for_it[rng.integers(len(read_for_it))]
+        content = file.read_bytes()
+        place = int(rng.integers(len(content)))
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << int(rng.integers(8))]) + content[place + 1 :])
+        try:
+            assert read() == whole, (file, place)
+        except UserError as error:
+            sentences.append(str(error))
+        file.write_bytes(content)
+    assert all("\n" not in one and ("damaged" in one or "cannot be read" in one) for one in sentences)
+    assert 20 < len(sentences) < 100  # files of the older checkpoint, the log and config.json are not among them
+    assert read() == whole
