@@ -141,6 +141,8 @@ def test_the_scale_is_the_sources_unless_it_is_said(original: tuple[Path, dict[s
     path = str(original[0])
     for source, scale, expected in [
         ("coco:/data", None, 0.23010),
+        ("coco2014:/data", None, 0.23010),
+        ("coco2017:/data", None, 0.23010),
         ("imagenet:/data", None, 0.18215),
         (None, None, 0.18215),
         ("coco:/data", 0.5, 0.5),

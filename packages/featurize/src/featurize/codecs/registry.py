@@ -11,6 +11,7 @@ from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind
 from featurize.errors import UserError
 
 COCO_SCALE = 0.23010  # U-ViT's on COCO, for Stable Diffusion's VAE
+COCO_SOURCES = ("coco", "coco2014", "coco2017")
 
 
 @cache
@@ -29,7 +30,7 @@ def parse_codec(text: str, weights: str | None, scale: float | None, source: str
         raise UserError(f"The codec {name} has no weights and no scale; leave --z0-weights and --z0-scale out.")
     if scale is not None and not 0 < scale < float("inf"):
         raise UserError(f"--z0-scale {scale} can't be a latent scale; give a positive number like {SD_SCALE}.")
-    coco = source is not None and source.partition(":")[0] == "coco"
+    coco = source is not None and source.partition(":")[0] in COCO_SOURCES
     return CodecSpec(name, int(side), weights, scale, sd_scale=COCO_SCALE if coco else SD_SCALE)
 
 
