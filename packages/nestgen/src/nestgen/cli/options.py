@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,12 @@ sigma_option = click.option(
 
 
 class Setting(click.ParamType):
-    """KEY=VALUE of the recipe's section `sampling`, the value in YAML."""
+    """KEY=VALUE of a section of the recipe, the value in YAML."""
 
     name = "key=value"
+
+    def __init__(self, section: str) -> None:
+        self.section = section
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
         """The key and the value."""
@@ -65,18 +69,25 @@ class Setting(click.ParamType):
 
         key, equals, text = value.partition("=")
         if not equals:
-            self.fail(f"{value!r} is not KEY=VALUE, such as steps=20 or guidance='[0.5, 1]'")
-        return key.strip().removeprefix("sampling."), parse_yaml(text, f"--set {key}")
+            self.fail(f"{value!r} is not KEY=VALUE, such as steps=20")
+        return key.strip().removeprefix(f"{self.section}."), parse_yaml(text, f"--set {key}")
 
 
-set_option = click.option(
-    "--set",
-    "settings",
-    type=Setting(),
-    multiple=True,
-    callback=lambda ctx, param, pairs: dict(pairs),
-    metavar="KEY=VALUE",
-    help="Another value of a key of `sampling`: steps=20, guidance='[0.5, 1, 0]', sampler=heun, ...",
+def _set_option(section: str, examples: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--set",
+        "settings",
+        type=Setting(section),
+        multiple=True,
+        callback=lambda ctx, param, pairs: dict(pairs),
+        metavar="KEY=VALUE",
+        help=f"Another value of a key of `{section}`: {examples}",
+    )
+
+
+set_option = _set_option("sampling", "steps=20, guidance='[0.5, 1, 0]', sampler=heun, ...")
+training_set_option = _set_option(
+    "training", "batch=64, ... A run that goes on takes lr, warmup and clip only from here if they change."
 )
 
 

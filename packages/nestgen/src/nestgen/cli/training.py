@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from nestgen.cli.options import depth_option, level_option, recipe_of, recipe_option, sigma_option
+from nestgen.cli.options import (
+    depth_option,
+    level_option,
+    recipe_of,
+    recipe_option,
+    sigma_option,
+    training_set_option,
+)
 from nestgen.training.launch import launch
 
 
@@ -39,6 +48,8 @@ def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] 
     type=click.Path(path_type=Path),
     help="First weights: a published U-ViT checkpoint (nnet_ema.pth) or another denoiser's safetensors.",
 )
+@training_set_option
+@click.option("--verify", is_flag=True, help="Read the stores whole first and compare them with their digests.")
 @click.pass_context
 def train(
     context: click.Context,
@@ -49,6 +60,8 @@ def train(
     steps: int | None,
     processes: int,
     init: Path | None,
+    settings: dict[str, Any],
+    verify: bool,
 ) -> None:
     """Trains a level's denoiser, going on from its newest checkpoint. Levels may train side by side.
 
@@ -56,17 +69,21 @@ def train(
     or `torchrun -m nestgen train --level 0`.
     """
 
-    recipe = recipe_of(recipe_file, depth, sigmas)
-    if steps is not None:
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
+    settings |= {} if steps is None else {"steps": steps}
+    recipe = recipe_of(recipe_file, depth, sigmas).with_training(settings)
+    if verify:
+        from nestgen.stores.verify import verify_level
+
+        verify_level(recipe, level)
     if processes > 1:
         sigma = None if sigmas is None else ",".join(map(str, sigmas))
-        options = {"recipe": recipe_file, "depth": depth, "sigma": sigma, "steps": steps, "init": init, "level": level}
+        options = {"recipe": recipe_file, "depth": depth, "sigma": sigma, "init": init, "level": level}
         arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        arguments += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
         context.exit(launch(processes, ["train", *arguments]))
     from nestgen.training.train import train
 
-    train(recipe, level, init)
+    train(recipe, level, init, settings)
 
 
 @click.command()

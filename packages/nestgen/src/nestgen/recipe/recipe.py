@@ -44,6 +44,7 @@ class Recipe(Section):
     grid: dict[str, Any] | None = None  # the workflow's, which validates it (pipelines/workflow/plan.py)
 
     _file: Path = PrivateAttr(default=DEFAULT)
+    _root: Path | None = PrivateAttr(default=None)
 
     @property
     def file(self) -> Path:
@@ -52,8 +53,14 @@ class Recipe(Section):
 
     @property
     def root(self) -> Path:
-        """Folder of the file: paths in the recipe are relative to it."""
-        return self._file.parent
+        """The folder that paths in the recipe are relative to: that of its file, or another by `rooted`."""
+        return self._file.parent if self._root is None else self._root
+
+    def rooted(self, folder: Path) -> Recipe:
+        """The recipe with its paths relative to another folder: a copy in a run means those of the experiment."""
+        recipe = self.model_copy()
+        recipe._root = folder
+        return recipe
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Recipe:
@@ -105,10 +112,18 @@ class Recipe(Section):
 
     def with_sampling(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with other sampling options, by their keys. Raises UserError as `load_recipe` does."""
-        sampling = {key: getattr(self.sampling, key) for key in self.sampling.model_fields_set} | dict(settings)
-        data = {key: getattr(self, key) for key in self.model_fields_set} | {"sampling": sampling}
-        recipe = _validated(data, self.file)
-        recipe._file = self.file
+        return self._with("sampling", settings)
+
+    def with_training(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with other training options, by their keys. Raises UserError as `load_recipe` does."""
+        return self._with("training", settings)
+
+    def _with(self, name: str, settings: Mapping[str, Any]) -> Recipe:
+        section: Section = getattr(self, name)
+        changed = {key: getattr(section, key) for key in section.model_fields_set} | dict(settings)
+        data = {key: getattr(self, key) for key in self.model_fields_set} | {name: changed}
+        recipe = parse_recipe(data, self.file)
+        recipe._root = self._root
         return recipe
 
     def conditions(self, level: int) -> range:
@@ -126,13 +141,14 @@ def load_recipe(path: Path | None = None) -> Recipe:
     data = read_yaml(file)
     if not isinstance(data, dict):
         raise UserError(f"{file} is not a recipe: expected keys such as name, features and levels at the top")
-    recipe = _validated({"name": file.stem, **data}, file)
-    recipe._file = file
-    return recipe
+    return parse_recipe({"name": file.stem, **data}, file)
 
 
-def _validated(data: Mapping[str, Any], file: Path) -> Recipe:
+def parse_recipe(data: Mapping[str, Any], file: Path) -> Recipe:
+    """The recipe of a file's content. Raises UserError with one sentence."""
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
+        recipe._file = file
+        return recipe
     except ValidationError as error:
         raise UserError(f"{file}: {describe_error(error, data, Recipe)}") from None

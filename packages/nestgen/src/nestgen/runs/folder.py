@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,8 @@ from nestgen.text import short
 # Training options that do not decide the weights of a given step, beyond rounding: they may change as a run goes on.
 FREE = {"steps", "checkpoint_every", "keep", "preview", "trackers"}
 FREE |= {"accumulate", "compile", "checkpoint_activations", "shard"}
+# Those that decide the weights and may still change as a run goes on, where that is asked for.
+ADJUSTABLE = {"training.lr", "training.warmup", "training.clip"}
 
 
 def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | None = None) -> dict[str, Any]:
@@ -68,26 +71,27 @@ def _decisive(meta: dict[str, Any]) -> dict[str, Any]:
     return {f"{part}.{key}".rstrip("."): value for part, keys in parts.items() for key, value in keys.items()}
 
 
-def find_checkpoint(folder: Path, meta: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(folder: Path, meta: dict[str, Any], requested: Collection[str] = ()) -> Checkpoint | None:
     """The checkpoint to go on from, the newest one.
 
     Raises UserError if it is damaged and, listing what changed, if the run was started with other settings or stores.
-    Without an `init` the one it was started with holds.
+    Without an `init` the one it was started with holds. `requested` are training options that may change if they are
+    ADJUSTABLE.
     """
     checkpoint = newest(folder)
     if checkpoint is None:
         return None
     old = _decisive(checkpoint.meta)
     new = _decisive(meta | {"init": meta["init"] or checkpoint.meta["init"]})
-    changed = [
-        f"{key} was {short(old.get(key))} and is {short(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    allowed = ADJUSTABLE & {f"training.{key}" for key in requested}
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in allowed]
     if changed:
+        listed = ", ".join(f"{key} was {short(old.get(key))} and is {short(new.get(key))}" for key in changed)
+        keys = " ".join(f"--set {key.removeprefix('training.')}=..." for key in changed)
+        or_else = f", or go on with the new values by `{keys}`" if ADJUSTABLE.issuperset(changed) else ""
         raise UserError(
-            f"{folder} was started with other settings: {', '.join(changed)}; "
-            "change that back, give the recipe another name, or remove the folder"
+            f"{folder} was started with other settings: {listed}; "
+            f"change that back, give the recipe another name, or remove the folder{or_else}"
         )
     return checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,10 +28,11 @@ from nestgen.training.preview import open_preview
 from nestgen.training.step import Trainer
 
 
-def train(recipe: Recipe, level: int, init: Path | None = None) -> None:
+def train(recipe: Recipe, level: int, init: Path | None = None, requested: Collection[str] = ()) -> None:
     """Trains D_level to `training.steps`, going on from the newest checkpoint of its run.
 
-    `init` is a file with the first weights (denoiser/pretrained.py). Raises UserError for what cannot be trained, and
+    `init` is a file with the first weights (denoiser/pretrained.py). `requested` are training options that may be others
+    than those the run was started with: lr, warmup and clip. Raises UserError for what cannot be trained, and
     KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint of the step under way is written.
     """
     if not 0 <= level < len(recipe.levels):
@@ -40,14 +42,16 @@ def train(recipe: Recipe, level: int, init: Path | None = None) -> None:
     accelerator = start_accelerator(recipe.training, folder)
     data = open_training_data(recipe, level, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     with lost_processes(accelerator), training_lock(folder) if accelerator.is_main_process else nullcontext():
-        _train(accelerator, data, folder, init)
+        _train(accelerator, data, folder, init, requested)
     accelerator.end_training()
 
 
-def _train(accelerator: Accelerator, data: TrainingData, folder: Path, init: Path | None) -> None:
+def _train(
+    accelerator: Accelerator, data: TrainingData, folder: Path, init: Path | None, requested: Collection[str]
+) -> None:
     recipe, level = data.recipe, data.level
     meta = describe_run(recipe, level, data.stores, sha256_of(init) if init else None)
-    checkpoint = find_checkpoint(folder, meta)
+    checkpoint = find_checkpoint(folder, meta, requested)
     first, last = checkpoint.step if checkpoint else 0, recipe.training.steps
     if first >= last:
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")
