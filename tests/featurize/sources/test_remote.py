@@ -16,7 +16,7 @@ import webdataset
 
 from featurize.errors import UserError
 from featurize.io import addresses
-from featurize.io.files import cache_folder
+from featurize.io.home import cache_folder
 from featurize.sources import list_images, read
 from tests.featurize.conftest import random_picture
 

@@ -12,6 +12,7 @@ from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, read_description, read_state_dict
 from featurize.checkpoints.headers import tensor_names
 from featurize.errors import UserError
+from featurize.io.home import expand_home
 
 if TYPE_CHECKING:
     from featurize.checkpoints.files import State
@@ -101,7 +102,7 @@ def _find(weights: str | None, flag: str) -> Path:
     if weights is None or (weights in NAMES and not Path(weights).exists()):
         name = weights or NAMES[0]
         return find_weights(None, PUBLISHED[name], f"the VAE {name}", flag)
-    path = Path(weights).expanduser()
+    path = expand_home(weights)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(

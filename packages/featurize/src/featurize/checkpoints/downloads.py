@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from featurize.checkpoints.files import sha256_of
 from featurize.errors import UserError
-from featurize.io.files import atomic_write, cache_folder, to_disk
+from featurize.io.files import atomic_write, to_disk
+from featurize.io.home import cache_folder, expand_home
 
 PIECE = 1 << 20
 TIMEOUT = 30  # seconds without a byte
@@ -94,7 +95,7 @@ def find_weights(option: str | None, remote: RemoteFile | None, what: str, flag:
     Raises UserError when there is no such file, it can't be fetched, or it is not the file it should be.
     """
     if option is not None:
-        file = Path(option).expanduser()
+        file = expand_home(option)
         if not file.is_file():
             raise UserError(f"The weights {file} of {what} are not there; check {flag}.")
         return file

@@ -15,6 +15,7 @@ from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, read_description, read_state_dict, sha256_of
 from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
 from featurize.errors import UserError
+from featurize.io.home import expand_home
 
 FLAG = "--z0-weights"
 # What `madebyollin/taesd` says of itself, for a file that comes without its config.json.
@@ -37,7 +38,7 @@ TAESD_CONFIG: dict[str, Any] = {
 
 def describe(spec: CodecSpec) -> CodecDescription:
     """The latent itself, (side / 8) x (side / 8) x 4."""
-    path = Path(spec.weights).expanduser() if spec.weights else None
+    path = expand_home(spec.weights) if spec.weights else None
     if path is not None and path.is_dir():
         path = path / "diffusion_pytorch_model.safetensors"
     file = find_weights(str(path) if path else None, PUBLISHED["taesd"], "the codec taesd", FLAG)

@@ -6,7 +6,7 @@ from featurize.checkpoints.autoencoder_kl import NAMES
 from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, cached_path
 from featurize.encoders.encoder import Kind, Variant
 from featurize.encoders.registry import kinds
-from featurize.io.files import cache_folder
+from featurize.io.home import cache_folder
 
 COLUMNS = ("encoder", "layer", "norm", "official crop", "input", "output", "weights")
 

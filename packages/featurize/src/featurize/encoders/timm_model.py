@@ -21,7 +21,8 @@ from featurize.encoders.encoder import (
 )
 from featurize.errors import UserError
 from featurize.images.crop import INTERPOLATIONS, CropRule
-from featurize.io.files import cache_folder, read_json, write_json
+from featurize.io.files import read_json, write_json
+from featurize.io.home import cache_folder
 from featurize.versions import version
 
 if TYPE_CHECKING:

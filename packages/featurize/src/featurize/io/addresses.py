@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import quote, unquote_to_bytes
 
 import fsspec
 
 from featurize.errors import UserError
+from featurize.io.home import expand_home
 
 T = TypeVar("T")
 
@@ -23,15 +26,38 @@ DEADLINE = 60.0  # seconds after which no further try is made
 FIRST_WAIT = 0.5  # seconds before the second try, doubled each time; and a random part of as much added
 WINDOW = 16 << 10  # bytes a request fetches ahead: a sample's annotations and the next header, not the next picture
 AT_ONCE = 16  # requests side by side
+MAX_TEXT = 1 << 30  # bytes of a text file that is read whole
+LATIN1_HINT = "save it as UTF-8, for instance by `iconv -f LATIN1 -t UTF-8`"
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that exists. `version` changes when its content does: the time of change in ns, or an ETag."""
+    """A file that exists. `version` changes when its content does: the time of change in ns, or an ETag.
+
+    `identity` tells a local file from another one that was put in its place with the same size and time.
+    """
 
     address: str
     size: int
     version: int | str
+    identity: tuple[int, ...] = ()
+
+
+def address_of(path: str) -> str:
+    """The address of a local path: the path itself, or where its bytes are not UTF-8, `file:/caf%E9.jpg`.
+
+    So an address is text that Parquet and JSON can hold. It has no `//`, which keeps it apart from fsspec's addresses.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"file:{quote(os.fsencode(path))}"
+    return path
+
+
+def local_path(address: str) -> str:
+    """The path of an address on this machine, the inverse of `address_of`."""
+    return os.fsdecode(unquote_to_bytes(address[5:])) if address.startswith("file:/") else address
 
 
 def is_remote(address: str) -> bool:
@@ -39,17 +65,19 @@ def is_remote(address: str) -> bool:
 
 
 def find(address: str) -> File:
-    """Size and version of one file. Raises FileNotFoundError."""
+    """Size and version of one file. Raises FileNotFoundError, and UserError for what is no plain file, like a FIFO."""
     if not is_remote(address):
-        status = os.stat(address)
-        return File(address, status.st_size, status.st_mtime_ns)
+        status = os.stat(local_path(address))
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{address} is not a plain file; check its path.")
+        return _file_of_status(address, status)
     return _file_of(address, with_retries(address, lambda: _file_system(address).info(address)))
 
 
 def read_range(address: str, offset: int, size: int) -> bytes:
     """The bytes [offset, offset + size). Raises FileNotFoundError, and UserError for a server that does not answer."""
     if not is_remote(address):
-        with open(address, "rb") as file:
+        with open(local_path(address), "rb") as file:
             file.seek(offset)
             return file.read(size)
     if size == 0:  # no range, but does it exist?
@@ -64,14 +92,24 @@ def read_range(address: str, offset: int, size: int) -> bytes:
 
 
 def read_text(address: str) -> str:
-    """A whole text file; bytes that are not UTF-8 are replaced. Raises FileNotFoundError."""
-    return read_range(address, 0, find(address).size).decode("utf-8-sig", errors="replace")
+    """A whole text file. Raises FileNotFoundError, and UserError for one that is not UTF-8, with the line."""
+    size = find(address).size
+    if size > MAX_TEXT:
+        raise UserError(f"{address} has {size:,} bytes, too many for a text file; check its path.")
+    data = read_range(address, 0, size)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"Line {line} of {address} is not UTF-8 text (byte 0x{data[error.start]:02X}); {LATIN1_HINT}."
+        ) from None
 
 
 def open_ranged(file: File) -> BinaryIO:
     """The file opened for reading at any offset; a remote one is fetched by ranges, a little ahead."""
     if not is_remote(file.address):
-        return open(file.address, "rb")
+        return open(local_path(file.address), "rb")
     options: dict[str, Any] = {"block_size": WINDOW, "cache_type": "readahead", "size": file.size}
     return cast(BinaryIO, _file_system(file.address).open(file.address, "rb", **options))
 
@@ -94,7 +132,7 @@ def existing_folder(address: str) -> str:
     """The address of a folder, without a slash at the end. Raises UserError where there is none."""
     if address.startswith(("http://", "https://")):
         raise UserError(f"{address} can't be listed, the web has no folders; put the images into shards and use wds:.")
-    folder = address.rstrip("/") if is_remote(address) else str(Path(address).expanduser().resolve())
+    folder = address.rstrip("/") if is_remote(address) else str(expand_home(address).resolve())
     if not is_folder(folder):
         raise UserError(f"The folder {folder} is not there; check the path of SOURCE.")
     return folder
@@ -103,22 +141,22 @@ def existing_folder(address: str) -> str:
 def matching(pattern: str) -> list[str]:
     """The files that a pattern with wildcards matches, sorted; the `.tar` files of a folder; any other address unchanged."""
     if not is_remote(pattern):
-        pattern = str(Path(pattern).expanduser().absolute())
+        pattern = str(expand_home(pattern).absolute())
         if Path(pattern).is_file():
-            return [pattern]
+            return [address_of(pattern)]
     if is_folder(pattern):
-        pattern = f"{pattern.rstrip('/')}/*.tar"
+        pattern = f"{escape(pattern.rstrip('/'))}/*.tar"
     if not any(sign in pattern for sign in "*?[") or pattern.startswith(("http://", "https://")):
         return [pattern]
     if not is_remote(pattern):
-        return sorted(glob(pattern))
+        return [address_of(path) for path in sorted(glob(pattern))]
     system = _file_system(pattern)
     return sorted(system.unstrip_protocol(name) for name in with_retries(pattern, lambda: system.glob(pattern)))
 
 
 def subfolders(root: str) -> list[str]:
     """Names of the folders directly in `root`, sorted."""
-    return [name for name, file in _entries(root) if file is None]
+    return sorted(name for name, file in _entries(root) if file is None)
 
 
 def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, File]]:
@@ -145,11 +183,13 @@ def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, Fil
 
 
 def with_retries(address: str, action: Callable[[], T]) -> T:
-    """What the action gives, tried again a few times: a network that hiccups must not end a run of days.
+    """What the action gives; of a remote address tried again a few times: a network that hiccups must not end a run of days.
 
     The waits are random, so that workers that failed together do not come back together. Raises FileNotFoundError, and
-    UserError when there is no answer at the end or no permission.
+    UserError when there is no answer at the end or no permission; of a local address whatever the action raises.
     """
+    if not is_remote(address):
+        return action()
     import tenacity
 
     retrying = tenacity.Retrying(
@@ -222,8 +262,12 @@ def _file_of_entry(entry: os.DirEntry[str]) -> File:
     try:
         status = entry.stat()
     except FileNotFoundError:  # a broken link: the ledger will say so
-        return File(entry.path, 0, 0)
-    return File(entry.path, status.st_size, status.st_mtime_ns)
+        return File(address_of(entry.path), 0, 0)
+    return _file_of_status(address_of(entry.path), status)
+
+
+def _file_of_status(address: str, status: os.stat_result) -> File:
+    return File(address, status.st_size, status.st_mtime_ns, (status.st_ctime_ns, status.st_ino))
 
 
 def _below(folder: str, prefix: str, above: frozenset[str]) -> list[tuple[str, File]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from featurize.errors import UserError
+from featurize.io.home import expand_home
+
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # from file systems that can't sync folders
 
 
 def resolve_path(address: str | Path) -> Path:
@@ -21,7 +26,7 @@ def resolve_path(address: str | Path) -> Path:
     """
     text = str(address)
     if "://" not in text:
-        return Path(text).expanduser().resolve()
+        return expand_home(text).resolve()
     from upath import UPath
 
     protocol = text.partition("://")[0]
@@ -35,27 +40,17 @@ def resolve_path(address: str | Path) -> Path:
     return cast(Path, path)
 
 
-def cache_folder() -> Path:
-    """The folder of files that can be made again: `FEATURIZE_CACHE`, else `featurize` in the user's cache folder."""
-    own = os.environ.get("FEATURIZE_CACHE")
-    return (
-        Path(own).expanduser()
-        if own
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featurize"
-    )
-
-
 def is_local(path: Path) -> bool:
     """Whether the path is on a file system that this machine mounts."""
     return isinstance(path, Path)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, wait_for_name: bool = True) -> Iterator[Path]:
     """A temporary local path, which replaces `path` when the block ends without an error.
 
-    The data is on the disk before the name is, so that a power cut leaves the old file or the new one, never half of it. In
-    a bucket an object appears whole by itself.
+    The data is on the disk before the name is, so that a power cut leaves the old file or the new one, never half of it; with
+    `wait_for_name` the new one, once this returns. In a bucket an object appears whole by itself.
     """
     if not is_local(path):
         with tempfile.TemporaryDirectory(prefix="featurize-") as folder:
@@ -63,13 +58,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield temporary
             path.write_bytes(temporary.read_bytes())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         to_disk(temporary)
         os.replace(temporary, path)
-        to_disk(path.parent)
+        if wait_for_name:
+            to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,13 +75,30 @@ def to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
+def make_folder(folder: Path) -> None:
+    """Make a local folder, with those above it; the disk holds the names of those that are new."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        to_disk(path.parent)
+
+
+def write_json(path: Path, document: dict[str, Any], wait_for_name: bool = True) -> None:
+    """As `atomic_write` does."""
+    with atomic_write(path, wait_for_name) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def json_sha256(document: Any) -> str:
+    """SHA-256 of a document as JSON with sorted keys: what it says, whatever its bytes."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurize.io.addresses import File, is_remote
-from featurize.io.files import atomic_write, cache_folder
+from featurize.io.files import atomic_write
+from featurize.io.home import cache_folder
 from featurize.sources.listing import Index, SourceImage
 
 RULES = 1  # raise it when the same shard gives another index
