@@ -18,7 +18,8 @@ from nestgen.errors import UserError
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import newest
-from nestgen.runs.folder import training_lock
+from nestgen.runs.folder import best_step, training_lock
+from nestgen.training import preview
 from nestgen.training.train import train
 from tests.nestgen.training_runs import SHRINK, TRAIN, log, parts, steps_kept, wait_for_checkpoint
 
@@ -113,6 +114,36 @@ def test_a_damaged_checkpoint_is_not_passed_over(
     train(toy("cut", steps=30), 0)
     assert "goes on from step 10" in capsys.readouterr().out
     assert parts(recipe) == parts(toy("straight"))
+
+
+def test_the_best_checkpoint_survives_a_kill_before_its_preview(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"checkpoint_every": 2, "keep": 1, "preview": 4}
+    distances = iter([3.0, 1.0, 2.0, 0.5])
+    monkeypatch.setattr(preview, "frechet_distance", lambda samples, reference: next(distances))
+    sample = preview.Preview.sample
+
+    def killed(self: preview.Preview, folder: Path, step: int) -> dict[str, float]:
+        if step in (4, 8):
+            raise ConnectionAbortedError  # nothing catches it, as nothing catches SIGKILL
+        return sample(self, folder, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preview.Preview, "sample", killed)
+        with pytest.raises(ConnectionAbortedError):
+            train(toy(steps=6, **options), 0)
+    recipe = toy(steps=6, **options)
+    assert steps_kept(recipe) == ["00000002", "00000004"]
+    train(recipe, 0)
+    assert steps_kept(recipe) == ["00000004", "00000006"]
+    recipe = toy(steps=8, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(preview.Preview, "sample", killed)
+        with pytest.raises(ConnectionAbortedError):
+            train(recipe, 0)
+    train(recipe, 0)  # complete, but for the preview of its last checkpoint
+    assert best_step(run_dir(recipe, 0)) == 8
 
 
 def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:

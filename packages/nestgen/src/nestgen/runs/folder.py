@@ -116,6 +116,11 @@ def best_step(folder: Path) -> int | None:
     return min(scores, key=lambda score: score["frechet_distance"])["step"] if scores else None
 
 
+def is_scored(folder: Path, step: int) -> bool:
+    """Whether a step has a preview, and so counts for `best_step`."""
+    return any(score["step"] == step for score in loss_log.read(folder / "scores.jsonl", "frechet_distance"))
+
+
 def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
     """Writes README.md: what a person wants to know of a run's folder."""
     level, log = meta["level"], loss_log.read(folder / "log.jsonl", "loss")

@@ -15,6 +15,7 @@ from nestgen import randomness
 from nestgen.diffusion.process import level_process
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
+from nestgen.files import sync
 from nestgen.images import draw_sheet, write_image
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.locations import resolve_path, store_path
@@ -74,6 +75,7 @@ class Preview:
             return {}
         distance = frechet_distance(_vectors(z_BCHW), self.reference_ND)
         loss_log.append(folder / "scores.jsonl", {"step": step, "frechet_distance": distance})
+        sync(folder / "scores.jsonl")  # it decides which checkpoint is the best, and stays
         decode = _decoder(self.codec)
         rows = [decode(one[:SHOWN]) for one in (self.real_BCHW, z_BCHW)]
         write_image(draw_sheet(rows, ["real", f"step {step}"]), folder / "previews" / f"{step:08d}.png")

@@ -20,7 +20,14 @@ from nestgen.files import sha256_of
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs import loss_log
-from nestgen.runs.folder import describe_run, find_checkpoint, prepare_folder, training_lock, write_status
+from nestgen.runs.folder import (
+    describe_run,
+    find_checkpoint,
+    is_scored,
+    prepare_folder,
+    training_lock,
+    write_status,
+)
 from nestgen.training.accelerator import lost_processes, start_accelerator, with_actual_precision
 from nestgen.training.batches import TrainingData, open_training_data
 from nestgen.training.loop import run_steps
@@ -55,8 +62,11 @@ def _train(
     first, last = checkpoint.step if checkpoint else 0, recipe.training.steps
     if first >= last:
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")
-        if accelerator.is_main_process and not (folder / "loss.png").is_file():  # killed after the last checkpoint
-            _draw_losses(recipe, folder)
+        if accelerator.is_main_process:  # killed after the last checkpoint
+            if recipe.training.preview and not is_scored(folder, first):
+                open_preview(recipe, level, data.stores).sample(folder, first)
+            if not (folder / "loss.png").is_file():
+                _draw_losses(recipe, folder)
         return
     if checkpoint:
         meta["init"] = checkpoint.meta["init"]
@@ -75,6 +85,8 @@ def _train(
     if accelerator.is_main_process:
         prepare_folder(folder, recipe.file, meta, parameters, first)
         write_status(folder, meta, f"In training from step {first} to {last}")
+    if preview and checkpoint and not is_scored(folder, first):  # killed before its preview, and it may be the best
+        preview.sample(folder, first)
     try:
         run_steps(trainer, data, folder, meta, range(first, last), preview)
     finally:
