@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 from featurize.extraction.extract import extract
+from featurize.io.files import json_sha256
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, options, random_picture
 from tests.featurize.extraction.test_extract import chunks
@@ -167,7 +168,7 @@ def test_a_seal_without_a_whole_copy_of_zarr_json(root: Path, extraction: Path, 
     assert featurize("repair", root).code == 0
     assert chunks(root) == chunks(extraction)
     document = json.loads(seal.read_text())
-    del document["metadata"], document["metadata_sha256"]  # a seal of an earlier version
+    del document["metadata"], document["metadata_sha256"], document["seal_sha256"]  # a seal of an earlier version
     seal.write_text(json.dumps(document))
     assert featurize("verify", root).code == featurize("info", root).code == 0
     garble(root / f"{LEVEL}.zarr" / "zarr.json")
@@ -260,6 +261,8 @@ def rewrite(root: Path, array: str, change: Callable[[np.ndarray], None]) -> Non
     document["blocks"][0]["sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
     digests = "".join(block["sha256"] for block in document["blocks"])
     document["sha256"] = hashlib.sha256(digests.encode()).hexdigest()
+    del document["seal_sha256"]
+    document["seal_sha256"] = json_sha256(document)
     seal.write_text(json.dumps(document))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_a_block_without_record_is_done_again_and_a_sealed_array_not(tmp_path: P
         open_sealed(spec.path)
     write_all(spec)
     assert prepare(spec) == []
+
+
+def test_a_block_is_synced_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunk and its record; the folders of its chunk when the array is sealed."""
+    spec = spec_of(tmp_path / "a.zarr")
+    prepare(spec)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    write_block(spec.path, 0, VALUES[:4])
+    chunk = chunk_path(spec.path, 0, 5)
+    assert synced[0] == str(chunk)
+    assert len(synced) == 2 and "000000.json" in synced[1]
+    write_all(spec)
+    assert {str(folder) for folder in chunk.parents[:6]} <= set(synced)
 
 
 def test_something_else_at_the_path_is_refused_naming_the_difference(tmp_path: Path) -> None:

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
 
+from featurize.basis.tensors import load_tensors, save_tensors
 from featurize.errors import UserError
-from featurize.io.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,21 +85,20 @@ def merge_outliers(parts: Iterable[Outliers]) -> Outliers:
     return reduce(lambda a, b: Outliers(a.counts + b.counts, a.energy + b.energy), parts)
 
 
-def save_moments(path: Path, moments: Moments, outliers: Outliers | None = None) -> None:
-    """Written whole or not at all."""
+def save_moments(path: Path, moments: Moments, outliers: Outliers | None = None, wait_for_name: bool = True) -> None:
+    """Written as `atomic_write` does."""
     tensors = {"count": np.array(moments.count), "mean": moments.mean, "scatter": moments.scatter}
     if outliers is not None:
         tensors |= {"outlier_counts": outliers.counts, "outlier_energy": outliers.energy}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary)
+    save_tensors(path, tensors, {}, wait_for_name)
 
 
 def load_moments(path: Path) -> tuple[Moments, Outliers]:
     """Raises UserError where there are none, or damaged ones."""
     try:
-        tensors = load(path.read_bytes())
+        tensors, _ = load_tensors(path)
         moments = Moments(int(tensors["count"]), tensors["mean"], tensors["scatter"])
         none = np.zeros(0)
         return moments, Outliers(tensors.get("outlier_counts", none), tensors.get("outlier_energy", none))
-    except (OSError, SafetensorError, KeyError):
+    except (OSError, KeyError, ValueError):
         raise UserError(f"The moments {path} are damaged; `featurize repair` makes them again.") from None

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
 
 from featurize.basis.moments import Moments, Outliers, Tokens
+from featurize.basis.tensors import load_tensors, save_tensors
 from featurize.errors import UserError
-from featurize.io.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,29 +130,29 @@ def save_basis(path: Path, basis: Basis, owner: str) -> None:
         "components": np.ascontiguousarray(basis.components),
         "eigenvalues": basis.eigenvalues,
     }
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"owner": owner})
+    save_tensors(path, tensors, {"owner": owner})
 
 
 def owner_of(path: Path) -> str | None:
     """The owner that a basis was saved with, None for a damaged file."""
     try:
-        data = path.read_bytes()
-        load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return header.get("__metadata__", {}).get("owner")
-    except (OSError, SafetensorError, ValueError):
+        return load_tensors(path, ("owner",))[1].get("owner")
+    except (OSError, ValueError):
         return None
 
 
 def load_basis(path: Path) -> Basis:
     """Raises UserError where there is none, or a damaged one."""
     try:
-        tensors = load(path.read_bytes())
+        tensors, _ = load_tensors(path, ("owner",))
         return Basis(tensors["mean"], tensors["components"], tensors["eigenvalues"])
-    except (OSError, SafetensorError, KeyError):
+    except FileNotFoundError:
         raise UserError(
             f"There is no basis at {path}; it is made by `featurize extract` of the training split."
+        ) from None
+    except (OSError, KeyError, ValueError):
+        raise UserError(
+            f"The basis {path} is damaged; run `featurize repair` on its store root to make it again."
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines: list[str] = []
+        self._lines: list[str] = ["\n"] if is_local(path) and _is_cut_off(path) else []
         self._written = 0
 
     def __call__(self, event: str, **facts: Any) -> None:
@@ -45,6 +46,15 @@ class Journal:
         if len(self._lines) > self._written:
             self._path.write_text("".join(self._lines))
         self._written = len(self._lines)
+
+
+def _is_cut_off(log: Path) -> bool:
+    """Whether a kill or a power cut left the last line of a log without its end: the next one must not be lost with it."""
+    if not log.is_file() or not log.stat().st_size:
+        return False
+    with log.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def last_request(log: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from featurize.execution.tasks import Run
 from featurize.extraction.loader import Batch, Clock, InputSpec, batch_of, load_views
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.recipe import Features
-from featurize.store.layout import basis_path, block_moments_path
+from featurize.store.layout import basis_path, block_moments_path, is_sealed, moments_path
 from featurize.store.ledger import Ledger
 from featurize.store.metadata import ArraySpec
 from featurize.store.write import prepare, write_block
@@ -60,6 +60,8 @@ def write_images(
 ) -> None:
     """Write the blocks that a base store, `z_0`, or both lack; each image is decoded once for both."""
     missing = {spec.path: set(prepare(spec)) for spec in (base, z0) if spec is not None}
+    if base is not None:
+        missing[base.path] |= _lacking_moments(base)
     blocks = sorted(set().union(*missing.values()))
     either = base or z0
     assert either is not None
@@ -79,6 +81,13 @@ def write_images(
             log("block", block=blocks[index], **advance(done.images, done.seconds))
 
 
+def _lacking_moments(base: ArraySpec) -> set[int]:
+    """The blocks of which a power cut took the moments, which come before the record; none where the sum of all is there."""
+    if is_sealed(base.path) or moments_path(base.path.parent).is_file():
+        return set()
+    return {block for block in range(base.blocks) if not block_moments_path(base.path, block).is_file()}
+
+
 def _write_block(task: BlockTask) -> Done:
     """Write the task's block into each array that lacks it."""
     clock = Clock()
@@ -88,7 +97,8 @@ def _write_block(task: BlockTask) -> Done:
             write_block(task.z0, task.block, encoded.z0)
         if task.base is not None and encoded.base is not None:
             assert encoded.moments is not None
-            save_moments(block_moments_path(task.base, task.block), encoded.moments, encoded.outliers)
+            path = block_moments_path(task.base, task.block)
+            save_moments(path, encoded.moments, encoded.outliers, wait_for_name=False)
             write_block(task.base, task.block, encoded.base)
     return Done(len(task.batch.images), clock.seconds)
 

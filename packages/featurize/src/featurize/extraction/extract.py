@@ -24,7 +24,6 @@ from featurize.recipe import Features, Request, check_basis_choice
 from featurize.sources import Listing, list_images
 from featurize.store.layout import (
     basis_path,
-    has_metadata,
     is_sealed,
     ledger_path,
     list_arrays,
@@ -33,7 +32,7 @@ from featurize.store.layout import (
     written_blocks,
 )
 from featurize.store.ledger import Ledger, ledger_of_listing, unchanged_ledger
-from featurize.store.metadata import ArraySpec, read_metadata
+from featurize.store.metadata import ArraySpec, existing_metadata
 from featurize.store.seal import seal
 from featurize.store.write import check_fingerprint, write_array
 from featurize.text.tower import text_spec
@@ -128,13 +127,12 @@ def _with_own_basis(spec: ArraySpec) -> ArraySpec:
     """The base store with the basis that lies beside it. Raises UserError where its blocks were projected on another."""
     path = basis_path(spec.path.parent)
     base = with_basis(spec, load_basis(path))
-    if has_metadata(base.path):
-        stored = read_metadata(base.path).attributes.get("basis_sha256")
-        if stored != base.attributes["basis_sha256"]:
-            raise UserError(
-                f"{path} is not the basis that the blocks of {base.path} were made with; run `featurize repair "
-                f"{root_of(base.path)}` to make it again."
-            )
+    stored = existing_metadata(base.path)
+    if stored is not None and stored.attributes.get("basis_sha256") != base.attributes["basis_sha256"]:
+        raise UserError(
+            f"{path} is not the basis that the blocks of {base.path} were made with; run `featurize repair "
+            f"{root_of(base.path)}` to make it again."
+        )
     return base
 
 

@@ -21,7 +21,6 @@ from featurize.store.layout import (
     base_path,
     basis_path,
     encoder_folder,
-    has_metadata,
     is_sealed,
     labels_path,
     level_path,
@@ -29,7 +28,7 @@ from featurize.store.layout import (
     z0_path,
 )
 from featurize.store.ledger import Ledger
-from featurize.store.metadata import ArraySpec, read_metadata
+from featurize.store.metadata import ArraySpec, existing_metadata
 from featurize.text.tower import text_spec
 
 MAX_ROWS_PER_BLOCK = 1024
@@ -134,8 +133,8 @@ def choose_rows_per_block(
 
 def _rows_per_block_of(root: Path) -> int | None:
     """A root's rows per block are decided once: a second encoder's arrays have the blocks of the first's."""
-    labels = labels_path(root)
-    return read_metadata(labels).chunks[0] if has_metadata(labels) else None
+    labels = existing_metadata(labels_path(root))
+    return None if labels is None else labels.chunks[0]
 
 
 def other_basis(features: Features) -> Path | None:

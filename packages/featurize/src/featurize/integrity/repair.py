@@ -39,7 +39,7 @@ from featurize.store.layout import (
     record_path,
 )
 from featurize.store.ledger import Ledger, ledger_of, read_ledger, write_ledger
-from featurize.store.metadata import ArraySpec, metadata_in_seal, read_metadata, spec_or_none
+from featurize.store.metadata import ArraySpec, is_as_copied, metadata_copy, read_metadata, spec_or_none
 from featurize.store.seal import read_seal, seal, unseal
 from featurize.store.write import restore_metadata, write_array
 
@@ -72,19 +72,12 @@ def repair(root: Path, run: Run, say: Say) -> list[Finding]:
 
 
 def _restore_metadata(root: Path, say: Say) -> None:
-    """Restore each zarr.json that is not the one in the seal."""
+    """Restore each zarr.json that is not what its copy says, in the seal or among the records."""
     for path in list_arrays(root):
-        sealed = metadata_in_seal(path)
-        if sealed is not None and sealed != _document(metadata_path(path)):
-            say(f"repairing {metadata_path(path)}: restoring it from the seal")
-            restore_metadata(path, sealed)
-
-
-def _document(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except (UserError, OSError):
-        return None
+        copy = metadata_copy(path)
+        if copy is not None and not is_as_copied(path):
+            say(f"repairing {metadata_path(path)}: restoring it from its copy")
+            restore_metadata(path, copy)
 
 
 def _make_ledger_again(root: Path, run: Run, say: Say) -> None:

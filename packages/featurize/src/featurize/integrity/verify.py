@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,9 +27,8 @@ from featurize.store.layout import (
     is_sealed,
     ledger_path,
     list_arrays,
-    metadata_path,
     moments_path,
-    record_path,
+    seal_path,
     written_blocks,
 )
 from featurize.store.ledger import Ledger, read_ledger, read_ledger_metadata, read_table
@@ -39,12 +37,13 @@ from featurize.store.metadata import (
     ArrayMetadata,
     ArraySpec,
     fingerprint,
-    metadata_in_seal,
+    is_as_copied,
+    metadata_copy,
     read_metadata,
     spec_of,
 )
 from featurize.store.read import open_array
-from featurize.store.seal import array_sha256, chunk_problem, read_seal
+from featurize.store.seal import Record, array_sha256, chunk_problem, is_record, read_record, read_seal
 
 ROUNDING = 1e-2  # of a channel's spread: so far a base store's statistics may be from its tokens' (float16)
 
@@ -67,7 +66,7 @@ class BlockCheck:
 
     spec: ArraySpec
     block: int
-    record: dict[str, Any]
+    record: Record | None
     labels: np.ndarray | None = None
     compare_with_base: bool = False
 
@@ -138,12 +137,7 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
         spec = spec_of(path, metadata)
     except Exception:  # zarr raises many kinds for a damaged array, and attributes may be missing
         what = "its zarr.json can't be read" if has_metadata(path) else "its zarr.json is missing"
-        remedy = (
-            "`featurize repair` restores it from the seal"
-            if metadata_in_seal(path) is not None
-            else "no seal has a copy: remove the array with its .seal.json or .blocks and run again the command that made it"
-        )
-        return [Finding(path, f"{what}; {remedy}")]
+        return [Finding(path, f"{what}; {_remedy(path)}")]
     findings = [Finding(path, problem) for problem in _metadata_problems(spec, metadata, ledger)]
     records, problems = _records(spec)
     findings += [Finding(path, problem) for problem in problems]
@@ -168,13 +162,22 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
     return findings
 
 
+def _remedy(array: Path) -> str:
+    """What to do about a zarr.json that can't be read."""
+    if metadata_copy(array) is not None:
+        return "`featurize repair` restores it from its copy"
+    if is_sealed(array):
+        return "its seal has no copy: remove the array with its .seal.json and run again the command that made it"
+    return "run again the command that made it, it begins this array anew"
+
+
 def _can_be_read(array: Path) -> bool:
     """Whether an array's zarr.json is whole, so that its values are read as they were written."""
     try:
         open_array(array)
     except Exception:  # zarr raises many kinds for a damaged array
         return False
-    return metadata_in_seal(array) in (None, read_json(metadata_path(array)))
+    return is_as_copied(array)
 
 
 def _metadata_problems(spec: ArraySpec, metadata: ArrayMetadata, ledger: Ledger) -> Iterator[str]:
@@ -182,8 +185,10 @@ def _metadata_problems(spec: ArraySpec, metadata: ArrayMetadata, ledger: Ledger)
         yield f"is not in the format {FORMAT}"
     if metadata.attributes["fingerprint"] != fingerprint(spec.provenance):
         yield "its fingerprint is not that of its provenance"
-    if metadata_in_seal(spec.path) not in (None, read_json(metadata_path(spec.path))):
-        yield "its zarr.json is not the one that was sealed"
+    if not is_as_copied(spec.path):
+        yield (
+            "its zarr.json is not the one that was sealed" if is_sealed(spec.path) else "its zarr.json is not its copy"
+        )
     for name in ledger.differences(spec.provenance):
         yield f"its {name} is not the ledger's: it was made of other images, labels or captions"
     if spec.keys_sha256 != ledger.keys_sha256:
@@ -217,23 +222,17 @@ def has_moments(path: Path) -> bool:
     return True
 
 
-def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """The records of the blocks that should be there, and what is wrong with the seal."""
+def _records(spec: ArraySpec) -> tuple[dict[int, Record | None], list[str]]:
+    """The records of the blocks that should be there (None for a damaged one), and what is wrong with the seal."""
     if not is_sealed(spec.path):
         written = sorted(written_blocks(spec.path))
         if not blocks_folder(spec.path).exists():
             return {}, ["has neither a seal nor records of its blocks"]
         missing = spec.blocks - len(written)
         state = f"is unfinished: {missing} of {spec.blocks} blocks are not written" if missing else "has no seal"
-        records = {}
-        for block in written:
-            try:
-                records[block] = read_json(record_path(spec.path, block))
-            except UserError:
-                records[block] = {"rows": [], "bytes": -1, "sha256": ""}
-        return records, [state]
+        return {block: read_record(spec, block) for block in written}, [state]
     try:
-        seal = read_seal(spec.path)
+        seal = read_json(seal_path(spec.path))
         blocks = list(seal["blocks"])
         digest = array_sha256(blocks)
     except (UserError, KeyError, TypeError):
@@ -250,11 +249,24 @@ def _records(spec: ArraySpec) -> tuple[dict[int, dict[str, Any]], list[str]]:
     for key, value in expected.items():
         if seal.get(key) != value:
             problems.append(f"its seal says another {key} than {'its blocks' if key == 'sha256' else 'zarr.json'}")
-    if "metadata" in seal and metadata_in_seal(spec.path) is None:
+    if "metadata" in seal and metadata_copy(spec.path) is None:
         problems.append("the copy of zarr.json in its seal is damaged")
     if len(blocks) != spec.blocks:
         problems.append(f"its seal has {len(blocks)} blocks instead of {spec.blocks}")
-    return dict(enumerate(blocks)), problems
+    if not problems and not _has_whole_seal(spec.path):
+        problems.append("its seal is not what was written: its digest is another")
+    records = {
+        block: record if is_record(record, spec, block) else None for block, record in enumerate(blocks[: spec.blocks])
+    }
+    return records, problems
+
+
+def _has_whole_seal(array: Path) -> bool:
+    try:
+        read_seal(array)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def _labels_of(spec: ArraySpec, ledger: Ledger, block: int) -> np.ndarray | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 METADATA = "zarr.json"
+SEAL = ".seal.json"
 
 
 def ledger_path(root: Path) -> Path:
@@ -100,7 +101,7 @@ def chunk_path(array: Path, block: int, dimensions: int) -> Path:
 
 
 def seal_path(array: Path) -> Path:
-    return array.with_suffix(".seal.json")
+    return array.with_suffix(SEAL)
 
 
 def blocks_folder(array: Path) -> Path:
@@ -110,6 +111,11 @@ def blocks_folder(array: Path) -> Path:
 
 def record_path(array: Path, block: int) -> Path:
     return blocks_folder(array) / f"{block:06d}.json"
+
+
+def metadata_copy_path(array: Path) -> Path:
+    """The copy of an unfinished array's zarr.json, among its records."""
+    return blocks_folder(array) / "zarr.json.copy"
 
 
 def block_moments_path(array: Path, block: int) -> Path:
@@ -144,7 +150,7 @@ def list_roots(folder: Path) -> list[Path]:
 
 def list_arrays(root: Path) -> list[Path]:
     """The arrays below a root, a base store before the levels that come from it."""
-    arrays = {path.parent if path.name == METADATA else _array_of_seal(path) for path in _metadata_and_seals(root)}
+    arrays = set(_found_arrays(root))
     return sorted(
         arrays, key=lambda path: (path.parent != root, str(path.parent), path != base_path(path.parent), path.name)
     )
@@ -155,10 +161,9 @@ def list_bases(root: Path) -> list[Path]:
     return [path for path in list_arrays(root) if path == base_path(path.parent)]
 
 
-def _metadata_and_seals(root: Path) -> Iterator[Path]:
-    for pattern in (f"*.zarr/{METADATA}", f"*/*.zarr/{METADATA}", "*.seal.json", "*/*.seal.json"):
-        yield from root.glob(pattern)
-
-
-def _array_of_seal(seal: Path) -> Path:
-    return seal.with_name(seal.name.removesuffix(".seal.json") + ".zarr")
+def _found_arrays(root: Path) -> Iterator[Path]:
+    """The arrays of which there is a zarr.json, a seal, or records; some more than once."""
+    for folder in ("", "*/"):
+        yield from (path.parent for path in root.glob(f"{folder}*.zarr/{METADATA}"))
+        yield from (path.with_name(f"{path.name.removesuffix(SEAL)}.zarr") for path in root.glob(f"{folder}*{SEAL}"))
+        yield from (path.with_suffix(".zarr") for path in root.glob(f"{folder}*.blocks"))

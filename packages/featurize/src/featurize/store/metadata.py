@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from featurize.errors import UserError
-from featurize.io.files import read_json
-from featurize.store.layout import metadata_path, seal_path
+from featurize.io.files import json_sha256, read_json
+from featurize.store.layout import has_metadata, is_sealed, metadata_copy_path, metadata_path, seal_path
 from featurize.versions import version
 
 FORMAT = "nested-store/1"
@@ -71,7 +69,7 @@ class ArrayMetadata:
 
 def fingerprint(provenance: dict[str, Any]) -> str:
     """SHA-256 of everything that decides the values, spelled out as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+    return json_sha256(provenance)
 
 
 def rows_of_block(block: int, rows_per_block: int, rows: int) -> range:
@@ -82,24 +80,52 @@ def rows_of_block(block: int, rows_per_block: int, rows: int) -> range:
 def read_metadata(array: Path) -> ArrayMetadata:
     """The metadata of an array that is there. Raises UserError for a zarr.json that is damaged."""
     try:
-        document = read_json(metadata_path(array))
-        chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
-        return ArrayMetadata(
-            tuple(document["shape"]), document["data_type"], tuple(chunks), dict(document.get("attributes", {}))
-        )
+        return _metadata_of(read_json(metadata_path(array)))
     except (UserError, KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
             f"The store {array} is damaged (its zarr.json can't be read); run `featurize repair` to fix it."
         ) from None
 
 
-def metadata_in_seal(array: Path) -> dict[str, Any] | None:
-    """The copy of zarr.json in an array's seal; None where it is damaged, or missing as in seals of earlier versions."""
+def existing_metadata(array: Path) -> ArrayMetadata | None:
+    """The metadata of an array that has been created, None where nothing says what it is.
+
+    Of an unfinished array the copy among its records counts, so that a damaged zarr.json stops nothing. Raises UserError for a
+    damaged zarr.json of a sealed one.
+    """
+    if is_sealed(array):
+        return read_metadata(array) if has_metadata(array) else None
     try:
-        seal = read_json(seal_path(array))
-        return seal["metadata"] if fingerprint(seal["metadata"]) == seal["metadata_sha256"] else None
+        copy = metadata_copy(array)
+        return _metadata_of(copy) if copy is not None else read_metadata(array)
+    except (UserError, OSError):
+        return None
+
+
+def _metadata_of(document: dict[str, Any]) -> ArrayMetadata:
+    chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
+    return ArrayMetadata(
+        tuple(document["shape"]), document["data_type"], tuple(chunks), dict(document.get("attributes", {}))
+    )
+
+
+def metadata_copy(array: Path) -> dict[str, Any] | None:
+    """The copy of zarr.json in an array's seal, or among the records of an unfinished one; None where there is no whole copy,
+    as in arrays of earlier versions."""
+    try:
+        document = read_json(seal_path(array) if is_sealed(array) else metadata_copy_path(array))
+        return document["metadata"] if json_sha256(document["metadata"]) == document["metadata_sha256"] else None
     except (UserError, OSError, KeyError, TypeError):
         return None
+
+
+def is_as_copied(array: Path) -> bool:
+    """Whether an array's zarr.json can be read and says what its copy says, where there is one."""
+    try:
+        read_metadata(array)
+        return metadata_copy(array) in (None, read_json(metadata_path(array)))
+    except (UserError, OSError):
+        return False
 
 
 def attributes_of(spec: ArraySpec) -> dict[str, Any]:

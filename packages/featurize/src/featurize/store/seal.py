@@ -8,9 +8,23 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from featurize.errors import UserError
-from featurize.io.files import read_json, remove_folder, write_json
-from featurize.store.layout import blocks_folder, chunk_path, is_sealed, metadata_path, record_path, seal_path
-from featurize.store.metadata import FORMAT, ArraySpec, fingerprint
+from featurize.io.files import is_local, json_sha256, read_json, remove_folder, to_disk, write_json
+from featurize.store.layout import (
+    blocks_folder,
+    chunk_path,
+    is_sealed,
+    metadata_copy_path,
+    metadata_path,
+    record_path,
+    seal_path,
+)
+from featurize.store.metadata import FORMAT, ArraySpec, fingerprint, metadata_copy
+
+OWN_DIGEST = "seal_sha256"  # of everything else that a seal says
+KEYS = {
+    "format", "kind", "rows", "block_rows", "keys_sha256", "fingerprint", "sha256", "metadata", "metadata_sha256",
+    "basis_drift", "features", "blocks", OWN_DIGEST,
+}  # fmt: skip
 
 Record: TypeAlias = dict[str, Any]  # rows, bytes and sha256 of a block
 Map: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # as Python's own `map`
@@ -22,17 +36,20 @@ def seal(spec: ArraySpec, extra: dict[str, Any] | None = None, ordered_map: Map 
     `ordered_map` spreads the reading over workers. Raises UserError when a block is not what was written; it loses its
     record, so that the next run writes it again.
     """
-    records = [read_json(record_path(spec.path, block)) for block in range(spec.blocks)]
+    records = [read_record(spec, block) for block in range(spec.blocks)]
     checks = ((spec.path, block, record, len(spec.shape)) for block, record in enumerate(records))
-    damaged = {block: problem for block, problem in enumerate(ordered_map(_chunk_problem, checks)) if problem}
+    damaged = {block: problem for block, problem in enumerate(ordered_map(_checked_and_on_disk, checks)) if problem}
     for block in damaged:
-        record_path(spec.path, block).unlink()
+        record_path(spec.path, block).unlink(missing_ok=True)
     if damaged:
         block, problem = next(iter(damaged.items()))
         raise UserError(
             f"{len(damaged)} of {spec.blocks} blocks of {spec.path} are not on the disk as they were written (block {block} "
             f"{problem}); run the same command again, they are redone. If it comes again, suspect the disk."
         )
+    if is_local(spec.path):
+        for folder in (spec.path / "c", spec.path):
+            to_disk(folder)
     metadata = read_json(metadata_path(spec.path))
     document = {
         "format": FORMAT,
@@ -41,20 +58,45 @@ def seal(spec: ArraySpec, extra: dict[str, Any] | None = None, ordered_map: Map 
         "block_rows": spec.rows_per_block,
         "keys_sha256": spec.keys_sha256,
         "fingerprint": spec.fingerprint,
-        "sha256": array_sha256(records),
+        "sha256": array_sha256(record for record in records if record is not None),
         "metadata": metadata,
         "metadata_sha256": fingerprint(metadata),
         **(extra or {}),
         "blocks": records,
     }
-    write_json(seal_path(spec.path), document)
+    write_json(seal_path(spec.path), document | {OWN_DIGEST: json_sha256(document)})
     if blocks_folder(spec.path).exists():
         remove_folder(blocks_folder(spec.path))
 
 
 def read_seal(array: Path) -> dict[str, Any]:
     """The seal of an array. Raises UserError for a damaged one, OSError where there is none."""
-    return read_json(seal_path(array))
+    document = read_json(seal_path(array))
+    unknown = document.keys() - KEYS
+    digest = document.pop(OWN_DIGEST, None)
+    if unknown or digest not in (None, json_sha256(document)):
+        raise UserError(f"The seal {seal_path(array)} is damaged; run `featurize repair` to fix it.")
+    return document
+
+
+def read_record(spec: ArraySpec, block: int) -> Record | None:
+    """The record of a block; None where there is none, or a damaged one."""
+    try:
+        record = read_json(record_path(spec.path, block))
+    except (UserError, OSError):
+        return None
+    return record if is_record(record, spec, block) else None
+
+
+def is_record(record: Any, spec: ArraySpec, block: int) -> bool:
+    """Whether this can be the record of a block: its rows, its bytes and a digest."""
+    rows = spec.rows_of(block)
+    digest = record.get("sha256") if isinstance(record, dict) else None
+    return isinstance(digest, str) and record == {
+        "rows": [rows.start, rows.stop],
+        "bytes": spec.bytes_per_block,
+        "sha256": digest,
+    }
 
 
 def unseal(spec: ArraySpec, bad: set[int]) -> dict[int, Record]:
@@ -68,24 +110,35 @@ def unseal(spec: ArraySpec, bad: set[int]) -> dict[int, Record]:
             record_path(spec.path, block).unlink(missing_ok=True)
         return {}
     try:
-        document = read_seal(spec.path)
+        document = read_json(seal_path(spec.path))
         records, digest = list(document["blocks"]), document["sha256"]
         is_whole = array_sha256(records) == digest
     except (UserError, KeyError, TypeError):
         records, is_whole = [], False
-    if len(records) == spec.blocks:
-        for block, record in enumerate(records):
-            write_json(record_path(spec.path, block), record)
-    else:  # only records that a killed run left beside the seal can vouch for a block
-        is_whole = False
+    if len(records) != spec.blocks:  # only records that a killed run left beside the seal can vouch for a block
+        records, is_whole = [], False
+    for block, record in enumerate(records):
+        write_json(record_path(spec.path, block), record, wait_for_name=False)
+    copy_metadata(spec.path)
     for block in bad:
         record_path(spec.path, block).unlink(missing_ok=True)
+    if is_local(spec.path) and blocks_folder(spec.path).exists():
+        to_disk(blocks_folder(spec.path))
     seal_path(spec.path).unlink()
     return dict(enumerate(records)) if is_whole else {}
 
 
-def chunk_problem(array: Path, block: int, record: Record, dimensions: int) -> str | None:
+def copy_metadata(array: Path, document: dict[str, Any] | None = None) -> None:
+    """Write the copy of zarr.json that lies among the records of an unfinished array: `document`, or the seal's copy."""
+    document = metadata_copy(array) if document is None else document
+    if document is not None:
+        write_json(metadata_copy_path(array), {"metadata": document, "metadata_sha256": json_sha256(document)})
+
+
+def chunk_problem(array: Path, block: int, record: Record | None, dimensions: int) -> str | None:
     """What is wrong with a block's chunk compared with its record, in words that follow `block 3 ...`; None when nothing is."""
+    if record is None:
+        return "has no record, or a damaged one"
     try:
         data = chunk_path(array, block, dimensions).read_bytes()
     except FileNotFoundError:
@@ -97,8 +150,14 @@ def chunk_problem(array: Path, block: int, record: Record, dimensions: int) -> s
     return None
 
 
-def _chunk_problem(check: tuple[Path, int, Record, int]) -> str | None:
-    return chunk_problem(*check)
+def _checked_and_on_disk(check: tuple[Path, int, Record | None, int]) -> str | None:
+    """`chunk_problem`; a chunk that is whole keeps its name after a power cut."""
+    path, block, _, dimensions = check
+    problem = chunk_problem(*check)
+    if problem is None and is_local(path):
+        for folder in chunk_path(path, block, dimensions).parents[: dimensions - 1]:
+            to_disk(folder)
+    return problem
 
 
 def array_sha256(records: Iterable[Record]) -> str:

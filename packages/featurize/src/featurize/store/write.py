@@ -12,16 +12,24 @@ import numpy as np
 from featurize.errors import UserError
 from featurize.io.files import atomic_write, is_local, remove_folder, to_disk, write_json
 from featurize.store.layout import (
+    METADATA,
     blocks_folder,
     chunk_path,
-    has_metadata,
     is_sealed,
     metadata_path,
     record_path,
     written_blocks,
 )
-from featurize.store.metadata import ArraySpec, attributes_of, read_metadata, rows_of_block
-from featurize.store.read import open_array, zarr_address
+from featurize.store.metadata import (
+    ArraySpec,
+    attributes_of,
+    existing_metadata,
+    is_as_copied,
+    metadata_copy,
+    rows_of_block,
+)
+from featurize.store.read import open_array
+from featurize.store.seal import copy_metadata, read_record
 
 
 def prepare(spec: ArraySpec) -> list[int]:
@@ -35,23 +43,50 @@ def prepare(spec: ArraySpec) -> list[int]:
         if records.exists():  # a run ended between the seal and the removal of the records
             remove_folder(records)
         return []
-    if not has_metadata(spec.path):
-        import zarr
+    if existing_metadata(spec.path) is None:
+        if records.exists():  # nothing says what these blocks are
+            remove_folder(records)
+        _create(spec)
+    elif (copy := metadata_copy(spec.path)) is not None and not is_as_copied(spec.path):
+        restore_metadata(spec.path, copy)
+    whole = _whole_blocks(spec)
+    return [block for block in range(spec.blocks) if block not in whole]
 
-        zarr.create_array(
-            **zarr_address(spec.path),
-            shape=spec.shape,
-            chunks=(spec.rows_per_block, *spec.shape[1:]),
-            dtype=spec.dtype,
-            compressors=None,
-            filters=None,
-            fill_value=_fill_value(spec.dtype),
-            attributes=attributes_of(spec),
-        )
-    if is_local(records):
-        records.mkdir(parents=True, exist_ok=True)
+
+def _create(spec: ArraySpec) -> None:
+    """Write zarr.json and, before it, its copy: neither is ever there in part, as what zarr writes would be after a power cut."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    store = MemoryStore()
+    zarr.create_array(
+        store,
+        shape=spec.shape,
+        chunks=(spec.rows_per_block, *spec.shape[1:]),
+        dtype=spec.dtype,
+        compressors=None,
+        filters=None,
+        fill_value=_fill_value(spec.dtype),
+        attributes=attributes_of(spec),
+    )
+    document = json.loads(store._store_dict[METADATA].to_bytes())
+    copy_metadata(spec.path, document)
+    restore_metadata(spec.path, document)
+
+
+def _whole_blocks(spec: ArraySpec) -> set[int]:
+    """The blocks that have a record; those are dropped here that a power cut left without content, or without a chunk."""
     written = written_blocks(spec.path)
-    return [block for block in range(spec.blocks) if block not in written]
+    if not is_local(spec.path):
+        return written
+    whole = set()
+    for block in written:
+        chunk = chunk_path(spec.path, block, len(spec.shape))
+        if read_record(spec, block) is not None and chunk.is_file() and chunk.stat().st_size == spec.bytes_per_block:
+            whole.add(block)
+        else:
+            record_path(spec.path, block).unlink()
+    return whole
 
 
 def restore_metadata(array: Path, document: dict[str, Any]) -> None:
@@ -62,9 +97,10 @@ def restore_metadata(array: Path, document: dict[str, Any]) -> None:
 
 def check_fingerprint(spec: ArraySpec) -> None:
     """Raises UserError when the path holds something that is not what `spec` describes."""
-    if not has_metadata(spec.path):
+    metadata = existing_metadata(spec.path)
+    if metadata is None:
         return
-    stored = read_metadata(spec.path).attributes
+    stored = metadata.attributes
     if stored.get("fingerprint") != spec.fingerprint:
         provenance = stored.get("provenance")
         changed = _differences(provenance if isinstance(provenance, dict) else {}, spec.provenance)
@@ -118,12 +154,10 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
             "check the encoder's weights and precision."
         )
     array[rows.start : rows.stop] = stored
-    if is_local(path):  # the data must not be younger than its record after a power cut
-        chunk_file = chunk_path(path, block, array.ndim)
-        for written in (chunk_file, *chunk_file.parents[: array.ndim + 1]):
-            to_disk(written)
+    if is_local(path):  # before the record: names may come later, which `prepare` and `seal` see to
+        to_disk(chunk_path(path, block, array.ndim))
     chunk = np.full((rows_per_block, *array.shape[1:]), _fill_value(str(array.dtype)), dtype=array.dtype)
     chunk[: len(rows)] = stored
     data = chunk.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     record = {"rows": [rows.start, rows.stop], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(record_path(path, block), record)
+    write_json(record_path(path, block), record, wait_for_name=False)
