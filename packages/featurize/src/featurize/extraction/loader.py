@@ -16,7 +16,8 @@ import numpy as np
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
 from featurize.images.crop import Box, crop
-from featurize.images.decode import BadImage, decode
+from featurize.images.decode import decode
+from featurize.images.reasons import BadImage
 from featurize.recipe import Features
 from featurize.sources import SourceImage, read
 from featurize.store.ledger import Ledger

@@ -21,7 +21,8 @@ from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
 from featurize.execution.tasks import Run, in_order
 from featurize.images.crop import SQUARE, CropRule
-from featurize.images.decode import BadImage, decode_with_mode
+from featurize.images.decode import examine
+from featurize.images.reasons import BadImage
 from featurize.io.files import atomic_write
 from featurize.sources import Listing, SourceImage, read
 from featurize.store.layout import draft_ledger_path, ledger_path
@@ -47,6 +48,7 @@ class _Scanned:
     width: int | None = None
     height: int | None = None
     mode: str | None = None
+    warning: str = ""
 
 
 def make_ledger(
@@ -135,14 +137,14 @@ def _scan_part(images: Sequence[SourceImage]) -> list[_Scanned]:
 def _scan_one(image: SourceImage) -> _Scanned:
     try:
         data = read(image)
-        decoded, mode = decode_with_mode(data)
+        found = examine(data)
     except BadImage as error:
         return _Scanned(reason=str(error))
     except FileNotFoundError:
         return _Scanned(reason="the file is not there")
     except PermissionError:
         return _Scanned(reason="the file may not be read: permission is denied")
-    return _Scanned("", hashlib.sha256(data).hexdigest(), decoded.width, decoded.height, mode)
+    return _Scanned("", hashlib.sha256(data).hexdigest(), *found.image.size, found.mode, found.warning)
 
 
 def _lines(

@@ -1,1 +1,2 @@
-"""Image files to pixels: `decode` (bytes to RGB) and `crop` (the box and its resizing). Imports only `errors`."""
+"""Image files to pixels: `decode` (bytes to upright RGB) and `crop` (the box and its resizing). `jpeg`, `grey` and `profile`
+serve `decode`. Imports only `errors`."""

@@ -5,36 +5,72 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from featurize.images.grey import grey_to_8_bits
+from featurize.images.jpeg import load_jpeg, why_unreadable
+from featurize.images.profile import to_srgb
+from featurize.images.reasons import BadImage
 
 # Pillow has further formats; some of them run other programs (EPS) or are not used by data sets.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# First bytes of formats that data sets do hold but that aren't read here, after an offset.
+OTHER_FORMATS = (
+    ("a HEIF picture", 4, (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")),
+    ("a JPEG XL picture", 0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    ("a JPEG XR picture", 0, (b"II\xbc",)),
+    ("a Photoshop file", 0, (b"8BPS",)),
+    ("an OpenEXR picture", 0, (b"v/1\x01",)),
+    ("a TIFF of uncommon or damaged pixels", 0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+)
 # Where Pillow begins to warn of bombs. An image of this size needs about a gigabyte: 4 bytes a pixel, thrice at most.
 MAX_PIXELS = 89_478_485
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Profile = Literal["ignore", "srgb"]  # what to do with an embedded colour profile
 
 # Odd metadata does not matter to a run over a million images. Set once, because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# A sound PNG may hold megabytes of text or of a colour profile: Pillow's bound on all of it together is enough.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
-class BadImage(Exception):
-    """An image that can't be decoded, with the reason for the ledger."""
+@dataclass(frozen=True)
+class Decoded:
+    """An upright RGB image, Pillow's mode of it before conversion, like `L` or `CMYK`, and what libjpeg warns of in its
+    file: "" where it warns of nothing, and for other formats, where damage is an error."""
+
+    image: Image.Image
+    mode: str
+    warning: str = ""
 
 
-def decode(data: bytes) -> Image.Image:
-    """The whole image as RGB, turned upright by its EXIF orientation; the first frame of an animation.
+def decode(data: bytes, profile: Profile = "ignore") -> Image.Image:
+    """The whole image as RGB, turned upright by its EXIF orientation (or XMP's, where EXIF gives none); the first frame of
+    an animation.
 
-    Grey, palette, CMYK, YCCK, 16-bit and float images are converted; an alpha channel is dropped, as torchvision's
-    loader does. From 16-bit colour Pillow takes the high byte, which is at most 1/255 below the rounded value. Raises
-    BadImage for anything that is damaged, cut short, or larger than MAX_PIXELS: before its pixels take memory.
+    Grey, palette, CMYK, YCCK, 12- and 16-bit and float images are converted; an alpha channel is dropped, as torchvision's
+    loader does. From 16-bit colour Pillow takes the high byte, which is at most 1/255 below the rounded value. With `profile`
+    "srgb" colours are converted from the embedded profile to sRGB; by default the profile is ignored, as the encoders'
+    authors did. Raises BadImage for anything that is damaged, cut short, or takes more than bounded memory and time.
     """
-    return decode_with_mode(data)[0]
+    return examine(data, profile).image
 
 
-def decode_with_mode(data: bytes) -> tuple[Image.Image, str]:
-    """`decode`, and Pillow's mode of the image before conversion, like `L` or `CMYK`."""
+def examine(data: bytes, profile: Profile = "ignore") -> Decoded:
+    """`decode`, with what the ledger says of an image besides."""
     if not data:
         raise BadImage("the file is empty")
     try:
@@ -43,16 +79,22 @@ def decode_with_mode(data: bytes) -> tuple[Image.Image, str]:
             # Pillow checks a PNG's checksums in verify() only, and the image can't be used after it.
             image.verify()
             image = _open(data)
-        image.load()
-        mode = image.mode
-        return _to_rgb(_upright(image)), mode
+        mode, warning, pixels = image.mode, "", image
+        if image.format in ("JPEG", "MPO"):
+            pixels, warning = load_jpeg(image, data)
+        else:
+            image.load()
+            mode = image.mode
+        return Decoded(_upright(_to_rgb(pixels, image, profile), image), mode, warning)
     except BadImage:
         raise
     except UnidentifiedImageError:
         # Pillow's own sentence holds an address in memory, which would make every ledger another.
-        raise BadImage(f"no picture of a known format, or its header is damaged; it starts with {data[:8]!r}") from None
-    except Exception as error:  # OSError, ValueError, SyntaxError, IndexError, struct.error, DecompressionBombError...
-        raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from None
+        raise BadImage(_why_unknown(data)) from None
+    except Image.DecompressionBombError:  # twice MAX_PIXELS and more, found by Pillow itself
+        raise BadImage(f"too many pixels, the limit is {MAX_PIXELS // 10**6} million") from None
+    except Exception as error:  # OSError, ValueError, SyntaxError, IndexError, struct.error...
+        raise BadImage(f"its pixels can't be decoded ({' '.join(str(error).split())})"[:200]) from None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -71,26 +113,33 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _why_unknown(data: bytes) -> str:
+    """Why Pillow does not know a file: it may be sound and of a kind that is not read here."""
+    unreadable = why_unreadable(data)
+    for name, offset, starts in OTHER_FORMATS:
+        if data[offset:].startswith(starts):
+            unreadable = name
+    if unreadable:
+        return f"{unreadable}, which can't be read"
+    return f"no picture of a known format, or its header is damaged; it starts with {data[:8]!r}"
+
+
+def _to_rgb(pixels: Image.Image, image: Image.Image, profile: Profile) -> Image.Image:
+    """The pixels as RGB; `image` is the file they come from."""
+    if pixels.mode.startswith("I;16") or pixels.mode in ("I", "F"):
+        pixels = grey_to_8_bits(pixels)
+    embedded = image.info.get("icc_profile") if profile == "srgb" else None
+    if embedded:
+        return to_srgb(pixels, embedded)
+    return pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+
+
+def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """The pixels turned by the file's orientation."""
+    orientation = None
     with suppress(
         Exception
-    ):  # damaged EXIF data says nothing about the pixels: Pillow raises SyntaxError, struct.error...
-        ImageOps.exif_transpose(image, in_place=True)  # without a copy where there is nothing to turn
-    return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling by 1/257.
-        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        grey *= 255
-        grey += 32767
-        grey //= 65535
-    elif image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        if grey.max(initial=0.0) <= 1.0:
-            grey *= 255
-        np.clip(np.rint(grey, out=grey), 0, 255, out=grey)
-    else:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    ):  # damaged EXIF data says nothing of the pixels: Pillow raises SyntaxError, struct.error...
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    method = TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    return pixels if method is None else pixels.transpose(method)

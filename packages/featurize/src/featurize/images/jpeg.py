@@ -1,0 +1,82 @@
+"""JPEG's pixels by libjpeg-turbo itself (simplejpeg), and what it warns of; Pillow decides what is damaged."""
+
+from __future__ import annotations
+
+import io
+import logging
+from functools import cache
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from featurize.images.reasons import BadImage
+
+log = logging.getLogger(__name__)
+
+COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: simplejpeg's name
+# A progressive JPEG is decoded scan by scan, each over all pixels. Sound files have a dozen scans; this is 5 s at most.
+MAX_SCANNED_PIXELS = 20 * 89_478_485
+START_OF_SCAN, START_OF_IMAGE = b"\xff\xda", b"\xff\xd8"
+# Markers of a frame's header (SOF): all of 0xC0 to 0xCF but DHT, JPG and DAC.
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def load_jpeg(image: Image.Image, data: bytes) -> tuple[Image.Image, str]:
+    """(the image with its pixels, what libjpeg warns of or ""). `image` is opened and not loaded.
+
+    The pixels are Pillow's to the byte, in less time. In its strict mode simplejpeg raises what libjpeg only warns of, and
+    Pillow passes over most of that; what Pillow refuses too raises its error. Raises BadImage for so many scans that decoding
+    would take minutes.
+    """
+    # Scans are at most as many as this: entropy-coded data never hold the marker, but a thumbnail in the header may.
+    scans = data.count(START_OF_SCAN)
+    if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+        raise BadImage(f"a JPEG of {scans} scans over {image.width} x {image.height} pixels takes too long to decode")
+    colour = COLOURS.get(image.mode)
+    warning = ""
+    if colour is not None:
+        try:
+            pixels = simplejpeg.decode_jpeg(data, colour)
+        except ValueError as error:
+            # TurboJPEG's own sentences ("tjDecompress...") are about layouts that it does not know, not about damage.
+            warning = "" if str(error).startswith("tj") else f"libjpeg warns: {' '.join(str(error).split())}"[:200]
+        else:
+            # CMYK is inverted in some files, which Pillow knows to tell.
+            if colour != "CMYK" and pixels.shape[1::-1] == image.size and equals_pillow():
+                return Image.fromarray(pixels if colour == "RGB" else pixels[..., 0]), ""
+    image.load()
+    return image, warning
+
+
+@cache
+def equals_pillow() -> bool:
+    """Whether simplejpeg's bytes are Pillow's here: both bring a libjpeg of their own, and builds may differ."""
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (45, 61, 3), dtype=np.uint8)
+    noise_HWC[:20] = np.linspace(0, 255, 61 * 3).reshape(61, 3)
+    for image in (Image.fromarray(noise_HWC), Image.fromarray(noise_HWC[..., 0])):
+        for subsampling in (0, 1, 2):
+            for progressive in (False, True):
+                file = io.BytesIO()
+                image.save(file, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+                own = simplejpeg.decode_jpeg(file.getvalue(), COLOURS[image.mode])
+                if not np.array_equal(np.squeeze(own), np.asarray(Image.open(file))):
+                    log.warning(
+                        "simplejpeg and Pillow decode JPEG to other bytes here, so Pillow decodes, more slowly."
+                    )
+                    return False
+    return True
+
+
+def why_unreadable(data: bytes) -> str:
+    """What a sound JPEG is that libjpeg-turbo as built into Pillow can't decode, "" for any other file."""
+    if not data.startswith(START_OF_IMAGE):
+        return ""
+    place = 2
+    while place + 5 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in FRAMES:
+            bits = data[place + 4]
+            return f"a JPEG of {bits} bits a sample" if bits != 8 else ""
+        place += 2 + length
+    return ""
