@@ -303,3 +303,24 @@ def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[...,
     assert (nearest.indices[:, 0] == classes).double().mean() > 0.8
     own, other = nearest.values.median(0).values
     assert own < other / 2
+
+
+def test_accelerates_environment_changes_no_training(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(toy("plain", steps=6), 0)
+    for name, value in (
+        ("GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("MIXED_PRECISION", "bf16"),
+        ("DYNAMO_BACKEND", "EAGER"),
+        ("USE_FSDP", "false"),
+    ):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+    train(toy("other", steps=6), 0)
+    assert parts(toy("other")) == parts(toy("plain"))
+    for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"):
+        monkeypatch.setenv(f"ACCELERATE_{name}", "true")
+        with pytest.raises(UserError, match=f"ACCELERATE_{name} is set in the environment"):
+            train(toy("refused", steps=6), 0)
+        monkeypatch.delenv(f"ACCELERATE_{name}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed import DistNetworkError, DistStoreError
 
 from nestgen.errors import LostProcess, UserError
@@ -19,12 +19,24 @@ from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.training.launch import stop_with_the_parent
 
+# What Accelerate's configuration may ask for, and another training would follow from.
+REFUSED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 TIMEOUT = timedelta(minutes=30)  # of a process that waits for the others: a preview or a large checkpoint takes long
 
 
 def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
-    """This process alone, or among those that `--processes`, `accelerate launch` or `torchrun` started."""
+    """This process alone, or among those that `--processes`, `accelerate launch` or `torchrun` started.
+
+    The recipe decides the training: Accelerate's environment variables for precision, compiling and accumulation have no
+    effect. Raises UserError for those that would change more.
+    """
     stop_with_the_parent()
+    for name in (f"ACCELERATE_USE_{one}" for one in REFUSED):
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"{name} is set in the environment, and nestgen trains without it; unset it (or answer no in "
+                "`accelerate config`), and set training.shard to shard a denoiser over several processes"
+            )
     for tracker in options.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"training.trackers names {tracker}, which is not installed; install nestgen[{tracker}]")
@@ -36,6 +48,8 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
             cpu=on_cpu,
             log_with=list(options.trackers) or None,
             project_dir=folder,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else the environment decides
+            dynamo_backend="no",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
     except ValueError as error:
