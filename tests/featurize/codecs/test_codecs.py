@@ -25,6 +25,29 @@ from tests.featurize.layouts import vae_state
 EMBEDDED = Path(str(files("featurize"))) / "weights" / "tiny_vae"
 
 
+def test_the_scenes_vae_decodes_held_out_scenes_even_with_noise_on_the_latent() -> None:
+    from nestgen.sampling.decoder import load_decoder
+
+    codec = load_codec(parse_codec("vae:64", "scenes", None))
+    card = json.loads((EMBEDDED.parent / "scenes_vae" / "training.json").read_text())
+    assert (codec.latent_shape, codec.stored_channels) == ((16, 16, 6), 12)
+    pictures = np.stack([np.asarray(draw_scene(0, "val", index, 64).image) for index in range(50)])
+    mean_BHWC, logvar_BHWC = np.split(codec.encode(pictures), 2, axis=-1)
+    z_BHWC = codec.attributes["scale"] * mean_BHWC
+    # Every channel is as loud, so that a denoiser sees none drown in noise before the others.
+    np.testing.assert_allclose(z_BHWC.std(axis=(0, 1, 2)), 1, atol=0.1)
+    np.testing.assert_allclose(z_BHWC.mean(axis=(0, 1, 2)), 0, atol=0.15)
+    np.testing.assert_allclose(np.exp(0.5 * logvar_BHWC), 0.05, rtol=0.01)
+
+    decode = load_decoder(codec.attributes)
+    noise_BHWC = np.random.default_rng(0).standard_normal(z_BHWC.shape, dtype=np.float32)
+    for noise, stated in ((0.0, "val_psnr"), (0.1, "val_psnr, noise 0.1"), (0.2, "val_psnr, noise 0.2")):
+        decoded = decode(torch.from_numpy(z_BHWC + noise * noise_BHWC).permute(0, 3, 1, 2))
+        error_B = ((decoded / 127.5 - pictures / 127.5) ** 2).mean(axis=(1, 2, 3))
+        # 50 scenes instead of 1,000: their mean differs by chance.
+        assert (10 * np.log10(4 / error_B)).mean() == pytest.approx(card[stated], abs=1)
+
+
 def test_the_embedded_vae_decodes_held_out_scenes() -> None:
     pictures = np.stack([np.asarray(draw_scene(0, "val", index, 32).image) for index in range(50)])
     codec = load_codec(parse_codec("vae:32", "tiny", None))

@@ -17,7 +17,7 @@ from featurize.io.home import expand_home
 if TYPE_CHECKING:
     from featurize.checkpoints.files import State
 
-EMBEDDED = "tiny"  # as weights: the small VAE that ships with the package (docs/tiny.md)
+EMBEDDED = ("tiny", "scenes")  # as weights: the small VAEs in the package (docs/tiny.md)
 NAMES = ("sd-v1", "sd-vae-ft-ema", "sd-vae-ft-mse")  # as weights: fetched by name; the first is the default
 SD_SCALE = 0.18215  # the latent scale that Stable Diffusion's VAE comes with, and U-ViT's on ImageNet
 
@@ -97,8 +97,8 @@ def load_autoencoder(file: AutoencoderFile, flag: str) -> Any:
 
 
 def _find(weights: str | None, flag: str) -> Path:
-    if weights == EMBEDDED:
-        return Path(str(files("featurize"))) / "weights" / "tiny_vae" / "diffusion_pytorch_model.safetensors"
+    if weights in EMBEDDED:
+        return Path(str(files("featurize"))) / "weights" / f"{weights}_vae" / "diffusion_pytorch_model.safetensors"
     if weights is None or (weights in NAMES and not Path(weights).exists()):
         name = weights or NAMES[0]
         return find_weights(None, PUBLISHED[name], f"the VAE {name}", flag)
