@@ -74,11 +74,11 @@ def test_a_partial_tree_is_numbered_by_itself_or_as_the_whole_and_says_so(tmp_pa
     assert "2 of ImageNet's 1000 classes are here" in listing.remarks[0]
     whole = listed(tmp_path, "val", classes="imagenet")
     assert {p.label for p in whole.images} == {0, 10}
-    assert f"998 of the 1000 classes have no folder in {tmp_path}/val: {WNIDS[1]}" in whole.remarks[0]
-    with pytest.raises(UserError, match="none of the 100 classes' folders"):
+    assert f"Classes without a folder in {tmp_path}/val: 998 of 1000 (first: {WNIDS[1]})" in whole.remarks[0]
+    with pytest.raises(UserError, match=r"none of the folders of the classes in --classes .like .*, 100 in all"):
         listed(tmp_path, "val", classes="imagenet100")
     tree(tmp_path / "val" / ".." / "foreign", (WNIDS[0], "n99999999"))
-    assert "not classes of ImageNet-1k, like n99999999" in listed(tmp_path / "foreign").remarks[0]
+    assert "not classes of ImageNet-1k: 1 of 2 (first: n99999999)" in listed(tmp_path / "foreign").remarks[0]
 
 
 def test_kaggles_layout_and_links_to_class_folders_are_followed(tmp_path: Path) -> None:

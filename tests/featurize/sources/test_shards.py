@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.sources import Listing, index_cache, list_images, read, tar_index
+from featurize.sources import Listing, index_cache, list_images, read
 from featurize.sources.shards import expand
 from tests.featurize.conftest import random_picture
 
@@ -167,7 +167,7 @@ def test_a_large_shard_is_scanned_once_a_version(tmp_path: Path, monkeypatch: py
     shard = tar_of(tmp_path / "a.tar", *members, ("x.txt", b"alone"))
     first = listed(shard)
     with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "_scan", None)
+        patch.setattr("featurize.sources.tars.index._scan", None)
         assert listed(shard) == first
     assert "1 samples have labels or captions and no picture" in first.remarks[0]
     shard = tar_of(tmp_path / "a.tar", *members[2:], *members[:2], ("x.txt", b"alone"))

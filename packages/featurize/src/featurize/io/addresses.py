@@ -41,6 +41,7 @@ class File:
     size: int
     version: int | str
     identity: tuple[int, ...] = ()
+    is_plain: bool = True  # and not a FIFO or a device, which would not end when it is read
 
 
 def address_of(path: str) -> str:
@@ -67,10 +68,10 @@ def is_remote(address: str) -> bool:
 def find(address: str) -> File:
     """Size and version of one file. Raises FileNotFoundError, and UserError for what is no plain file, like a FIFO."""
     if not is_remote(address):
-        status = os.stat(local_path(address))
-        if not stat.S_ISREG(status.st_mode):
+        file = _file_of_status(address, os.stat(local_path(address)))
+        if not file.is_plain:
             raise UserError(f"{address} is not a plain file; check its path.")
-        return _file_of_status(address, status)
+        return file
     return _file_of(address, with_retries(address, lambda: _file_system(address).info(address)))
 
 
@@ -267,7 +268,8 @@ def _file_of_entry(entry: os.DirEntry[str]) -> File:
 
 
 def _file_of_status(address: str, status: os.stat_result) -> File:
-    return File(address, status.st_size, status.st_mtime_ns, (status.st_ctime_ns, status.st_ino))
+    identity = (status.st_ctime_ns, status.st_ino)
+    return File(address, status.st_size, status.st_mtime_ns, identity, stat.S_ISREG(status.st_mode))
 
 
 def _below(folder: str, prefix: str, above: frozenset[str]) -> list[tuple[str, File]]:

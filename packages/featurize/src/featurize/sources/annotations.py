@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import re
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from featurize.errors import UserError
-from featurize.io.addresses import File, exists, find, read_text
+from featurize.io.addresses import File, exists, find, read_range
+from featurize.sources.listing import SourceImage
+from featurize.sources.outside_text import Oddities, captions_in, label_of, printable, same_form
+from featurize.sources.tables import NAME_COLUMNS, TINY_IMAGENET, rows_of
 
 ANNOTATION_FILES = (
-    "labels.csv", "captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl",
+    "labels.csv", "captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl", TINY_IMAGENET,
 )  # fmt: skip
-NAME_COLUMNS = ("file_name", "filename", "file", "path", "image", "image_name", "key", "name")
 LABEL_COLUMNS = ("label", "class")
 CAPTION_COLUMNS = ("captions", "caption", "text", "comment")
+MAX_CAPTION = 16 << 20  # bytes of the file of one
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Labels and captions of images, by path below the folder or by path without extension."""
+    """Labels and captions of images, by path below the folder or by path without extension, in Unicode's composed form.
+
+    `classes` are the names of the labels, where they have names.
+    """
 
     files: tuple[str, ...]
     named: frozenset[str]
     labels: dict[str, int]
+    classes: tuple[str, ...]
     captions: dict[str, list[str]]
     remarks: tuple[str, ...]
 
@@ -34,93 +39,146 @@ class Annotations:
 def read_annotations(root: str, files: dict[str, File] | None) -> Annotations | None:
     """All annotations of the folder `root` put together; None without any. `files` are its annotation files, if known.
 
-    Labels are integers (a negative one means none), or names, which are numbered in sorted order. Raises UserError for a
+    Labels are whole numbers (a negative one means none), or names, which are numbered in sorted order. Raises UserError for a
     file that can't be understood and for a picture with two labels.
     """
     if files is None:
         files = {name: find(f"{root}/{name}") for name in ANNOTATION_FILES if exists(f"{root}/{name}")}
     if not files:
         return None
-    label_texts: dict[str, str] = {}
+    labels: dict[str, tuple[str, str]] = {}  # a label as text, and where it stands
     captions: defaultdict[str, list[str]] = defaultdict(list)
     named: set[str] = set()
+    odd = Oddities()
     for file in files.values():
-        for line, row in _rows(file):
-            where = f"Line {line} of {file.address}"
-            name = str(_first(row, NAME_COLUMNS) or "").strip().removeprefix("./")
+        for line, row in rows_of(file.address):
+            where = f"line {line} of {file.address}"
+            name = _name(row)
             if not name:
-                raise UserError(f"{where} names no image; the file needs a column {' or '.join(NAME_COLUMNS[:3])}.")
+                raise UserError(
+                    f"L{where[1:]} names no image; the file needs a column {' or '.join(NAME_COLUMNS[:3])}."
+                )
             named.add(name)
             label = _first(row, LABEL_COLUMNS)
-            if label is not None and label_texts.setdefault(name, str(label).strip()) != str(label).strip():
-                raise UserError(
-                    f"{where} gives {name} the label {label}, an earlier one {label_texts[name]}; keep one of them."
-                )
+            if label is not None:
+                text = same_form(printable(str(label).strip()))
+                earlier, _ = labels.setdefault(name, (text, where))
+                if earlier != text:
+                    raise UserError(
+                        f"L{where[1:]} gives {name} the label {text}, an earlier one {earlier}; keep one of them."
+                    )
             caption = _first(row, CAPTION_COLUMNS)
-            listed = caption if isinstance(caption, list) else [caption]
-            captions[name] += [" ".join(str(text).split()) for text in listed if text]
-    labels, remark = _numbered(label_texts)
-    return Annotations(tuple(files), frozenset(named), labels, dict(captions), (remark,) if remark else ())
+            captions[name] += captions_in(caption, where, odd) if caption is not None else ()
+    numbers, classes, remarks = _numbered(labels)
+    return Annotations(tuple(files), frozenset(named), numbers, classes, dict(captions), (*remarks, *odd.remarks))
 
 
-def sidecar_caption(file: File) -> tuple[str, ...]:
-    """The text of a file beside an image, on one line: its one caption."""
-    text = " ".join(read_text(file.address).split())
-    return (text,) if text else ()
+def annotate(
+    images: Sequence[SourceImage], annotations: Annotations, root: str, whole: bool
+) -> tuple[list[SourceImage], list[str]] | None:
+    """The images with the labels and captions that the annotations give for their path, with or without its extension, and
+    remarks. Where no name is a path, names are matched by their last part, if each is the name of one image only.
+
+    Without `whole`, `images` are not all of the folder: None where none of them is named. Raises UserError where none of all
+    images is.
+    """
+    names = [_match((image.key, _stem(image.key)), annotations.named) for image in images]
+    remarks = list(annotations.remarks)
+    if not any(names) and annotations.named:
+        if not whole:
+            return None
+        names = _by_last_part(images, annotations, root)
+        remarks.append(
+            f"The names in {', '.join(annotations.files)} are no paths below {root}; they were matched by their last part."
+        )
+    unused = annotations.named.difference(names)
+    if unused and whole:
+        remarks.append(
+            f"{len(unused):,} names in {', '.join(annotations.files)} are of no picture (first: {min(unused)})."
+        )
+    annotated = [
+        replace(
+            image,
+            label=annotations.labels.get(name) if annotations.labels else image.label,
+            captions=tuple(annotations.captions.get(name, ())),
+        )
+        for image, name in zip(images, names, strict=True)
+    ]
+    return annotated, remarks
 
 
-def _numbered(label_texts: dict[str, str]) -> tuple[dict[str, int], str]:
-    if all(label.removeprefix("-").isdecimal() for label in label_texts.values()):
-        return {name: int(label) for name, label in label_texts.items() if int(label) >= 0}, ""
-    names = sorted(set(label_texts.values()))
-    numbers = {label: number for number, label in enumerate(names)}
-    shown = ", ".join(f"{label} = {number}" for label, number in list(numbers.items())[:3])
-    remark = f"The {len(names)} labels are names, numbered in sorted order ({shown}, ...)."
-    return {name: numbers[label] for name, label in label_texts.items()}, remark
+def _by_last_part(images: Sequence[SourceImage], annotations: Annotations, root: str) -> list[str]:
+    """The name of each image, "" where there is none, by the last part of both."""
+    by_last: defaultdict[str, list[str]] = defaultdict(list)
+    for name in annotations.named:
+        by_last[re.split(r"[/\\]", name)[-1]].append(name)
+    matched: dict[str, str] = {}  # the key of the image that has a name
+    names = []
+    for image in images:
+        last = image.key.rpartition("/")[2]
+        (name, *others) = by_last.get(_match((last, _stem(last)), by_last), [""])
+        if others or (name and name in matched):
+            raise UserError(
+                f"The names in {', '.join(annotations.files)} are no paths below {root}, and by their last part they are not "
+                f"unique ({others[0] if others else matched[name]} and {name if others else image.key}); write paths like "
+                f"{images[0].key}."
+            )
+        matched |= {name: image.key} if name else {}
+        names.append(name)
+    if not matched:
+        raise UserError(
+            f"None of the {len(annotations.named):,} names in {', '.join(annotations.files)} is of a picture in {root} (first: "
+            f"{min(annotations.named)}); write paths like {images[0].key}, or move the file away."
+        )
+    return names
+
+
+def _match(forms: Iterable[str], names: frozenset[str] | dict[str, list[str]]) -> str:
+    return next((form for form in map(same_form, forms) if form in names), "")
+
+
+def _stem(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def read_sidecar(file: File) -> bytes:
+    """The text file beside an image. Raises UserError for one too long to be a caption."""
+    if file.size > MAX_CAPTION:
+        raise UserError(
+            f"{file.address} is beside an image, but with {file.size:,} bytes it is no caption; move it away."
+        )
+    return read_range(file.address, 0, file.size)
+
+
+def _numbered(labels: dict[str, tuple[str, str]]) -> tuple[dict[str, int], tuple[str, ...], list[str]]:
+    """Labels by name, the names of labels that are no numbers, and remarks."""
+    if all(_is_number(text) for text, _ in labels.values()):
+        numbers: dict[str, int] = {}
+        for name, (text, where) in labels.items():
+            try:
+                number = label_of(text)
+            except ValueError as error:
+                raise UserError(
+                    f"L{where[1:]} gives the label {text[:40]}, but {error}; write whole numbers, or names."
+                ) from None
+            numbers |= {name: number} if number is not None else {}
+        return numbers, (), []
+    classes = sorted({text for text, _ in labels.values()})
+    by_text = {text: number for number, text in enumerate(classes)}
+    shown = ", ".join(f"{text} = {number}" for text, number in list(by_text.items())[:3])
+    remark = f"The {len(classes)} labels are names, numbered in sorted order ({shown}, ...)."
+    return {name: by_text[text] for name, (text, _) in labels.items()}, tuple(classes), [remark]
+
+
+def _is_number(text: str) -> bool:
+    """Whether a label is meant as a number: a fraction, which is an error, as well."""
+    return re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text) is not None
+
+
+def _name(row: dict[str, object]) -> str:
+    name = str(_first(row, NAME_COLUMNS) or "").strip()
+    return same_form(printable(name.removeprefix("./")))
 
 
 def _first(row: dict[str, object], columns: tuple[str, ...]) -> object:
     return next((row[column] for column in columns if row.get(column) not in (None, "")), None)
-
-
-def _rows(file: File) -> Iterator[tuple[int, dict[str, object]]]:
-    """(line number, {column: value}) of a table in any of the formats; column names in lower case."""
-    text = read_text(file.address)
-    first = text.partition("\n")[0]
-    if file.address.endswith(".jsonl"):
-        for number, line in enumerate(io.StringIO(text), 1):
-            if line.strip():
-                yield number, _object(file, number, line)
-    elif file.address.endswith(".txt") and ("\t" in first or "," not in first):
-        # Flickr30k's way: `picture.jpg#0 <tab> caption`.
-        for number, line in enumerate(io.StringIO(text), 1):
-            name, tab, caption = line.strip().partition("\t")
-            if name and not tab:
-                raise UserError(
-                    f"Line {number} of {file.address} has no tab; each line is an image's name, a tab, a caption."
-                )
-            if tab:
-                yield number, {"file_name": name.rpartition("#")[0] or name, "caption": caption}
-    else:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        columns = [(column or "").strip().lower() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        if not set(columns) & set(NAME_COLUMNS):
-            raise UserError(
-                f"{file.address} has no column named {' or '.join(NAME_COLUMNS[:3])}; its first line names the columns, "
-                "like file_name,label."
-            )
-        for row in reader:
-            yield reader.line_num, dict(row)
-
-
-def _object(file: File, number: int, line: str) -> dict[str, object]:
-    try:
-        parsed = json.loads(line)
-        if isinstance(parsed, dict):
-            return {str(key).lower(): value for key, value in parsed.items()}
-    except ValueError:
-        pass
-    raise UserError(
-        f'Line {number} of {file.address} is not a JSON object; each line must be one, like {{"file_name": ...}}.'
-    )

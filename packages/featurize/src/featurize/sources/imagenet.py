@@ -9,13 +9,13 @@ from pathlib import Path
 
 from featurize.errors import UserError
 from featurize.io.addresses import existing_folder, is_folder, is_remote, subfolders
-from featurize.sources.class_lists import read_classes
-from featurize.sources.folders import list_tree
+from featurize.sources.class_lists import WNID, read_classes
+from featurize.sources.folders import holds_images, list_tree
 from featurize.sources.listing import Listing, Query, SourceImage
+from featurize.sources.outside_text import printable
 from featurize.sources.shards import list_shards
 from featurize.sources.val_labels import find_val_labels
 
-WNID = re.compile(r"n\d{8}")
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 COUNTS = {"train": 1_281_167, "val": 50_000}
 # Where the split lies below the folder that is named: as torchvision wants it, and as Kaggle's archive unpacks.
@@ -29,23 +29,38 @@ def list_imagenet(query: Query) -> Listing:
     address is a folder that holds `train/` and `val/`, or the `<wnid>/` folders, or the flat validation pictures beside a
     file of their labels (`val_labels.py`); or tar files, webdataset shards as well as the official ones.
     """
-    if ".tar" in query.address:
+    if is_tar(query.address):
         return _list_tars(query)
-    root = existing_folder(query.address)
-    root = next((f"{root}/{b}" for b in (b.format(split=query.split) for b in BELOW) if is_folder(f"{root}/{b}")), root)
-    wnids = subfolders(root)
+    root = split_folder(query)
+    folders = subfolders(root)
+    wnids = [name for name in folders if WNID.fullmatch(name)]
+    # What unpacking left, like __MACOSX, is no class.
+    strange = next((name for name in folders if not WNID.fullmatch(name) and holds_images(root, name)), None)
+    if strange is not None:
+        raise UserError(
+            f"{root} is not an ImageNet tree: its folders are named like n01440764, found '{printable(strange)}'; use "
+            f"folder:{root}."
+        )
     if not wnids:
         return _list_flat(root, query)
-    strange = [name for name in wnids if not WNID.fullmatch(name)]
-    if strange:
-        raise UserError(
-            f"{root} is not an ImageNet tree: its folders are named like n01440764, found '{strange[0]}'; use folder:{root}."
-        )
     classes = _classes(query)
     if classes is not None:
-        return list_tree(root, classes, query.limit, chosen=True)
-    listing = list_tree(root, wnids, query.limit)
+        return list_tree(root, classes, query.limit)
+    # All classes are numbered as in the whole, even where one lost its pictures.
+    every = set(wnids) == set(read_classes("imagenet"))
+    listing = list_tree(root, read_classes("imagenet") if every else None, query.limit)
     return replace(listing, remarks=(*listing.remarks, *_checked(wnids, listing, query)))
+
+
+def is_tar(address: str) -> bool:
+    """Whether an address names tar files rather than a folder."""
+    return ".tar" in address.rstrip("/").rpartition("/")[2] and not is_folder(address)
+
+
+def split_folder(query: Query) -> str:
+    """The folder of the split below the address, or the address's own where the split has none."""
+    root = existing_folder(query.address)
+    return next((f"{root}/{b}" for b in (b.format(split=query.split) for b in BELOW) if is_folder(f"{root}/{b}")), root)
 
 
 def _classes(query: Query) -> tuple[str, ...] | None:
@@ -62,7 +77,7 @@ def _checked(wnids: Sequence[str], listing: Listing, query: Query) -> list[str]:
     all_wnids = read_classes("imagenet")
     foreign = set(wnids).difference(all_wnids)
     if foreign:
-        return [f"{len(foreign)} of the {len(wnids)} folders are not classes of ImageNet-1k, like {min(foreign)}."]
+        return [f"Folders that are not classes of ImageNet-1k: {len(foreign)} of {len(wnids)} (first: {min(foreign)})."]
     if len(wnids) < len(all_wnids):
         return [
             f"{len(wnids)} of ImageNet's 1000 classes are here, numbered among themselves; --classes imagenet numbers them "
@@ -80,7 +95,7 @@ def _counted(found: int, query: Query) -> list[str]:
 
 def _list_flat(root: str, query: Query) -> Listing:
     """The official validation folder, `ILSVRC2012_val_00000001.JPEG` and so on, labelled from a file beside it."""
-    listing = list_tree(root, (), None)
+    listing = list_tree(root, None, None)
     if not listing.images or not all(VAL_NAME.match(image.key) for image in listing.images):
         raise UserError(
             f"{root} is not an ImageNet tree: it has neither folders named like n01440764 nor pictures named like "
@@ -149,5 +164,5 @@ def _chosen(query: Query, listing: Listing, wnids: Sequence[str | None], remarks
         remarks = (*remarks, *_counted(len(images), query))
     else:
         empty = len(set(labels.values()) - {image.label for image in images})
-        remarks = (*remarks, *([f"{empty} of the {len(classes)} classes have no picture."] if empty else []))
-    return Listing(tuple(images[: query.limit]), (*listing.remarks, *remarks))
+        remarks = (*remarks, *([f"Classes without a picture: {empty} of {len(classes)}."] if empty else []))
+    return Listing(tuple(images[: query.limit]), (*listing.remarks, *remarks), tuple(labels))

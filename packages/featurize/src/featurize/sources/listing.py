@@ -36,10 +36,14 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a source, in its order, with remarks (whole sentences) on what was odd."""
+    """All images of a source, in its order, with remarks (whole sentences) on what was odd.
+
+    `classes[label]` is the name of a label, where labels have names.
+    """
 
     images: tuple[SourceImage, ...]
     remarks: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @cached_property
     def sha256(self) -> str:

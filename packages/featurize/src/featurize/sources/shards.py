@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import PurePosixPath
 
-from braceexpand import braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand
 from tqdm import tqdm
 
 from featurize.errors import UserError
-from featurize.io.addresses import AT_ONCE, is_remote, matching
+from featurize.io.addresses import AT_ONCE, exists, is_remote, matching
 from featurize.sources.listing import Index, Listing, Query, SourceImage
-from featurize.sources.tar_index import index_of
+from featurize.sources.outside_text import Oddities
+from featurize.sources.tars.index import index_of
 
 
 def list_shards(query: Query) -> Listing:
@@ -28,17 +28,15 @@ def list_shards(query: Query) -> Listing:
     """
     shards, remarks = expand(query.address)
     images: list[SourceImage] = []
-    odd: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    odd = Oddities()
     for shard, index in zip(shards, _indices(shards)):
         for kind, count, where in index.odd:
-            odd[kind] += count
-            first.setdefault(kind, f"{where} in {shard}")
+            odd.add(kind, f"{where} in {shard}", count)
         images += index.images
         if query.limit is not None and len(images) >= query.limit:
             images = images[: query.limit]
             break
-    remarks += [f"{count:,} {kind} (first: {first[kind]})." for kind, count in odd.items()]
+    remarks += odd.remarks
     repeated = _repeated_across_shards(images)
     if repeated:
         # Some data sets number the samples anew in each shard.
@@ -51,7 +49,7 @@ def list_shards(query: Query) -> Listing:
 def expand(address: str) -> tuple[list[str], list[str]]:
     """The shards that an address names, each once, and remarks. Raises UserError where a pattern names none."""
     shards: list[str] = []
-    for pattern in chain.from_iterable(map(braceexpand, address.split("::"))):
+    for pattern in chain.from_iterable(map(_braces, address.split("::"))):
         found = matching(pattern)
         if not found:
             raise UserError(f"No shard is named like {pattern}; check the path after wds:.")
@@ -59,6 +57,16 @@ def expand(address: str) -> tuple[list[str], list[str]]:
     once = list(dict.fromkeys(shards))
     twice = len(shards) - len(once)
     return once, [f"{twice} shards are named more than once; each is taken once."] if twice else []
+
+
+def _braces(pattern: str) -> Iterable[str]:
+    """The patterns that braces stand for; a file or folder that has braces in its name is itself."""
+    if not is_remote(pattern) and exists(pattern):
+        return [pattern]
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        raise UserError(f"The braces of {pattern} are not in pairs; write train-{{000..099}}.tar.") from None
 
 
 def _indices(shards: Sequence[str]) -> Iterator[Index]:
@@ -86,9 +94,11 @@ def _repeated_across_shards(images: Sequence[SourceImage]) -> str | None:
 
 
 def _short_names(shards: dict[str, None]) -> dict[str, str]:
-    """The shards' names without folders where these differ, else with as many folders as it takes."""
-    parts = {shard: PurePosixPath(re.sub(r"\.tar$", "", shard)).parts for shard in shards}
-    depth = 1
-    while len({path[-depth:] for path in parts.values()}) < len(parts):
-        depth += 1
-    return {shard: "/".join(path[-depth:]) for shard, path in parts.items()}
+    """The shards' names without folders where these differ, else with as many folders as it takes, and with `.tar` if need be."""
+    for ending in (r"\.tar$", "$"):
+        parts = {shard: PurePosixPath(re.sub(ending, "", shard)).parts for shard in shards}
+        for depth in range(1, max(map(len, parts.values())) + 1):
+            names = {shard: "/".join(path[-depth:]) for shard, path in parts.items()}
+            if len(set(names.values())) == len(names):
+                return names
+    return {shard: shard for shard in shards}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurize.errors import UserError
+from featurize.io.addresses import read_text
 from featurize.sources.class_lists import read_classes
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -45,7 +45,7 @@ def find_val_labels(folder: Path) -> ValLabels | None:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(str(path)).split("\n") if line.strip()]
 
 
 def _number(name: str) -> int:
@@ -60,12 +60,15 @@ def _damaged(path: Path, line: str) -> UserError:
 
 def _from_kaggle(path: Path) -> dict[int, str]:
     """Kaggle's `ILSVRC2012_val_00048981,n03995372 85 1 499 272`: a wnid and boxes."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    try:
-        return {_number(name): prediction.split()[0] for name, prediction in rows}
-    except (ValueError, IndexError):
-        raise _damaged(path, str(rows[0])) from None
+    line = ""
+    wnids: dict[int, str] = {}
+    for line in _lines(path)[1:]:
+        try:
+            name, prediction = line.split(",")
+            wnids[_number(name)] = prediction.split()[0]
+        except (ValueError, IndexError):
+            raise _damaged(path, line) from None
+    return wnids
 
 
 def _from_wnids(path: Path) -> dict[int, str]:
@@ -87,12 +90,19 @@ def _from_positions(path: Path) -> dict[int, str]:
     pairs = [line.split() for line in _lines(path)]
     if not pairs or not pairs[0][0].startswith("ILSVRC2012_val_"):
         return {}
-    try:
-        if all(_number(name) == int(position) for name, position in pairs):
-            return {}
-        return {_number(name): wnids[int(position)] for name, position in pairs}
-    except (ValueError, IndexError):
-        raise _damaged(path, str(pairs[0])) from None
+    positions: dict[int, int] = {}
+    for pair in pairs:
+        try:
+            name, position = pair
+            positions[_number(name)] = int(position)
+        except ValueError:
+            raise _damaged(path, " ".join(pair)) from None
+    if all(number == position for number, position in positions.items()):
+        return {}
+    for number, position in positions.items():
+        if not 0 <= position < len(wnids):
+            raise _damaged(path, f"ILSVRC2012_val_{number:08d}.JPEG {position}")
+    return {number: wnids[position] for number, position in positions.items()}
 
 
 def _from_devkit(path: Path) -> dict[int, str]:
@@ -104,10 +114,11 @@ def _from_devkit(path: Path) -> dict[int, str]:
         raise UserError(
             f"{path} holds the development kit's own class numbers; copy meta.mat, which explains them, beside it."
         )
+    lines = _lines(path)
     try:
         synsets = scipy.io.loadmat(meta, squeeze_me=True)["synsets"]
         wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
-        return {index: wnids[int(line)] for index, line in enumerate(_lines(path), 1)}
+        return {index: wnids[int(line)] for index, line in enumerate(lines, 1)}
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise UserError(
             f"{meta} does not explain the numbers in {path} ({type(error).__name__}); copy the originals here."
