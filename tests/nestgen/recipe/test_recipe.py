@@ -264,3 +264,23 @@ def test_the_recipe_of_the_docs_is_valid(tmp_path: Path) -> None:
     (tmp_path / "nested.yaml").write_text(docs.split("```yaml\n")[1].split("```")[0])
     recipe = load_recipe(tmp_path / "nested.yaml")
     assert (recipe.name, recipe.training.steps, recipe.denoiser.size) == ("demo", 1500, "nano")
+
+
+def test_accumulate_of_earlier_recipes_is_a_micro_batch(load: Callable[..., Recipe]) -> None:
+    for training, most in (
+        ({"accumulate": 4}, 64),
+        ({"batch": 10, "accumulate": 4}, 3),
+        ({"accumulate": 1}, None),
+        ({"micro_batch": 8}, 8),
+    ):
+        recipe = load(training=training)
+        assert [recipe.training.micro_batch_of(level) for level in range(3)] == [most] * 3
+        assert recipe.with_training({"steps": 3}).training.micro_batch == (most,)
+    recipe = load(training={"micro_batch": [4, None, 2]})
+    assert [recipe.depth(2).training.micro_batch_of(level) for level in range(2)] == [4, None]
+    for training, says in (
+        ({"accumulate": 0}, r"training\.accumulate is not a key"),
+        ({"micro_batch": [4, 2]}, r"training\.micro_batch lists 2 values for 3 levels"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load(training=training)

@@ -91,7 +91,7 @@ def test_two_processes_agree_with_one_and_with_themselves(
 
 def test_shards_agree_with_the_whole(toy: Callable[..., Recipe], together: Callable[..., list[BaseProcess]]) -> None:
     """FSDP: the same training, from shards of the weights; whole checkpoints, which anything goes on with."""
-    whole, sharded = toy("whole", steps=14), toy("sharded", steps=8, shard=True, accumulate=2)
+    whole, sharded = toy("whole", steps=14), toy("sharded", steps=8, shard=True, micro_batch=2)
     train(whole, 0)
     wait(together(sharded))
     wait(together(toy("sharded", steps=11, shard=True)))

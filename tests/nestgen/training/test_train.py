@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nestgen import randomness as noise
+from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.process import Process
 from nestgen.errors import UserError
 from nestgen.recipe.locations import run_dir
@@ -165,15 +167,41 @@ def test_a_step_that_is_not_finite_changes_nothing(toy: Callable[..., Recipe], m
     }
 
 
-def test_accumulated_parts_make_the_same_step(toy: Callable[..., Recipe]) -> None:
-    """The mean of the gradients of equal parts is that of the whole: equal but for rounding (as two processes')."""
-    whole, parted = toy("whole", steps=20), toy("parted", steps=20, accumulate=4, checkpoint_activations=True)
+@pytest.mark.parametrize("micro_batch", [2, 3, [3, 5]])
+def test_a_batch_in_parts_makes_the_same_step(toy: Callable[..., Recipe], micro_batch: object) -> None:
+    """The mean of the gradients of parts, equal or not, is that of the whole, but for rounding (as two processes')."""
+    whole = toy("whole", steps=20)
+    parted = toy("parted", steps=20, micro_batch=micro_batch, checkpoint_activations=True)
     train(whole, 0)
     train(parted, 0)
     assert 0 < apart(whole, parted) < 1e-3
     for x, y in zip(log(whole), log(parted), strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
-    train(toy("parted", steps=21, accumulate=1), 0)  # it may change as a run goes on
+    train(toy("parted", steps=21), 0)  # it may change as a run goes on
+
+
+def test_a_step_that_memory_has_no_room_for_is_one_sentence(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: object, **__: object) -> None:
+        torch.empty(1 << 60)  # torch's own error
+
+    monkeypatch.setattr(Denoiser, "forward", allocate)
+    for options, says in (
+        (
+            {},
+            "with 8 sample(s) in one forward pass; set training.micro_batch to 4 or fewer, or training.checkpoint_act",
+        ),
+        (
+            {"micro_batch": 1, "checkpoint_activations": True},
+            "with 1 sample(s) in one forward pass; shard the denoiser",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"does not fit into the memory of the machine, {says}")):
+            train(toy(steps=1, **options), 0)
+    monkeypatch.setattr(Denoiser, "forward", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    with pytest.raises(UserError, match="does not fit into the memory of the GPU"):
+        train(toy(steps=1), 0)
 
 
 def test_previews_and_the_best_checkpoint(toy: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]) -> None:

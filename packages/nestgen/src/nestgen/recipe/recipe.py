@@ -73,7 +73,7 @@ class Recipe(Section):
                 f"levels[0].shape is {shape_name(z_0.shape)}, but z_0 of features.z0 '{self.features.z0}' "
                 f"is {side}x{side}x3"
             )
-        self._check_sampling()
+        self._check_lists()
         for number, level in enumerate(self.levels):
             if isinstance(level.sigma, tuple) and not self.denoiser.sigma_told:
                 raise ValueError(
@@ -82,13 +82,12 @@ class Recipe(Section):
                 )
         return self
 
-    def _check_sampling(self) -> None:
-        for key in PER_LEVEL:
-            values = getattr(self.sampling, key)
+    def _check_lists(self) -> None:
+        listed = {f"sampling.{key}": getattr(self.sampling, key) for key in PER_LEVEL}
+        for key, values in (listed | {"training.micro_batch": self.training.micro_batch}).items():
             if len(values) not in (1, len(self.levels)):
                 raise ValueError(
-                    f"sampling.{key} lists {len(values)} values for {len(self.levels)} levels; "
-                    "give one, or one per level"
+                    f"{key} lists {len(values)} values for {len(self.levels)} levels; give one, or one per level"
                 )
         if len(self.levels) == len(self.sampling.sigma) and self.sampling.sigma[0]:
             raise ValueError("sampling.sigma[0]: z_0 conditions nothing, so it has no sigma; set it to 0 or null")
@@ -97,7 +96,12 @@ class Recipe(Section):
         """The recipe of the hierarchy's first `depth` levels."""
         if not 1 <= depth <= len(self.levels):
             raise UserError(f"depth {depth} is not within 1..{len(self.levels)}, the levels of {self.file}")
-        return self.model_copy(update={"levels": self.levels[:depth], "sampling": self.sampling.cut(depth)})
+        cut = {
+            "levels": self.levels[:depth],
+            "training": self.training.cut(depth),
+            "sampling": self.sampling.cut(depth),
+        }
+        return self.model_copy(update=cut)
 
     def with_sigmas(self, sigmas: Sequence[float]) -> Recipe:
         """The recipe with other condition noise: σ of levels 1, 2, ... Raises UserError for another number of them."""

@@ -128,6 +128,14 @@ class ProcessOptions(Section):
         return self
 
 
+def _for_each_level(value: object) -> tuple[object, ...]:
+    """A list is one value per level; anything else, and a pair of numbers, holds for every level."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+PerLevel = BeforeValidator(_for_each_level)
+
+
 class TrainingOptions(Section):
     """How a denoiser is trained."""
 
@@ -143,7 +151,7 @@ class TrainingOptions(Section):
     text_drop: Probability = 0.1
     clip: PositiveFloat | None = None
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
-    accumulate: PositiveInt = 1
+    micro_batch: Annotated[tuple[PositiveInt | None, ...], PerLevel] = (None,)
     compile: bool = False
     checkpoint_activations: bool = False
     shard: bool = False
@@ -154,11 +162,24 @@ class TrainingOptions(Section):
     ema_snapshots: PositiveInt | None = None
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(as_tuple)] = ()
 
-    @model_validator(mode="after")
-    def _batch_divides(self) -> TrainingOptions:
-        if self.batch % self.accumulate:
-            raise ValueError(f"has batch {self.batch}, which does not divide into accumulate {self.accumulate} parts")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _accumulate_is_read(cls, data: Any) -> Any:
+        """Recipes of 0.1.0 name the parts of a batch, `accumulate`, instead of the samples in one, `micro_batch`."""
+        parts = data.get("accumulate") if isinstance(data, dict) else None
+        batch = data.get("batch", cls.model_fields["batch"].default) if isinstance(data, dict) else None
+        if type(parts) is not int or parts < 1 or type(batch) is not int:
+            return data
+        rest = {key: value for key, value in data.items() if key != "accumulate"}
+        return rest if parts == 1 else {"micro_batch": -(-batch // parts), **rest}
+
+    def cut(self, depth: int) -> TrainingOptions:
+        """The options of the first `depth` levels."""
+        return self.model_copy(update={"micro_batch": self.micro_batch[:depth]})
+
+    def micro_batch_of(self, level: int) -> int | None:
+        """Most samples in one forward pass of a level's denoiser; None for no limit."""
+        return self.micro_batch[0 if len(self.micro_batch) == 1 else level]
 
 
 class Interval(NamedTuple):
@@ -177,17 +198,11 @@ def _as_interval(value: object) -> Interval | None:
     return None if value is None else Interval(*map(float, pair))
 
 
-def _for_each_level(value: object) -> tuple[object, ...]:
-    """A list is one value per level; anything else, and a pair of numbers, holds for every level."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
 def _intervals(value: object) -> tuple[object, ...]:
     pair = isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
     return (value,) if pair or value is None else _for_each_level(value)
 
 
-PerLevel = BeforeValidator(_for_each_level)
 Sampler = Literal["dpm++-single", "dpm++-multi", "unipc", "ddim", "euler", "heun"]
 FLOW_SAMPLERS = ("euler", "ddim", "heun")  # the others divide by the signal, of which a flow has none at its start
 

@@ -23,7 +23,8 @@ from nestgen.text import short
 
 # Training options that do not decide the weights of a given step, beyond rounding: they may change as a run goes on.
 FREE = {"steps", "checkpoint_every", "keep", "preview", "trackers"}
-FREE |= {"accumulate", "compile", "checkpoint_activations", "shard"}
+FREE |= {"micro_batch", "compile", "checkpoint_activations", "shard"}
+FREE |= {"accumulate"}  # of version 0.1.0
 # Those that decide the weights and may still change as a run goes on, where that is asked for.
 ADJUSTABLE = {"training.lr", "training.warmup", "training.clip"}
 

@@ -58,10 +58,10 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
         ) from None
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("training.precision fp16 needs a GPU; set bf16 or no")
-    if options.batch % (accelerator.num_processes * options.accumulate):
+    if options.batch % accelerator.num_processes:
         raise UserError(
-            f"training.batch {options.batch} does not divide among {accelerator.num_processes} processes"
-            f"{f' of {options.accumulate} parts' if options.accumulate > 1 else ''}; set a multiple of them"
+            f"training.batch {options.batch} does not divide among {accelerator.num_processes} processes; "
+            "set a multiple of them"
         )
     return accelerator
 
@@ -79,6 +79,27 @@ def has_bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def out_of_memory(options: TrainingOptions, samples: int) -> Iterator[None]:
+    """Raises UserError where forward and backward passes of so many samples do not fit into memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        cpu = "DefaultCPUAllocator" in str(error)  # torch has no type of its own for it
+        if not cpu and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        less = (
+            f"set training.micro_batch to {samples // 2} or fewer"
+            if samples > 1
+            else "shard the denoiser (training.shard)"
+        )
+        recompute = "" if options.checkpoint_activations else ", or training.checkpoint_activations to true"
+        raise UserError(
+            f"a training step does not fit into the memory of the {'machine' if cpu else 'GPU'}, with {samples} sample(s) in "
+            f"one forward pass; {less}{recompute}: the same command goes on from the last checkpoint"
+        ) from None
 
 
 @contextmanager

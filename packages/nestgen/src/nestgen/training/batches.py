@@ -96,16 +96,17 @@ class Batch:
         names = ("keep_B", "label_B", "context_BTD", "sigma_BK")
         return {"condition": self.conditions or None, **{name: getattr(self, name) for name in names}}
 
-    def parts(self, count: int) -> list[Batch]:
-        """The batch in equal parts, in order."""
+    def parts(self, most: int | None) -> list[Batch]:
+        """The batch in parts of at most so many samples, in order; their sizes differ by one at most."""
+        count = 1 if most is None else -(-len(self.z_BCHW) // most)
         chunks = {one.name: _chunks(getattr(self, one.name), count) for one in fields(self)}
         return [Batch(**{name: values[part] for name, values in chunks.items()}) for part in range(count)]
 
 
 def _chunks(value: Any, count: int) -> list[Any]:
     if isinstance(value, tuple):
-        return list(zip(*(one.chunk(count) for one in value))) if value else [()] * count
-    return [None] * count if value is None else list(value.chunk(count))
+        return list(zip(*(one.tensor_split(count) for one in value))) if value else [()] * count
+    return [None] * count if value is None else list(value.tensor_split(count))
 
 
 def open_training_data(recipe: Recipe, level: int, processes: int = 1) -> TrainingData:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from nestgen.denoiser.flops import count
 from nestgen.errors import UserError
 from nestgen.runs.folder import best_step, write_status
+from nestgen.training.accelerator import out_of_memory
 from nestgen.training.batches import TrainingData, make_batch, prefetch
 from nestgen.training.preview import Preview
 from nestgen.training.progress import Progress
@@ -40,7 +41,8 @@ def run_steps(
     progress = Progress(accelerator, options, folder, steps.start, last, flops)
     with progress.bar, closing(batches), stop_signals() as stop_requested:
         for step, batch in enumerate(batches, steps.start + 1):
-            result = trainer.step(batch, step - 1)
+            with out_of_memory(options, trainer.micro_batch or options.batch // processes):
+                result = trainer.step(batch, step - 1)
             progress.add(result.loss, result.skipped, step)
             stop = _any_stops(accelerator, stop_requested(), step)
             save = stop or step == last or step % options.checkpoint_every == 0

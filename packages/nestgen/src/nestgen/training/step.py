@@ -38,7 +38,8 @@ class StepResult:
 class Trainer:
     """A denoiser, the averages of its weights and its optimiser, on the accelerator's device.
 
-    `denoiser` has its first weights; those of `checkpoint` replace them if there is one.
+    `denoiser` has its first weights; those of `checkpoint` replace them if there is one. `micro_batch` is the most samples in
+    one forward pass.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Trainer:
         process: Process,
         options: TrainingOptions,
         checkpoint: Checkpoint | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self.accelerator, self.denoiser, self.process, self.options = accelerator, denoiser, process, options
+        self.micro_batch = micro_batch
         self.denoiser.checkpointing = options.checkpoint_activations
         self.denoiser.to(accelerator.device)
         self.sharded = options.shard and accelerator.num_processes > 1
@@ -77,8 +80,9 @@ class Trainer:
     def step(self, batch: Batch, step: int) -> StepResult:
         """The optimiser step that follows `step` steps. A step whose gradient is not finite changes nothing."""
         batch = batch.to(self.accelerator.device)
-        parts = batch.parts(self.options.accumulate)
-        losses = [self._backward(part, part is parts[-1]) for part in parts]
+        parts = batch.parts(self.micro_batch)
+        shares = [len(part.z_BCHW) / len(batch.z_BCHW) for part in parts]
+        losses = [self._backward(part, share, part is parts[-1]) for part, share in zip(parts, shares)]
         # Gradients are sums over processes by now: all of them get the same norm.
         self.accelerator.unscale_gradients(self.optimizer)
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
@@ -93,10 +97,10 @@ class Trainer:
         self.optimizer.zero_grad()
         if finite:
             self._update_averages(step)
-        return StepResult(torch.stack(losses).mean(), not finite)
+        return StepResult(torch.stack(losses).sum(), not finite)
 
-    def _backward(self, batch: Batch, last: bool) -> Tensor:
-        """Adds the gradients of a part of the batch; only with the last do the processes share them."""
+    def _backward(self, batch: Batch, share: float, last: bool) -> Tensor:
+        """Adds the gradients of a share of the batch; only with the last do the processes exchange them."""
         z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
         time_B = self.process.time_embedding_input(batch.t_B).to(z_t_BCHW.device)
         if self.sharded:
@@ -106,8 +110,8 @@ class Trainer:
             with self.accelerator.autocast():
                 output_BCHW = self.model(z_t_BCHW, time_B, **batch.denoiser_inputs())
             value = self.process.loss(output_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
-            self.accelerator.backward(value / self.options.accumulate)
-        return value.detach()
+            self.accelerator.backward(value * share)
+        return value.detach() * share
 
     @torch.no_grad()
     def _update_averages(self, step: int) -> None:

@@ -75,7 +75,8 @@ def _train(
     parameters = sum(weight.numel() for weight in denoiser.parameters())
     previews = recipe.training.preview and accelerator.is_main_process
     preview = open_preview(recipe, level, data.stores) if previews else None
-    trainer = Trainer(accelerator, denoiser, level_process(recipe, level), recipe.training, checkpoint)
+    process, micro_batch = level_process(recipe, level), recipe.training.micro_batch_of(level)
+    trainer = Trainer(accelerator, denoiser, process, recipe.training, checkpoint, micro_batch)
     if recipe.training.trackers:
         values = {"run": folder.name, "seed": recipe.seed, **_plain(recipe)}
         accelerator.init_trackers(recipe.name, values, {"wandb": {"dir": str(folder), "name": folder.name}})
