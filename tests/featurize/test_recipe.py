@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.recipe import parse_shape, parse_shapes, read_request
+from featurize.recipe import Features, check_basis_choice, parse_shape, parse_shapes, read_request
 
 GOOD = """
 name: x
@@ -97,3 +97,55 @@ def test_any_text_is_shapes_or_one_sentence(text: str) -> None:
     except UserError:
         return
     assert all(len(shape) == 3 and min(shape) > 0 for shape in shapes)
+
+
+def test_the_home_folder_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    text = "features: {source: 'folder:~/pictures', out: ~/stores/x, weights: ~/w.pth, classes: ~/list}\n"
+    features = read_request(write(tmp_path, text), {}, None).features
+    home = f"{tmp_path}/me"
+    assert (features.source, features.out) == (f"folder:{home}/pictures", f"{home}/stores/x")
+    assert (features.weights, features.classes) == (f"{home}/w.pth", f"{home}/list")
+
+
+def test_a_wrong_option_is_named_as_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^--max-bad is 'many', but: it must be a count like 100 or a share like 1%\.$"
+    ):
+        read_request(write(tmp_path, GOOD), {"max_bad": "many"}, None)
+    with pytest.raises(UserError, match=r"^'features\.max_bad' is 'many'"):
+        read_request(write(tmp_path, GOOD.replace("views: 2", "max_bad: many")), {}, None)
+    with pytest.raises(UserError, match=r"^SOURCE is .*caf\\\\xe9', but: it is not UTF-8 text; rename"):
+        read_request(None, {"source": "folder:/data/caf\udce9", "out": "x"}, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "held_out"),
+    [
+        ("scenes", "val", True),
+        ("scenes", "train", False),
+        ("coco:/data/val", "train", False),
+        ("wds:/data/valid/x-{000000..000009}.tar", "train", True),
+        ("wds:/data/train/val-000.tar", "train", True),
+        ("wds:/data/{train,val}-000.tar", "train", False),
+        ("folder:/data/val/images", "train", True),
+        ("folder:/data/val2017", "train", True),
+        ("folder:/data/val/train", "train", False),
+        ("folder:/data/value", "train", False),
+        ("imagenet:/data/ILSVRC2012_img_val.tar", "train", True),
+        ("imagenet:/data/ILSVRC2012_img_train.tar", "train", False),
+        ("imagenet:{folder}", "train", False),
+        ("imagenet:{folder}", "val", True),
+        ("imagenet:{folder}/val", "train", True),
+    ],
+)
+def test_held_out_images_need_a_basis(tmp_path: Path, source: str, split: str, held_out: bool) -> None:
+    for name in ("train", "val"):
+        (tmp_path / "validation" / name).mkdir(parents=True)
+    features = Features(out="x", source=source.replace("{folder}", f"{tmp_path}/validation"), split=split)
+    if not held_out:
+        check_basis_choice(features)
+        return
+    with pytest.raises(UserError, match=r"are held out, so they need the training pictures' basis"):
+        check_basis_choice(features)
+    check_basis_choice(features.model_copy(update={"basis": "own"}))

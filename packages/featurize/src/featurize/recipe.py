@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from featurize.errors import UserError
+from featurize.io.home import expand_home
 from featurize.io.yaml import read_yaml
+from featurize.sources import is_held_out
 from featurize.sources.class_lists import BUILT_IN
+from featurize.sources.outside_text import printable
 
 DEFAULT_RECIPE = Path("nested.yaml")
 SECTIONS = (
@@ -22,7 +26,6 @@ SECTIONS = (
 )  # fmt: skip
 
 OWN_BASIS = "own"  # as basis: fit one, even on held-out images
-HELD_OUT = {"val", "valid", "validation", "test"}
 
 Shape = tuple[int, int, int]
 
@@ -76,17 +79,11 @@ class Request(BaseModel):
 
 def check_basis_choice(features: Features) -> None:
     """Raises UserError where held-out images would silently get a basis of their own: their latents could not be compared
-    with the training images'. Held-out is `split: val`, and a shard or folder whose name says so."""
-    kind, _, address = (features.source or "").partition(":")
-    named = (
-        set(re.split(r"[^a-z]+", address.rstrip("/").rpartition("/")[2].lower()))
-        if kind in ("wds", "folder")
-        else set()
-    )
-    if features.basis is None and (features.split == "val" or named & HELD_OUT):
+    with the training images'."""
+    if features.basis is None and features.source is not None and is_held_out(features.source, features.split):
         raise UserError(
-            "These pictures are held out, so they need the training pictures' basis and standardisation: give --basis STORE, "
-            f"the store root of the training split, or --basis {OWN_BASIS} to fit one on them all the same."
+            f"The pictures of {features.source} are held out, so they need the training pictures' basis and standardisation: "
+            f"give --basis STORE, the store root of the training split, or --basis {OWN_BASIS} to fit one on them all the same."
         )
 
 
@@ -116,10 +113,9 @@ def read_request(recipe: Path | None, overrides: dict[str, Any], levels: str | N
     if overrides.get("encoder", section.get("encoder")) != section.get("encoder"):
         section = {key: value for key, value in section.items() if key not in ("weights", "model_args")}
     section |= overrides
-    where = "features" if document else "the options"
     if "out" not in section:
         raise UserError("Where should the stores go? Give --out DIR, or a recipe (nested.yaml) with features.out.")
-    features = _validated(section, where)
+    features = _validated(section, overrides.keys())
     if levels is not None:
         return Request(features=features, levels=parse_shapes(levels))
     # The first level of a recipe is z_0, which the codec makes; the others come from the encoder.
@@ -151,17 +147,20 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
     anchored = dict(section)
     for key in ("out", "weights", "z0_weights", "text_weights", "basis"):
         value = anchored.get(key)
-        if isinstance(value, str) and "://" not in value and not _is_name(key, value, root):
-            anchored[key] = str(root / value)
+        if isinstance(value, str) and not _is_name(key, value, root):
+            anchored[key] = _below(root, value)
     source = anchored.get("source")
     if isinstance(source, str) and ":" in source and not source.startswith("scenes"):
         kind, _, addresses = source.partition(":")
-        anchored["source"] = f"{kind}:" + "::".join(
-            address if "://" in address else str(root / address) for address in addresses.split("::")
-        )
+        anchored["source"] = f"{kind}:" + "::".join(_below(root, address) for address in addresses.split("::"))
     if isinstance(anchored.get("classes"), str) and anchored["classes"] not in BUILT_IN:
-        anchored["classes"] = str(root / anchored["classes"])
+        anchored["classes"] = _below(root, anchored["classes"])
     return anchored
+
+
+def _below(root: Path, address: str) -> str:
+    """An address of the recipe: remote as it is, `~` the home folder, else below the recipe's folder."""
+    return address if "://" in address else str(root / expand_home(address))
 
 
 def _is_name(key: str, value: str, root: Path) -> bool:
@@ -170,15 +169,28 @@ def _is_name(key: str, value: str, root: Path) -> bool:
     return (key, value) == ("basis", OWN_BASIS) or (key.endswith("weights") and bare and not (root / value).exists())
 
 
-def _validated(section: dict[str, Any], where: str) -> Features:
+def _validated(section: dict[str, Any], options: Collection[str]) -> Features:
+    """Raises UserError that names a wrong key, or the option where the value comes from the command line."""
     try:
-        return Features(**section)
+        features = Features(**section)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"Unknown key '{where}.{key}'{_nearest(key, tuple(Features.model_fields))}.") from None
-        raise UserError(f"'{where}.{key}' is {first['input']!r}, but: {first['msg'].lower()}.") from None
+            raise UserError(f"Unknown key 'features.{key}'{_nearest(key, tuple(Features.model_fields))}.") from None
+        problem = re.sub(r"^value error, ", "", first["msg"].lower())
+        raise UserError(f"{_where(key, options)} is {first['input']!r}, but: {problem}.") from None
+    for key, value in features:
+        if isinstance(value, str) and printable(value) != value:
+            raise UserError(
+                f"{_where(key, options)} is {printable(value)!r}, but: it is not UTF-8 text; rename it, or link to it."
+            )
+    return features
+
+
+def _where(key: str, options: Collection[str]) -> str:
+    option = "SOURCE" if key == "source" else f"--{key.replace('_', '-')}"
+    return option if key.partition(".")[0] in options else f"'features.{key}'"
 
 
 def _level_shapes(document: dict[str, Any]) -> list[Shape]:

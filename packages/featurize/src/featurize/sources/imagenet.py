@@ -11,7 +11,7 @@ from featurize.errors import UserError
 from featurize.io.addresses import existing_folder, is_folder, is_remote, subfolders
 from featurize.sources.class_lists import WNID, read_classes
 from featurize.sources.folders import holds_images, list_tree
-from featurize.sources.listing import Listing, Query, SourceImage
+from featurize.sources.listing import Listing, Query, SourceImage, split_in
 from featurize.sources.outside_text import printable
 from featurize.sources.shards import list_shards
 from featurize.sources.val_labels import find_val_labels
@@ -29,9 +29,13 @@ def list_imagenet(query: Query) -> Listing:
     address is a folder that holds `train/` and `val/`, or the `<wnid>/` folders, or the flat validation pictures beside a
     file of their labels (`val_labels.py`); or tar files, webdataset shards as well as the official ones.
     """
-    if is_tar(query.address):
+    root = place_of(query)
+    if query.split == "val" and split_in(root) == "train":
+        raise UserError(
+            f"{root} is the training split by its name, so --split val would take training images; name the validation images."
+        )
+    if _is_tar(query.address):
         return _list_tars(query)
-    root = split_folder(query)
     folders = subfolders(root)
     wnids = [name for name in folders if WNID.fullmatch(name)]
     # What unpacking left, like __MACOSX, is no class.
@@ -52,15 +56,17 @@ def list_imagenet(query: Query) -> Listing:
     return replace(listing, remarks=(*listing.remarks, *_checked(wnids, listing, query)))
 
 
-def is_tar(address: str) -> bool:
-    """Whether an address names tar files rather than a folder."""
-    return ".tar" in address.rstrip("/").rpartition("/")[2] and not is_folder(address)
-
-
-def split_folder(query: Query) -> str:
-    """The folder of the split below the address, or the address's own where the split has none."""
+def place_of(query: Query) -> str:
+    """Where the split's images are: the address of tar files, the split's folder below the address, or the address's own
+    folder where there is none. Raises UserError where that is not there."""
+    if _is_tar(query.address):
+        return query.address
     root = existing_folder(query.address)
     return next((f"{root}/{b}" for b in (b.format(split=query.split) for b in BELOW) if is_folder(f"{root}/{b}")), root)
+
+
+def _is_tar(address: str) -> bool:
+    return ".tar" in address.rstrip("/").rpartition("/")[2] and not is_folder(address)
 
 
 def _classes(query: Query) -> tuple[str, ...] | None:
@@ -87,10 +93,10 @@ def _checked(wnids: Sequence[str], listing: Listing, query: Query) -> list[str]:
 
 
 def _counted(found: int, query: Query) -> list[str]:
-    wanted = COUNTS[query.split]
-    if query.limit is not None or found == wanted:
+    split = split_in(place_of(query)) or query.split
+    if query.limit is not None or found == COUNTS[split]:
         return []
-    return [f"{found:,} pictures are here; the {query.split} split of ImageNet-1k has {wanted:,}."]
+    return [f"{found:,} pictures are here; the {split} split of ImageNet-1k has {COUNTS[split]:,}."]
 
 
 def _list_flat(root: str, query: Query) -> Listing:

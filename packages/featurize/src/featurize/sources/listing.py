@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,27 @@ class Query:
     split: str
     limit: int | None = None
     classes: str | None = None
+
+
+HELD_OUT = r"val|valid|validation|test"
+TRAINING = r"train|training"
+
+
+def split_in(address: str) -> str | None:
+    """The split that a path names in its last part, `img_val.tar`, or that one of two folders above is called, `val/images`.
+
+    "train", "val" for any held-out one, or None.
+    """
+    last, *above = reversed(address.rstrip("/").split("/"))
+    words = set(re.split(r"[^a-z]+", last.lower()))
+    for split, names in (("train", TRAINING), ("val", HELD_OUT)):
+        if words.intersection(names.split("|")):
+            return split
+    for folder in above[:2]:
+        for split, names in (("train", TRAINING), ("val", HELD_OUT)):
+            if re.fullmatch(rf"({names})\d*", folder.lower()):
+                return split
+    return None
 
 
 Lister = Callable[[Query], Listing]

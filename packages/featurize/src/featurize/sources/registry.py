@@ -7,7 +7,11 @@ from dataclasses import replace
 from importlib import import_module
 
 from featurize.errors import UserError
-from featurize.sources.listing import Lister, Listing, Query, SourceImage
+from featurize.images.reasons import BadImage
+from featurize.sources.listing import Lister, Listing, Query, SourceImage, split_in
+
+WITHOUT_SPLITS = ("folder", "wds")
+MAX_IMAGE = 1 << 30  # bytes: the most pixels that are decoded, uncompressed with 16 bits and four channels, are fewer
 
 
 def list_images(source: str, split: str, limit: int | None, classes: str | None = None) -> Listing:
@@ -26,14 +30,37 @@ def list_images(source: str, split: str, limit: int | None, classes: str | None 
         raise UserError(
             f"SOURCE '{source}' has no class folders to choose by --classes; it goes with imagenet: and folder:."
         )
+    if split == "val" and kind in WITHOUT_SPLITS:
+        raise UserError(
+            f"SOURCE '{source}' has no splits, so --split val would take the very same images; leave it out, and name the "
+            "held-out images by their own SOURCE."
+        )
     listing = listers[kind]()(Query(address, split, limit, classes))
     if not listing.images:
         raise UserError(f"SOURCE '{source}' holds no images; check the path and the kind of source.")
     return replace(listing, remarks=(*listing.remarks, *_gaps(listing.images)))
 
 
+def is_held_out(source: str, split: str) -> bool:
+    """Whether a source's images are held out: by their split, or where it has none, by its name, like `folder:/data/val/images`.
+
+    Raises UserError for an ImageNet folder that is not there.
+    """
+    kind, _, address = source.partition(":")
+    if split == "val":
+        return True
+    if kind == "imagenet":
+        from featurize.sources.imagenet import place_of
+
+        return split_in(place_of(Query(address, split))) == "val"
+    return kind in WITHOUT_SPLITS and split_in(address) == "val"
+
+
 def read(image: SourceImage) -> bytes:
-    """The bytes of the image file. Raises FileNotFoundError, and UserError for a server that does not answer."""
+    """The bytes of the image file. Raises FileNotFoundError, BadImage for a file of gigabytes, and UserError for a server that
+    does not answer."""
+    if image.size > MAX_IMAGE:
+        raise BadImage(f"the file has {image.size / 1e9:,.1f} GB, more than the {MAX_IMAGE / 1e9:,.1f} that are read")
     if image.source.startswith("scenes:"):
         from featurize.sources.scenes import read_scene
 
