@@ -16,7 +16,8 @@ MOST_LINES, MOST_MODULES = 400, 14
 # package's own `__init__` and `__main__`.
 ORDER = {
     "nestgen": (
-        "errors text files tensors randomness images recipe stores denoiser diffusion runs sampling scoring training cli"
+        "errors text files tensors randomness images recipe stores denoiser diffusion runs sampling sharing pipeline "
+        "scoring training explore cli"
     ),
     "featurize": (
         "errors versions io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "

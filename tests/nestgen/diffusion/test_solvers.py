@@ -231,7 +231,7 @@ def test_calls_the_network_as_often_as_asked(kind: str, sampler: str, steps: int
         times.append(float(t))
         return z
 
-    z = sample_level(record, Process(kind), noise(4, 2, 1, 2, 2), steps, sampler, lambda call, x: calls.append(call))
+    z = sample_level(record, Process(kind), noise(4, 2, 1, 2, 2), steps, sampler, lambda call, t, x: calls.append(call))
     assert z.isfinite().all()
     assert calls == list(range(steps))
     assert len(times) == steps

@@ -16,7 +16,7 @@ from nestgen.cli.main import main
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.recipe.recipe import Recipe, load_recipe
-from nestgen.sampling.captions import embed_prompt, open_prompts
+from nestgen.sampling.captions import embed_prompts, open_prompts
 from nestgen.sampling.conditions import Request, open_conditions
 from nestgen.sampling.frozen import FrozenSource
 from nestgen.sampling.latents import open_latents
@@ -141,14 +141,14 @@ def test_a_prompt_is_embedded_once_by_featurize(
     text = read_json(Path("s/sample.json"))["text"]
     assert text["captions"] == "a red\nball"
     (tmp_path / "bin" / "featurize").write_text("never called again")
-    assert embed_prompt(load_recipe(), "a red\nball").is_dir()
+    assert embed_prompts(load_recipe(), ["a red\nball"]).is_dir()
 
 
 def test_wrong_prompts_are_one_sentence(
     recipe: Recipe, tmp_path: Path, store_writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="the prompt is empty"):
-        embed_prompt(recipe, "  \n")
+        embed_prompts(recipe, ["  \n"])
     write_text(tmp_path / "none", store_writer, count=0)
     with pytest.raises(UserError, match="has no captions but the empty one"):
         open_prompts(tmp_path / "none", (3, 8))
@@ -160,13 +160,13 @@ def test_wrong_prompts_are_one_sentence(
     without = recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"text": None})})
     for prompt in ("a ball", ""):
         with pytest.raises(UserError, match=r"take no captions \(denoiser.text is null\)"):
-            embed_prompt(without, prompt)
+            embed_prompts(without, [prompt])
     stand_in(tmp_path, monkeypatch, "import sys; sys.exit('error: no weights')")
     with pytest.raises(UserError, match="could not embed the prompt"):
-        embed_prompt(recipe, "a ball")
+        embed_prompts(recipe, ["a ball"])
     monkeypatch.setenv("PATH", "")
     (tmp_path / "bin" / "featurize").unlink()
     with pytest.raises(UserError, match="is not installed; install featurize, or embed prompts elsewhere"):
-        embed_prompt(recipe, "a ball")
+        embed_prompts(recipe, ["a ball"])
     run = CliRunner().invoke(main, ["sample", "--out", "s", "--prompt", "a", "--prompts", "b"])
     assert run.exit_code == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nestgen import randomness as noise
@@ -21,6 +19,7 @@ from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe, load_recipe
+from nestgen.runs.checkpoint import newest, save_checkpoint
 from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.descent import sample_images
 from nestgen.sampling.trained import LevelSampler, load_samplers
@@ -195,11 +194,11 @@ def test_sigma_at_sampling_is_its_own(recipe: Recipe, tmp_path: Path) -> None:
 def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path: Path) -> None:
     strong = run_dir(recipe, 2)
     earlier = strong.parent.parent / "weak" / strong.name
-    shutil.copytree(strong, earlier)
-    weights = earlier / "checkpoints" / "00000007" / "ema.safetensors"
-    tensors = load_file(weights)
+    checkpoint = newest(strong)
+    assert checkpoint is not None
+    tensors = checkpoint.load("ema")
     tensors["final_layer.bias"] += 0.5
-    save_file(tensors, weights)
+    save_checkpoint(earlier, {"ema": tensors}, checkpoint.meta, keep=1)
     guided = recipe.with_sampling({"autoguide": [None, None, {"scale": 0.8, "run": "weak"}]})
     top = load_samplers(guided, CPU)[2]
     assert top.weak is not None

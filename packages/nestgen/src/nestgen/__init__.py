@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nestgen.sampling.pipeline import NestedPipeline
+    from nestgen.pipeline import NestedPipeline
 
 __all__ = ["NestedPipeline", "__version__"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return importlib.metadata.version("nestgen")
     if name == "NestedPipeline":
-        from nestgen.sampling.pipeline import NestedPipeline
+        from nestgen.pipeline import NestedPipeline
 
         return NestedPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nestgen.cli import sampling, scoring, training
+from nestgen.cli import sampling, scoring, sharing, training
 from nestgen.errors import LostProcess, UserError
 from nestgen.training.launch import LOST
 
@@ -42,6 +42,7 @@ for command in (
     sampling.sample,
     sampling.hierarchy,
     sampling.sheet,
+    sharing.export,
     scoring.evaluate,
     scoring.diagnose,
     scoring.nearest,

@@ -41,6 +41,11 @@ freeze_option = click.option(
 @seed_option
 @click.option("--batch-size", type=click.IntRange(1), help="Images at a time; the recipe's by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
+@click.option(
+    "--pretrained",
+    metavar="NAME",
+    help="An exported folder or a hierarchy that ships with nestgen, instead of a recipe.",
+)
 @recipe_option
 @depth_option
 @sigma_option
@@ -57,12 +62,14 @@ freeze_option = click.option(
 @freeze_option
 @store_option
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU, say.")
+@click.option("--overwrite", is_flag=True, help="Replace samples of other settings or denoisers in that folder.")
 @vae_option
 def sample(
     count: int | None,
     seed: int | None,
     batch_size: int | None,
     out: Path,
+    pretrained: str | None,
     recipe_file: Path | None,
     depth: int | None,
     sigmas: tuple[float, ...] | None,
@@ -74,20 +81,30 @@ def sample(
     freeze_from: int | None,
     store: Path | None,
     processes: int,
+    overwrite: bool,
     vae: Path | None,
 ) -> None:
     """Samples images from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
 
-    Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers, it
-    samples again the levels they change. Image i is the same for any batch size and number of processes.
+    Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers and
+    --overwrite, it samples again the levels they change. Image i is the same for any batch size and number of processes.
     """
-    from nestgen.sampling.captions import embed_prompt
+    from nestgen.sampling.captions import embed_prompts
     from nestgen.sampling.conditions import Request
     from nestgen.sampling.frozen import FrozenSource
     from nestgen.sampling.real import training_root
     from nestgen.sampling.sample import sample
+    from nestgen.sharing.folder import read_exported
+    from nestgen.sharing.names import find_pretrained
 
-    recipe = recipe_of(recipe_file, depth, sigmas, settings)
+    levels = None
+    if pretrained is not None:
+        if (recipe_file, depth, sigmas, like, store) != (None,) * 5:
+            raise click.UsageError("--pretrained excludes --recipe, --depth, --sigma, --like and --store")
+        exported = read_exported(find_pretrained(pretrained))
+        recipe, levels = exported.recipe.with_sampling(settings), exported.levels
+    else:
+        recipe = recipe_of(recipe_file, depth, sigmas, settings)
     if prompt is not None and prompts is not None:
         raise click.UsageError("--prompt and --prompts exclude each other")
     frozen = None
@@ -102,11 +119,12 @@ def sample(
         batch=batch_size or recipe.sampling.batch,
         label=label,
         frozen=frozen,
-        prompts=embed_prompt(recipe, prompt) if prompt is not None else prompts,
+        prompts=embed_prompts(recipe, [prompt]) if prompt is not None else prompts,
         prompt=prompt,
         vae=vae,
+        overwrite=overwrite,
     )
-    sample(recipe, out, request, processes)
+    sample(recipe, out, request, processes, levels)
 
 
 @click.command()

@@ -36,7 +36,8 @@ def _attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
     if q_BHLK.device.type == "cpu" and v_BHLK.dtype == torch.bfloat16:
         # torch's bfloat16 kernel for CPUs takes three times as long as its float32 one, most of it backward.
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q_BHLK.float(), k_BHLK.float(), v_BHLK.float())
+            out_BHLK = F.scaled_dot_product_attention(q_BHLK.float(), k_BHLK.float(), v_BHLK.float())
+            return out_BHLK.to(v_BHLK.dtype)  # as a layer in bfloat16 takes it where nothing casts automatically
     return F.scaled_dot_product_attention(q_BHLK.to(v_BHLK.dtype), k_BHLK.to(v_BHLK.dtype), v_BHLK)
 
 

@@ -24,7 +24,8 @@ class GuidedDenoiser:
 
     The second term is classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), whose two outputs are computed
     in one batch; the third is autoguidance (Karras et al. 2024, arXiv 2406.02507). As the weights sum to 1, it does not
-    matter whether the networks predict noise, velocity or the latent.
+    matter whether the networks predict noise, velocity or the latent. Networks in half precision get their inputs so; all
+    else is in the latents' own.
 
     `conditions` are the noised latents (B, C, H, W) of the levels above, the nearest first. All tensors are on the
     denoiser's device.
@@ -41,6 +42,7 @@ class GuidedDenoiser:
     def __call__(self, z_BCHW: Tensor, t: Tensor) -> Tensor:
         """The predicted latent (B, C, H, W) at one time, a float64 scalar on the CPU."""
         s, w = self._strengths(float(t))
+        latent_BCHW, z_BCHW = z_BCHW, z_BCHW.to(self.denoiser.pos_embed.dtype)
         time_B = self.process.time_embedding_input(t).to(z_BCHW.device).expand(len(z_BCHW))
         if s:
             both_BCHW = self.denoiser(z_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), **self._with_unconditional)
@@ -50,7 +52,7 @@ class GuidedDenoiser:
             out_BCHW = conditional_BCHW = self.denoiser(z_BCHW, time_B, **self._conditional)
         if w and self.weak is not None:
             out_BCHW = out_BCHW + w * (conditional_BCHW - self.weak(z_BCHW, time_B, **self._conditional))
-        return self.process.latent(out_BCHW, z_BCHW, t)
+        return self.process.latent(out_BCHW.to(latent_BCHW.dtype), latent_BCHW, t)
 
     def _strengths(self, t: float) -> tuple[float, float]:
         """Guidance and autoguidance at a time."""

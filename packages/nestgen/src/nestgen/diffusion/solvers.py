@@ -26,17 +26,17 @@ def sample_level(
     noise_BCHW: Tensor,
     steps: int,
     sampler: str,
-    callback: Callable[[int, Tensor], object] = lambda call, x_BCHW: None,
+    callback: Callable[[int, float, Tensor], object] = lambda call, t, x_BCHW: None,
 ) -> Tensor:
     """The latent that standard normal noise flows to at the process's `end_time`, in `steps` calls of `denoise`.
 
-    `sampler` is one of SAMPLERS; `callback` gets the number of each call, from 0, and the latent it predicted.
+    `sampler` is one of SAMPLERS; `callback` gets the number of each call, from 0, its time and the latent it predicted.
     """
     calls = count()
 
     def counted(z_BCHW: Tensor, t: Tensor) -> Tensor:
         x_BCHW = denoise(z_BCHW, t)
-        callback(next(calls), x_BCHW)
+        callback(next(calls), float(t), x_BCHW)
         return x_BCHW
 
     return SAMPLERS[sampler](counted, process, noise_BCHW, steps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,20 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     """
     folder = run_dir(recipe, level)
     target = folder.parent.parent / name / folder.name
+    if checkpoint_folders(target):
+        raise UserError(f"{target} has a checkpoint; give another --name, or remove it")
+    tensors, meta = average(folder, length, step)
+    write_checkpoint(target, {"ema": tensors}, meta)
+    if (folder / "recipe.yaml").is_file():  # beside it the run can be sampled from in Python too
+        shutil.copy(folder / "recipe.yaml", target / "recipe.yaml")
+    return target
+
+
+def average(folder: Path, length: float, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The average of a length at a step, made of the snapshots of a run's folder, and the `meta` of its checkpoint.
+
+    The step is that of the newest snapshot by default. Raises UserError if there are no snapshots.
+    """
     files = {
         ema.Profile(int(file.stem[:8]), float(file.stem[9:])): file
         for file in (folder / "snapshots").glob("*-*.safetensors")
@@ -36,8 +52,6 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     checkpoint = newest(folder)
     if not files or checkpoint is None:
         raise UserError(f"{folder} has no snapshots; train with training.ema_snapshots set to the steps between them")
-    if checkpoint_folders(target):
-        raise UserError(f"{target} has a checkpoint; give another --name, or remove it")
     if not 0 < length < ema.LONGEST:
         raise UserError(f"--length is {length:g}; give one between 0 and {ema.LONGEST}")
     last = max(profile.step for profile in files)
@@ -47,8 +61,7 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     profiles = sorted(files, key=lambda profile: (profile.step, profile.length))
     factors = ema.combination(profiles, ema.Profile(step, length))
     tensors = _combined([files[profile] for profile in profiles], factors.tolist())
-    write_checkpoint(target, {"ema": tensors}, {**checkpoint.meta, "step": step, "ema_length": length})
-    return target
+    return tensors, {**checkpoint.meta, "step": step, "ema_length": length}
 
 
 def _combined(files: list[Path], factors: list[float]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from nestgen.sampling.conditions import ImageConditions, Request, open_condition
 from nestgen.sampling.decoder import Decoder, load_decoder
 from nestgen.sampling.descent import sample_images
 from nestgen.sampling.latents import open_latents
-from nestgen.sampling.trained import LevelSampler, load_samplers
+from nestgen.sampling.trained import LevelSampler, SavedLevel, load_samplers
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,13 @@ class BlockSampler:
     recipe: Recipe
     request: Request
     out: Path
-    samplers: tuple[LevelSampler, ...]
+    levels: tuple[SavedLevel, ...]
+    device: torch.device
+
+    @cached_property
+    def samplers(self) -> tuple[LevelSampler, ...]:
+        """The denoisers, z_0's first."""
+        return load_samplers(self.recipe, self.device, self.levels)
 
     @cached_property
     def conditions(self) -> ImageConditions:
@@ -46,7 +52,7 @@ class BlockSampler:
     def decoder(self) -> Decoder:
         """From z_0 to images."""
         codec = self.samplers[0].trained.meta["codec"]
-        return load_decoder(codec, self.request.vae, str(self.samplers[0].device))
+        return load_decoder(codec, self.request.vae, str(self.device))
 
     def run(self, level: int | None, rows: range, callback: Callable[[int], object]) -> None:
         """Samples a level of a block, or decodes its images (None); `callback` gets the images of each network call."""
@@ -62,7 +68,7 @@ class BlockSampler:
         needed = () if level in conditions.stores else self.recipe.conditions(level)
         above = {one: open_latents(self.out, one).read(rows) for one in needed}
 
-        def report(level: int, call: int, x_BCHW: Tensor) -> None:
+        def report(level: int, call: int, t: float, x_BCHW: Tensor) -> None:
             callback(len(x_BCHW))
 
         parts = []
@@ -103,7 +109,8 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
     for number in range(processes):
         numbers.put(number)
     threads = max(1, (os.cpu_count() or 1) // processes)
-    start = (block_sampler.recipe, block_sampler.request, block_sampler.out, numbers, threads)
+    # The levels as they were found here: a training may write a newer checkpoint meanwhile.
+    start = (block_sampler.recipe, block_sampler.request, block_sampler.out, block_sampler.levels, numbers, threads)
     with ProcessPoolExecutor(processes, context, _start, start) as pool:
 
         def among(level: int | None, blocks: list[range], bar: tqdm, calls: int) -> None:
@@ -128,14 +135,16 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
 _block_sampler: BlockSampler  # of a process that `open_workers` started
 
 
-def _start(recipe: Recipe, request: Request, out: Path, numbers: Queue[int], threads: int) -> None:
+def _start(
+    recipe: Recipe, request: Request, out: Path, levels: tuple[SavedLevel, ...], numbers: Queue[int], threads: int
+) -> None:
     """Loads the denoisers on a GPU of the process's own, if there are any."""
     global _block_sampler
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
     device = torch.device("cuda", numbers.get() % gpus) if gpus else torch.device("cpu")
-    _block_sampler = BlockSampler(recipe, request, out, load_samplers(recipe, device))
+    _block_sampler = BlockSampler(recipe, request, out, levels, device)
 
 
 def _run(level: int | None, rows: range) -> None:

@@ -99,16 +99,16 @@ def check_encoder(prompts: Prompts, null_TD: Tensor, recipe: Recipe) -> None:
         )
 
 
-def embed_prompt(recipe: Recipe, prompt: str) -> Path:
-    """The root with one prompt's embedding, made once by `featurize embed-text` with the recipe's weights, below prompts/.
+def embed_prompts(recipe: Recipe, prompts: Sequence[str]) -> Path:
+    """The root with the embeddings of prompts, made once by `featurize embed-text` with the recipe's weights, below prompts/.
 
     Raises UserError for an empty prompt, and where `featurize` is not installed or fails.
     """
     check_takes_captions(recipe)
-    if not prompt.strip():
+    if not all(prompt.strip() for prompt in prompts):
         raise UserError("the prompt is empty; leave --prompt out to sample without one")
     weights = _text_weights(recipe)
-    digest = hashlib.sha256("\n".join([prompt, *weights]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*prompts, *weights]).encode()).hexdigest()
     root = recipe.root / "prompts" / digest[:16]
     assert recipe.denoiser.text is not None
     if (root / "text" / f"{shape_name(recipe.denoiser.text)}.seal.json").is_file():
@@ -121,7 +121,7 @@ def embed_prompt(recipe: Recipe, prompt: str) -> Path:
             "elsewhere and name their folder with --prompts"
         )
     with atomic_write(root / "prompts.txt") as draft:
-        draft.write_text(" ".join(prompt.split()) + "\n", encoding="utf-8")
+        draft.write_text("".join(f"{' '.join(prompt.split())}\n" for prompt in prompts), encoding="utf-8")
     made = subprocess.run(
         [command, "embed-text", "--prompts", str(root / "prompts.txt"), "--out", str(root), *weights],
         stdout=subprocess.PIPE,

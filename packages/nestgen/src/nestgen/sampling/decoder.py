@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,8 +18,27 @@ from torch import Tensor
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
 
-# z_0 as the denoiser sees it, (B, C, H, W), to uint8 images (B, height, width, 3).
-Decoder = Callable[[Tensor], np.ndarray]
+
+@dataclass(frozen=True)
+class Decoder:
+    """From z_0 as the denoiser sees it, (B, C, H, W), to uint8 images (B, height, width, 3); without a VAE z_0 is pixels."""
+
+    scale: float
+    vae: Any = None
+    file: Path | None = None  # of the VAE's weights
+
+    @torch.inference_mode()
+    def __call__(self, z_BCHW: Tensor) -> np.ndarray:
+        """The images, on the CPU."""
+        if self.vae is None:
+            return to_uint8(z_BCHW / self.scale)
+        weight = next(self.vae.parameters())
+        return to_uint8(self.vae.decode(z_BCHW.to(weight.device, weight.dtype) / self.scale).sample)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the VAE to a device, in place."""
+        if self.vae is not None:
+            self.vae.to(device)
 
 
 def load_decoder(codec: Mapping[str, Any], vae: Path | None = None, device: str = "cpu") -> Decoder:
@@ -26,18 +46,12 @@ def load_decoder(codec: Mapping[str, Any], vae: Path | None = None, device: str 
 
     Raises UserError for weights that are missing, of another digest than the codec's, or do not fit.
     """
-    scale = codec["scale"]
     if codec["name"] == "pixels":
         if vae is not None:
             raise UserError("z_0 of this model is pixels and needs no VAE; leave --vae out")
-        return lambda z_BCHW: to_uint8(z_BCHW / scale)
-    model = _load_vae(codec, vae or Path(codec["weights"])).to(device)
-
-    @torch.inference_mode()
-    def decode(z_BCHW: Tensor) -> np.ndarray:
-        return to_uint8(model.decode(z_BCHW.to(device) / scale).sample)
-
-    return decode
+        return Decoder(codec["scale"])
+    file = vae or Path(codec["weights"])
+    return Decoder(codec["scale"], _load_vae(codec, file).to(device), file)
 
 
 def to_uint8(x_BCHW: Tensor) -> np.ndarray:

@@ -13,11 +13,11 @@ from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.real import real_latents
 from nestgen.sampling.trained import LevelSampler
 
-# Gets the level, the number of the network call from 0, and the latent (B, C, H, W) that it predicted.
-Callback = Callable[[int, int, Tensor], object]
+# Gets the level, the number of the network call from 0, its time, and the latent (B, C, H, W) that it predicted.
+Callback = Callable[[int, int, float, Tensor], object]
 
 
-def no_callback(level: int, call: int, x_BCHW: Tensor) -> None:
+def no_callback(level: int, call: int, t: float, x_BCHW: Tensor) -> None:
     """Does nothing."""
 
 
@@ -53,7 +53,7 @@ def sample_images(
             noise.normal(conditions.seed, f"sample/z{level}", indices, (c, h, w)).to(sampler.device),
             settings.steps,
             settings.sampler,
-            lambda call, x_BCHW: callback(level, call, x_BCHW),
+            lambda call, t, x_BCHW: callback(level, call, t, x_BCHW),
         )
 
     for sampler in sorted(samplers, key=lambda sampler: sampler.level, reverse=True):

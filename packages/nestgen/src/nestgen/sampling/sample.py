@@ -19,16 +19,20 @@ from nestgen.sampling.conditions import Request
 from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.descent import default_device
 from nestgen.sampling.latents import create_latents, open_latents
-from nestgen.sampling.trained import load_samplers
+from nestgen.sampling.trained import SavedLevel, find_levels
 
 
-def sample(recipe: Recipe, out: Path, request: Request, processes: int = 1) -> None:
+def sample(
+    recipe: Recipe, out: Path, request: Request, processes: int = 1, levels: tuple[SavedLevel, ...] | None = None
+) -> None:
     """Samples images 0 to count - 1 into `out`: 000000.png, ..., sample.json and latents/; and OUT-sheet.png.
+
+    `levels` are the denoisers, by default the newest of the recipe's run.
 
     Goes on where an earlier run stopped; a level is sampled again where its settings or those of a level above changed.
     Raises UserError for a folder of anything else than samples.
     """
-    block_sampler = _open(recipe, out, request, processes)
+    block_sampler = _open(recipe, out, request, processes, levels)
     if processes == 1:
         _ = block_sampler.decoder  # before anything is sampled: its weights may be missing
     else:
@@ -45,17 +49,19 @@ def sample(recipe: Recipe, out: Path, request: Request, processes: int = 1) -> N
 
 def sample_latents(recipe: Recipe, out: Path, request: Request, lowest: int) -> None:
     """Samples only the latents of a folder, from the top down to level `lowest`, going on as `sample` does."""
-    block_sampler = _open(recipe, out, request, 1)
+    block_sampler = _open(recipe, out, request, 1, None)
     block = reconcile(out, _card(block_sampler))
     with open_workers(block_sampler, 1) as workers:
         _sample_levels(block_sampler, workers, block, lowest)
 
 
-def _open(recipe: Recipe, out: Path, request: Request, processes: int) -> BlockSampler:
+def _open(
+    recipe: Recipe, out: Path, request: Request, processes: int, levels: tuple[SavedLevel, ...] | None
+) -> BlockSampler:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`nestgen sample` starts its own processes: run it once, with --processes N")
     device = default_device() if processes == 1 else torch.device("cpu")
-    block_sampler = BlockSampler(recipe, request, out, load_samplers(recipe, device))
+    block_sampler = BlockSampler(recipe, request, out, find_levels(recipe) if levels is None else levels, device)
     _ = block_sampler.conditions  # before anything is written: what was requested may not be there
     return block_sampler
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,11 @@ def load_samplers(
         )
         for saved in (find_levels(recipe) if levels is None else levels)
     )
+
+
+def with_settings(samplers: Sequence[LevelSampler], recipe: Recipe) -> tuple[LevelSampler, ...]:
+    """Loaded denoisers with the sampling settings of another recipe of the same hierarchy."""
+    return tuple(replace(one, settings=level_sampling(recipe, one.level)) for one in samplers)
 
 
 def _find(recipe: Recipe, level: int, runs: Path, step: Step) -> SavedLevel:

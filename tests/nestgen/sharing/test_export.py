@@ -1,0 +1,290 @@
+"""An exported folder: the same images for the same seeds without run and stores, and nothing of the machine that made it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from nestgen import NestedPipeline
+from nestgen.cli.main import main
+from nestgen.errors import UserError
+from nestgen.files import read_json
+from nestgen.images import read_images
+from nestgen.recipe.recipe import load_recipe
+from nestgen.sampling.conditions import Request
+from nestgen.sampling.sample import sample
+from nestgen.sharing import names
+from nestgen.sharing.portable import portable
+
+Trained = Callable[..., Path]
+
+
+def make_run(trained: Trained, tmp_path: Path, **settings: Any) -> Path:
+    """A trained run with its stores, as training leaves it."""
+    recipe = load_recipe(trained(sampling={"steps": 3}, **settings))
+    for folder in (tmp_path / "runs" / "toy").iterdir():
+        shutil.copy(recipe.file, folder / "recipe.yaml")
+    return tmp_path / "runs" / "toy"
+
+
+def nestgen(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(*arguments: object, code: int = 1) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_samples_the_same_images_elsewhere(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(trained, tmp_path, classes=3, denoiser={"size": "nano", "labels": 3})
+    monkeypatch.chdir(tmp_path)
+    nestgen("sample", "--count", 5, "--seed", 2, "--out", "before")
+    out = nestgen("export", run, "--out", tmp_path / "model")
+    assert "3 level(s)" in out
+    for name in ("runs", "stores", "nested.yaml"):
+        (shutil.rmtree if (tmp_path / name).is_dir() else Path.unlink)(tmp_path / name)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(tmp_path / "model", elsewhere / "copy")
+    monkeypatch.chdir(elsewhere)
+    nestgen("sample", "--pretrained", "copy", "--count", 5, "--seed", 2, "--out", "s")
+    np.testing.assert_array_equal(read_images(tmp_path / "before", 5), read_images(elsewhere / "s", 5))
+    assert read_json(tmp_path / "before" / "sample.json") == read_json(elsewhere / "s" / "sample.json")
+    pipe = NestedPipeline.from_pretrained("copy")
+    np.testing.assert_array_equal(np.stack(pipe(num_images=5, seed=2).images), read_images(elsewhere / "s", 5))
+    nestgen("sample", "--pretrained", "copy", "--count", 4, "--out", "two", "--processes", 2, "--set", "steps=2")
+    assert read_json(elsewhere / "two" / "sample.json")["levels"][0]["steps"] == 2
+    assert "--pretrained excludes" in fails("sample", "--pretrained", "copy", "--depth", 1, "--out", "x", code=2)
+
+
+def test_holds_statistics_recipe_and_names_but_no_path_of_this_machine(trained: Trained, tmp_path: Path) -> None:
+    run = make_run(trained, tmp_path, classes=2, denoiser={"size": "nano", "labels": 2})
+    for level, shape in ((1, "4x4x6"), (2, "2x2x4")):
+        file = tmp_path / "stores" / "toy" / "tiny" / f"{shape}.zarr" / "zarr.json"
+        document = json.loads(file.read_text())
+        channels = int(shape.split("x")[2])
+        document["attributes"] |= {"mean": [0.25 * level] * channels, "std": [2.0] * channels}
+        file.write_text(json.dumps(document))
+    z_0 = tmp_path / "stores" / "toy" / "pixels" / "8x8x3.zarr" / "zarr.json"
+    document = json.loads(z_0.read_text())
+    document["attributes"]["source"] = f"folder:{tmp_path}/photographs"
+    z_0.write_text(json.dumps(document))
+    (tmp_path / "names.txt").write_text("golden retriever\nhot air balloon\n")
+    card = {"scores": [{"space": "z_0", "frechet_distance": 1.5, "samples": 10}], "samples": {"path": str(tmp_path)}}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    arguments = ("--class-names", tmp_path / "names.txt", "--scores", tmp_path / "card.json")
+    nestgen("export", run, "--out", tmp_path / "model", *arguments)
+    config = read_json(tmp_path / "model" / "config.json")
+    assert config["levels"][2]["statistics"] == {"mean": [0.5] * 4, "std": [2.0] * 4}
+    assert config["recipe"]["levels"][1]["sigma"] == 0.5
+    assert config["data"] == {"source": "folder:photographs", "rows": 40, "views": 1, "encoder": "tiny"}
+    for file in (tmp_path / "model").rglob("*"):
+        if file.is_file():
+            assert str(tmp_path).encode() not in file.read_bytes(), file
+            assert file.stat().st_mode & 0o044 == 0o044, f"{file} is readable by its owner only"
+    text = (tmp_path / "model" / "README.md").read_text()
+    for sentence in (
+        "8x8 pixels",
+        "one of 2 classes",
+        "40 images of `folder:photographs`",
+        "| z_0 | 1.5 |",
+        "It takes no text",
+    ):
+        assert sentence in text
+    pipe = NestedPipeline.from_pretrained(tmp_path / "model")
+    by_name = pipe(label="hot air balloon").latents[0]
+    torch.testing.assert_close(by_name, pipe(label=1).latents[0], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="no class named 'cat'; the names are golden retriever, hot air balloon"):
+        pipe(label="cat")
+    (tmp_path / "names.txt").write_text("one\n")
+    assert "there are 1 class names, but the denoisers know 2" in fails(
+        "export", run, "--out", tmp_path / "other", "--class-names", tmp_path / "names.txt"
+    )
+    assert not (tmp_path / "other").exists()
+    assert not list(tmp_path.glob(".other*"))
+
+
+def test_exported_again_it_is_the_same(trained: Trained, tmp_path: Path) -> None:
+    pipe = NestedPipeline.from_run(make_run(trained, tmp_path))
+    pipe.save_pretrained(tmp_path / "a")
+    NestedPipeline.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["README.md", "config.json", "z0.safetensors", "z1.safetensors", "z2.safetensors"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_half_precision_is_half_the_size_and_near(trained: Trained, tmp_path: Path) -> None:
+    run = make_run(trained, tmp_path)
+    nestgen("export", run, "--out", tmp_path / "half", "--dtype", "float16", "--depth", 2)
+    pipe = NestedPipeline.from_run(run, depth=2)
+    half = NestedPipeline.from_pretrained(tmp_path / "half")
+    assert len(half.samplers) == 2
+    assert load_file(tmp_path / "half" / "z0.safetensors")["norm.weight"].dtype == torch.float16
+    assert half.samplers[0].trained.denoiser.norm.weight.dtype == torch.float32
+    one, other = pipe(num_images=3).latents[0], half(num_images=3).latents[0]
+    assert 0 < float((one - other).abs().max()) < 0.01 * float(one.std())
+
+
+def test_the_weak_denoiser_of_autoguidance_goes_along(trained: Trained, tmp_path: Path) -> None:
+    from nestgen.runs.checkpoint import newest, save_checkpoint
+
+    run = make_run(trained, tmp_path)
+    checkpoint = newest(run / "z2-top")
+    assert checkpoint is not None
+    weak = {name: 0.9 * value for name, value in checkpoint.load("ema").items()}
+    save_checkpoint(run.parent / "weak" / "z2-top", {"ema": weak}, checkpoint.meta, keep=1)
+    recipe = load_recipe(tmp_path / "nested.yaml").with_sampling(
+        {"steps": 3, "autoguide": [None, None, {"scale": 0.5, "run": "weak"}]}
+    )
+    sample(recipe, tmp_path / "s", Request(3, 0, 3))
+    document = f"{(tmp_path / 'nested.yaml').read_text()}"
+    for folder in run.iterdir():
+        text = document.replace("sampling:\n", "sampling:\n  autoguide: [null, null, {scale: 0.5, run: weak}]\n")
+        (folder / "recipe.yaml").write_text(text)
+    NestedPipeline.from_run(run).save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "z2-weak.safetensors").is_file()
+    shutil.rmtree(tmp_path / "runs")
+    again = NestedPipeline.from_pretrained(tmp_path / "model")(num_images=3)
+    np.testing.assert_array_equal(np.stack(again.images), read_images(tmp_path / "s", 3))
+
+
+def test_a_small_vae_goes_along_and_a_large_one_is_named(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+
+    from nestgen.files import sha256_of
+    from nestgen.sampling.decoder import load_decoder
+    from nestgen.sharing import folder
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    vae = AutoencoderKL(
+        **blocks, block_out_channels=(8,), norm_num_groups=4, latent_channels=3, mid_block_add_attention=False
+    )
+    weights = tmp_path / "secret" / "vae.safetensors"
+    weights.parent.mkdir()
+    save_file(vae.state_dict(), weights)
+    codec = {"name": "vae", "size": 8, "moments": True, "scale": 0.5, "weights": str(weights), "layout": "diffusers"}
+    codec |= {"weights_sha256": sha256_of(weights), "config": json.loads(json.dumps(dict(vae.config)))}
+    pipe = NestedPipeline.from_run(make_run(trained, tmp_path))
+    pipe.samplers[0].trained.meta["codec"].update(codec)
+    pipe = NestedPipeline(pipe.recipe, pipe.samplers, load_decoder(codec))
+    images = np.stack(pipe(num_images=2).images)
+    pipe.save_pretrained(tmp_path / "small")
+    monkeypatch.setattr(folder, "LARGE", 10)
+    pipe.save_pretrained(tmp_path / "large")
+    shutil.rmtree(weights.parent)
+    small = NestedPipeline.from_pretrained(tmp_path / "small")
+    np.testing.assert_array_equal(np.stack(small(num_images=2).images), images)
+    with pytest.raises(UserError, match=r"the VAE's weights vae\.safetensors are not there; name the file with --vae"):
+        NestedPipeline.from_pretrained(tmp_path / "large")
+    large = NestedPipeline.from_pretrained(tmp_path / "large", vae=tmp_path / "small" / "codec.safetensors")
+    np.testing.assert_array_equal(np.stack(large(num_images=2).images), images)
+    assert "give its file, vae.safetensors" in (tmp_path / "large" / "README.md").read_text()
+
+
+def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    pipe = NestedPipeline.from_run(make_run(trained, tmp_path))
+    hub: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, token: object = None) -> None:
+            hub["token"] = token
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> None:
+            hub["made"] = (repo_id, private, exist_ok)
+
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+            shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
+            return f"https://huggingface.co/{repo_id}"
+
+    def download(repo_id: str, allow_patterns: list[str], revision: str | None = None) -> str:
+        if not (tmp_path / "hub" / repo_id).is_dir():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection to the Hub.\nmore")
+        return str(tmp_path / "hub" / repo_id)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert pipe.push_to_hub("someone/toy", private=True, token="t") == "https://huggingface.co/someone/toy"
+    assert hub == {"token": "t", "made": ("someone/toy", True, True)}
+    expected = pipe(num_images=2).latents[0]
+    found = NestedPipeline.from_pretrained("someone/toy", revision="main")(num_images=2).latents[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(
+        UserError, match=r"someone/other .* cannot be downloaded .* \(no connection to the Hub\); check the name"
+    ):
+        NestedPipeline.from_pretrained("someone/other")
+
+    monkeypatch.setattr(names, "SHIPPED", tmp_path / "hub" / "someone")
+    assert names.shipped() == ["toy"]
+    torch.testing.assert_close(NestedPipeline.from_pretrained("toy")(num_images=2).latents[0], expected, rtol=0, atol=0)
+    nestgen("sample", "--pretrained", "toy", "--count", 2, "--out", tmp_path / "s")
+    assert "there is no exported hierarchy scene: it is no folder, and the package ships toy" in fails(
+        "sample", "--pretrained", "scene", "--count", 2, "--out", tmp_path / "x"
+    )
+
+
+def test_folders_that_are_something_else_or_damaged(trained: Trained, tmp_path: Path) -> None:
+    pipe = NestedPipeline.from_run(make_run(trained, tmp_path))
+    with pytest.raises(UserError, match="is not empty and no exported hierarchy"):
+        pipe.save_pretrained(tmp_path / "runs")
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "leftover").write_text("x")
+    pipe.save_pretrained(tmp_path / "model")  # in place of the earlier export
+    assert not (tmp_path / "model" / "leftover").exists()
+    with pytest.raises(UserError, match=r"is not an exported hierarchy: it has no config\.json"):
+        NestedPipeline.from_pretrained(tmp_path)
+    weights = tmp_path / "model" / "z1.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"z1\.safetensors is not what was written"):
+        NestedPipeline.from_pretrained(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model has no z1\.safetensors, which its config\.json names"):
+        NestedPipeline.from_pretrained(tmp_path / "model")
+    config = read_json(tmp_path / "model" / "config.json")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "format": "nestgen-hierarchy/9"}))
+    with pytest.raises(UserError, match="has format nestgen-hierarchy/9, and this nestgen reads"):
+        NestedPipeline.from_pretrained(tmp_path / "model")
+    del config["levels"][0]["meta"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is damaged"):
+        NestedPipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/me/vae.pt", "vae.pt"),
+        ("folder:/data/photos/", "folder:photos"),
+        ("~/weights/x.bin", "x.bin"),
+        ("../stores", "stores"),
+        ("s3://bucket/photos", "s3://bucket/photos"),
+        ("stores/scenes-train", "stores/scenes-train"),
+        ("scenes:32", "scenes:32"),
+        ("a 2/3 share: 1/2", "a 2/3 share: 1/2"),
+        ({"_name_or_path": "/x/y", "a": ["/x/y", 3, None]}, {"a": ["y", 3, None]}),
+    ],
+)
+def test_portable_values(value: object, expected: object) -> None:
+    assert portable(value) == expected
