@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
 from featurize.errors import UserError
+from featurize.io import bucket_lock
 from featurize.io.lock import holder, root_lock
 
 HOLD = (
@@ -63,22 +66,90 @@ def test_waiting_goes_on_when_the_other_ends(tmp_path: Path, monkeypatch: pytest
     assert order == ["first", "second"]
 
 
-def test_in_a_bucket_a_dead_process_of_this_host_is_taken_over_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("RENEWAL", 0.02), ("SILENCE", 0.3), ("POLL", 0.01)):
+        monkeypatch.setattr(f"featurize.io.bucket_lock.{name}", seconds)
+
+
+def mark_of(token: str | None, host: str = "elsewhere") -> dict[str, object]:
+    return {"host": host, "pid": os.getpid(), "since": "then"} | ({"token": token} if token else {})
+
+
+@pytest.mark.usefixtures("quick")
+def test_in_a_bucket_a_living_run_is_left_alone_whatever_its_host_and_pid() -> None:
+    """Containers share hostnames and have process numbers of their own: only signs of life count."""
     root = UPath("memory://locks/root")
     with root_lock(root, False):
-        assert str(os.getpid()) in str(holder(root))
+        assert str(os.getpid()) in str(holder(root)) and "last sign of life" in str(holder(root))
         with pytest.raises(UserError, match="held by process"), root_lock(root, False):
             pass
     assert holder(root) is None
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    mark = {"host": socket.gethostname(), "pid": dead.pid, "since": "then", "started": 0.0}
-    (root / ".lock").write_text(json.dumps(mark))
-    with root_lock(root, False):
+    assert not list(root.glob(".lock*"))
+    ended = threading.Event()
+
+    def other() -> None:  # whose process number means nothing here
+        number = 0
+        while not ended.wait(0.02):
+            number += 1
+            mark = mark_of("another", socket.gethostname()) | {"pid": 2**22 + 1, "sign": number}
+            (root / ".lock").write_text(json.dumps(mark))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    while not (root / ".lock").exists():
         pass
-    (root / ".lock").write_text(json.dumps(mark | {"host": "elsewhere"}))
-    with pytest.raises(UserError, match="on elsewhere since then"), root_lock(root, False):
-        pass
+    try:
+        for _ in range(3):
+            with pytest.raises(UserError, match="held by process 4194305"), root_lock(root, False):
+                pass
+    finally:
+        ended.set()
+        thread.join()
+    with root_lock(root, False):  # now it gives no sign
+        assert str(os.getpid()) in str(holder(root))
+    assert not list(root.glob(".lock*"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_in_a_bucket_a_lock_without_signs_of_life_is_an_earlier_versions_and_stays() -> None:
+    root = UPath("memory://locks/old")
+    (root / ".lock").write_text(json.dumps(mark_of(None)))
+    with pytest.raises(UserError, match=r"on elsewhere since then.*earlier version; if it has died, remove"):
+        root_lock(root, False).__enter__()
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_many_runs_that_find_a_bucket_lock_dead_one_takes_it_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_at_a_time, create = threading.Lock(), bucket_lock._create
+
+    def atomic_create(path: Path, mark: dict[str, object]) -> bool:  # as S3's; the bucket in memory is not
+        with one_at_a_time:
+            return create(path, mark)
+
+    monkeypatch.setattr(bucket_lock, "_create", atomic_create)
+    for trial in range(5):
+        path = UPath(f"memory://locks/race-{trial}/.lock")
+        path.write_text(json.dumps(mark_of("dead")))
+        with ThreadPoolExecutor(8) as pool:
+            attempts = pool.map(bucket_lock.acquire, [path] * 8, [mark_of(None)] * 8)
+            (release,) = (release for release in attempts if release)
+        release()
+        assert not list(path.parent.glob(".lock*"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_whose_bucket_lock_was_taken_stops() -> None:
+    root = UPath("memory://locks/taken")
+
+    def work() -> None:
+        with root_lock(root, False):
+            (root / ".lock").write_text(json.dumps(mark_of("another")))
+            time.sleep(30)  # and is interrupted
+
+    with pytest.raises(UserError, match="Another run has taken over"):
+        work()
+    assert json.loads((root / ".lock").read_text())["token"] == "another"
 
 
 def test_a_file_system_without_locks_is_used_with_a_warning(
