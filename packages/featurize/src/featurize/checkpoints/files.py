@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,39 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def sidecar(weights: Path) -> dict[str, Any]:
-    """The JSON beside a weights file (`x.json` beside `x.safetensors`): model, model_args, mean, std... or nothing."""
-    return read_description(weights.with_suffix(".json"))
+    """The JSON beside a weights file (`x.json` beside `x.safetensors`): model, model_args, mean, std... or nothing.
+
+    Raises UserError for values that can't be what their key says; keys that are not known are left alone.
+    """
+    path = weights.with_suffix(".json")
+    document = read_description(path)
+    for key, (is_valid, wanted) in SIDECAR.items():
+        if key in document and not is_valid(document[key]):
+            raise UserError(
+                f"{path}, which describes the weights beside it, says {key} {json.dumps(document[key])[:80]}, but it must be "
+                f"{wanted}; fix or remove the file."
+            )
+    return document
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    return isinstance(value, list) and all(type(one) in (int, float) and math.isfinite(one) for one in value)
+
+
+# What may stand in the JSON beside a weights file.
+SIDECAR: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "a model's name"),
+    "model_args": (lambda value: isinstance(value, dict), "a mapping of arguments"),
+    "mean": (lambda value: _numbers(value) and len(value) == 3, "three numbers, one a colour"),
+    "std": (
+        lambda value: _numbers(value) and len(value) == 3 and min(value) > 0,
+        "three numbers above 0, one a colour",
+    ),
+    "interpolation": (lambda value: isinstance(value, str), "the name of a filter, like bicubic"),
+    "input_size": (lambda value: type(value) is int and value > 0, "a side in pixels"),
+    "golden": (_numbers, "a list of numbers"),
+}
 
 
 def read_description(path: Path) -> dict[str, Any]:
