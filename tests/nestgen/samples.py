@@ -24,6 +24,6 @@ def levels(out: Path, depth: int = 3) -> list[np.ndarray]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Every file of a sample folder but the card, whose batch may differ."""
-    paths = [path for path in out.rglob("*") if path.is_file() and path.name != "sample.json"]
+    """Every file of a sample folder but the card, whose batch may differ, and the lock."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name not in ("sample.json", ".lock")]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}

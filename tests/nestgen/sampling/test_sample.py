@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -137,9 +138,44 @@ def test_missing_pictures_are_decoded_again(recipe: Recipe, tmp_path: Path) -> N
 
 def test_a_whole_folder_is_left_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
     out = sample_folder(recipe, tmp_path / "s")
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    whole = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    times = {path: path.stat().st_mtime_ns for path in whole}
     sample_folder(recipe, out)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == times
+    assert {path: path.stat().st_mtime_ns for path in whole} == times
+
+
+def test_images_that_a_power_cut_emptied_are_decoded_again(recipe: Recipe, tmp_path: Path) -> None:
+    out = sample_folder(recipe, tmp_path / "s")
+    whole = files(out)
+    (out / "000001.png").write_bytes(b"")
+    (out / "000005.png").write_bytes(whole["000005.png"][:-5])
+    sample_folder(recipe, out)
+    assert files(out) == whole
+
+
+def test_a_flip_in_an_image_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    out = sample_folder(recipe, tmp_path / "s", count=2)
+    image = out / "000001.png"
+    content = image.read_bytes()
+    for place in range(8, len(content) - 12, 3):
+        image.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"000001\.png is damaged; remove it and run `nestgen sample` again"):
+            read_images(out, 2)
+
+
+def test_two_samplers_of_a_folder_exclude_each_other(recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    with (
+        cards.claim_folder(out),
+        pytest.raises(UserError, match=rf"s is being sampled into by another process \(process {os.getpid()} on .*\)"),
+    ):
+        sample_folder(recipe, out)
+    sample_folder(recipe, out)  # the lock is gone with its holder, and an empty folder with one is no other folder
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    with pytest.raises(UserError, match="holds no samples"):
+        sample_folder(recipe, tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
 
 
 def times_of(out: Path, level: int) -> dict[str, int]:
@@ -153,16 +189,21 @@ def test_a_changed_level_is_sampled_again_with_those_below_only(
     whole, top, middle = files(out), times_of(out, 2), times_of(out, 1)
     capsys.readouterr()
     other = recipe.with_sampling({"steps": 5, "guidance": [1.0, 0.5, 1.0]})
-    sample_folder(other, out)
+    with pytest.raises(
+        UserError, match=r"holds samples of other settings: z_1.guidance was 1.0 and is 0.5; sample into"
+    ):
+        sample_folder(other, out)
+    assert files(out) == whole
+    sample_folder(other, out, overwrite=True)
     assert f"{out}: z_1 and below are sampled again, because z_1.guidance was 1.0 and is 0.5" in capsys.readouterr().out
     assert times_of(out, 2) == top
     assert files(out) == files(sample_folder(other, tmp_path / "fresh"))
     assert read_json(out / "sample.json")["levels"][1]["guidance"] == 0.5
     middle = times_of(out, 1)
-    sample_folder(recipe.with_sampling({"steps": [4, 5, 5], "guidance": [1.0, 0.5, 1.0]}), out)
+    sample_folder(recipe.with_sampling({"steps": [4, 5, 5], "guidance": [1.0, 0.5, 1.0]}), out, overwrite=True)
     assert "z_0 is sampled again, because z_0.steps was 5 and is 4" in capsys.readouterr().out
     assert (times_of(out, 2), times_of(out, 1)) == (top, middle)
-    sample_folder(recipe, out)
+    sample_folder(recipe, out, overwrite=True)
     assert files(out) == whole
 
 
@@ -172,7 +213,10 @@ def test_new_weights_redraw_what_depends_on_them(
     out = sample_folder(recipe, tmp_path / "s")
     top, before = times_of(out, 2), read_images(out, 7)
     rewrite(run_dir(recipe, 1), lambda tensors: tensors["final_layer.bias"].add_(0.1))
-    sample_folder(recipe, out)
+    with pytest.raises(UserError, match=r"z_1.checkpoint_sha256 was .* or give --overwrite to replace them"):
+        sample_folder(recipe, out)
+    assert np.array_equal(read_images(out, 7), before)
+    sample_folder(recipe, out, overwrite=True)
     assert "z_1 and below are sampled again, because z_1.checkpoint_sha256 was" in capsys.readouterr().out
     assert times_of(out, 2) == top
     assert files(out) == files(sample_folder(recipe, tmp_path / "fresh"))
@@ -181,9 +225,12 @@ def test_new_weights_redraw_what_depends_on_them(
 
 def test_another_seed_or_depth_leaves_nothing_of_before(recipe: Recipe, tmp_path: Path) -> None:
     out = sample_folder(recipe, tmp_path / "s")
-    sample_folder(recipe, out, seed=1)
+    for other, options in ((recipe, {"seed": 1}), (recipe.depth(2), {})):
+        with pytest.raises(UserError, match="holds samples of other settings"):
+            sample_folder(other, out, **options)
+    sample_folder(recipe, out, seed=1, overwrite=True)
     assert files(out) == files(sample_folder(recipe, tmp_path / "seed", seed=1))
-    sample_folder(recipe.depth(2), out)
+    sample_folder(recipe.depth(2), out, overwrite=True)
     assert files(out) == files(sample_folder(recipe.depth(2), tmp_path / "two"))
 
 
@@ -219,8 +266,8 @@ def test_a_redraw_that_is_interrupted_mixes_nothing(
             patch.setattr(latents, "write_json", die)
             patch.setattr(cards, "write_json", die)
             with pytest.raises(KeyboardInterrupt):
-                sample_folder(other, out)
-        sample_folder(final, out)
+                sample_folder(other, out, overwrite=True)
+        sample_folder(final, out, overwrite=True)
         assert files(out) == expected
 
 
@@ -271,6 +318,10 @@ def test_command_samples_with_the_recipes_defaults(
     card = read_json(tmp_path / "s" / "sample.json")
     assert (card["seed"], card["batch"], card["depth"]) == (0, 64, 2)
     run = CliRunner().invoke(main, ["sample", "--count", "2", "--depth", "2", "--out", "s", "--set", "steps=[4, 5]"])
+    assert run.exit_code == 1
+    assert "s holds samples of other settings: z_0.steps was 5 and is 4;" in run.output
+    again = ["sample", "--count", "2", "--depth", "2", "--out", "s", "--set", "steps=[4, 5]", "--overwrite"]
+    run = CliRunner().invoke(main, again)
     assert run.exit_code == 0, run.output
     assert "s: z_0 is sampled again, because z_0.steps was 5 and is 4" in run.output
     for wrong, sentence in (

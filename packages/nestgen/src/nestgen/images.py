@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nestgen.errors import UserError
 from nestgen.files import atomic_write
 
+LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of every PNG: no bytes, and their checksum
 GAP = 4  # pixels between images
 CELL = 96  # smaller images are enlarged by a whole factor to at most this side, so that 32 px can be seen
 
@@ -65,6 +67,16 @@ def image_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a PNG is there to its last chunk: after a power cut it may be empty or cut short."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(LAST_CHUNK), os.SEEK_END)
+            return file.read() == LAST_CHUNK
+    except OSError:  # not there, or shorter than that
+        return False
+
+
 def read_images(folder: Path, count: int) -> np.ndarray:
     """Images 0 to count - 1 of a sample folder, uint8 (count, height, width, 3).
 
@@ -77,8 +89,10 @@ def read_images(folder: Path, count: int) -> np.ndarray:
             raise UserError(f"{folder} has no {path.name}; run `nestgen sample` with --count {count} or more")
         try:
             with Image.open(path) as image:
+                image.verify()  # the checksums of its chunks, which decoding does not look at
+            with Image.open(path) as image:
                 images.append(np.asarray(image.convert("RGB")))
-        except OSError:
+        except (OSError, SyntaxError, ValueError):  # the last two are Pillow's for wrong checksums and lengths
             raise UserError(f"{path} is damaged; remove it and run `nestgen sample` again") from None
         if images[-1].shape != images[0].shape:
             raise UserError(f"{path} has another size than the images before it; sample into an empty folder")

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nestgen.errors import UserError
-from nestgen.images import image_path, write_image
+from nestgen.images import image_path, is_whole, write_image
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
 from nestgen.sampling.decoder import Decoder, load_decoder
@@ -81,7 +81,7 @@ class BlockSampler:
 
     def decode(self, rows: range) -> None:
         """Writes the images of a block, unless all are there."""
-        if all(image_path(self.out, index).is_file() for index in rows):
+        if all(is_whole(image_path(self.out, index)) for index in rows):
             return
         indices = iter(rows)
         for z_BCHW in open_latents(self.out, 0).read(rows).split(self.request.batch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nestgen.errors import UserError
-from nestgen.files import read_json, write_json
+from nestgen.files import folder_lock, read_json, write_json
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.conditions import ImageConditions
@@ -88,22 +89,44 @@ def _image_settings(card: Mapping[str, Any]) -> dict[str, Any]:
     return {"codec": card["codec"], "pictures": card["pictures"], "z_0": _settings(card, 0)}
 
 
-def reconcile(out: Path, card: dict[str, Any]) -> int:
-    """Makes a folder ready for a run: removes the levels that other settings decided, and says so.
-
-    Returns the rows of a block: those of the latents there, else the card's batch. Raises UserError for a folder that
-    holds something else than samples, or more of them than the card says.
-    """
-    if out.is_dir() and not (out / "latents").is_dir() and any(out.iterdir()):
+@contextmanager
+def claim_folder(out: Path) -> Iterator[None]:
+    """Holds the lock of a sample folder. Raises UserError for a folder of anything else, or one that is in use."""
+    if out.is_dir() and not (out / "latents").is_dir() and any(path.name != ".lock" for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no samples to go on with; sample into another folder")
+    with folder_lock(out, "is being sampled into"):
+        yield
+
+
+def reconcile(out: Path, card: dict[str, Any], overwrite: bool) -> int:
+    """Makes a folder ready for a run: if `overwrite`, removes the levels that other settings decided, and says so.
+
+    Returns the rows of a block: those of the latents there, else the card's batch. Raises UserError for a folder with
+    samples of other settings, unless they are to be overwritten, or with more of them than the card says.
+    """
     depth = card["depth"]
     count = max((shape[0] for level in range(depth) if (shape := written_shape(out, level))), default=0)
     if count > card["count"]:
         raise UserError(f"{out} holds {count} samples and this run asks for {card['count']}; name another folder")
+    if not overwrite:
+        _refuse_other_settings(out, card)
     _remove_images(out, card, complete=count == card["count"])
     _remove_levels(out, card)
     blocks = [shape[1] for level in range(depth) if (shape := written_shape(out, level))]
     return blocks[0] if blocks else card["batch"]
+
+
+def _refuse_other_settings(out: Path, card: dict[str, Any]) -> None:
+    """Raises UserError where the folder has latents or images that `reconcile` would remove."""
+    records = {out / "latents/pictures.json": _image_settings(card)}
+    records |= {out / f"latents/z{level}.json": _settings(card, level) for level in range(card["depth"])}
+    differing = [path for path, settings in records.items() if _read(path) not in (settings, None)]
+    there = any(out.glob("latents/z*.blocks/*.json")) or any(out.glob("[0-9]" * 6 + "*.png"))
+    if differing and there:
+        why = first_difference(_read(differing[-1]) or {}, records[differing[-1]])
+        raise UserError(
+            f"{out} holds samples of other settings: {why}; sample into another folder, or give --overwrite to replace them"
+        )
 
 
 def _remove_images(out: Path, card: dict[str, Any], complete: bool) -> None:

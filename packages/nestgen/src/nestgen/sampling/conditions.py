@@ -27,6 +27,7 @@ class Request:
     """The settings of a sampling run that are not in the recipe.
 
     `prompts` is a root with embedded captions; `prompt` the one caption for all images, if it was embedded there.
+    `overwrite` replaces what other settings or denoisers sampled into the folder.
     """
 
     count: int
@@ -37,6 +38,7 @@ class Request:
     prompts: Path | None = None
     prompt: str | None = None
     vae: Path | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from nestgen.files import write_json
 from nestgen.images import draw_sheet, read_images, write_image
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.blocks import BlockSampler, Workers, open_workers
-from nestgen.sampling.card import make_card, reconcile
+from nestgen.sampling.card import claim_folder, make_card, reconcile
 from nestgen.sampling.conditions import Request
 from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.descent import default_device
@@ -29,8 +29,8 @@ def sample(
 
     `levels` are the denoisers, by default the newest of the recipe's run.
 
-    Goes on where an earlier run stopped; a level is sampled again where its settings or those of a level above changed.
-    Raises UserError for a folder of anything else than samples.
+    Goes on where an earlier run stopped. If the request says so, a level is sampled again where its settings or those of a
+    level above changed. Otherwise they raise UserError, as does a folder of anything else than samples, or one in use.
     """
     block_sampler = _open(recipe, out, request, processes, levels)
     if processes == 1:
@@ -38,21 +38,23 @@ def sample(
     else:
         load_decoder(block_sampler.samplers[0].trained.meta["codec"], request.vae)
     card = _card(block_sampler)
-    card["batch"] = block = reconcile(out, card)
-    with open_workers(block_sampler, processes) as workers:
-        _sample_levels(block_sampler, workers, block, 0)
-        blocks = list(open_latents(out, 0).blocks())
-        with _bar("images", request.count, request.count, 1) as bar:
-            workers(None, blocks, bar, 1)
-    _finish(out, card)
+    with claim_folder(out):
+        card["batch"] = block = reconcile(out, card, request.overwrite)
+        with open_workers(block_sampler, processes) as workers:
+            _sample_levels(block_sampler, workers, block, 0)
+            blocks = list(open_latents(out, 0).blocks())
+            with _bar("images", request.count, request.count, 1) as bar:
+                workers(None, blocks, bar, 1)
+        _finish(out, card)
 
 
 def sample_latents(recipe: Recipe, out: Path, request: Request, lowest: int) -> None:
     """Samples only the latents of a folder, from the top down to level `lowest`, going on as `sample` does."""
     block_sampler = _open(recipe, out, request, 1, None)
-    block = reconcile(out, _card(block_sampler))
-    with open_workers(block_sampler, 1) as workers:
-        _sample_levels(block_sampler, workers, block, lowest)
+    with claim_folder(out):
+        block = reconcile(out, _card(block_sampler), request.overwrite)
+        with open_workers(block_sampler, 1) as workers:
+            _sample_levels(block_sampler, workers, block, lowest)
 
 
 def _open(

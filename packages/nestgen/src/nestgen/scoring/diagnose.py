@@ -64,7 +64,9 @@ def _diagnose_level(
     if level + 1 < card["depth"]:
         folder = out.with_suffix("") / f"z{level}-given-true"
         source = FrozenSource(freeze_from=level + 1, root=root)
-        sample_latents(recipe, folder, Request(count, card["seed"], card["batch"], card.get("label"), source), level)
+        label = card.get("label")
+        request = Request(count, card["seed"], card["batch"], label, source, overwrite=True)  # the folder is its own
+        sample_latents(recipe, folder, request, level)
         entry["true"] = _distance(level_space(recipe, level, root, card, folder))
         entry["gap"] = entry["generated"] - entry["true"]
     return entry

@@ -103,8 +103,10 @@ def folder_features(folder: Path, features: Features, side: int | None = None) -
 def _read(path: Path, side: int | None) -> np.ndarray:
     try:
         with Image.open(path) as file:
+            file.verify()  # the checksums of a PNG, which decoding does not look at
+        with Image.open(path) as file:
             image = file.convert("RGB")
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError):
         raise UserError(f"{path} cannot be read as an image; replace or remove it") from None
     if side is not None and image.size != (side, side):
         short = min(image.size)
