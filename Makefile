@@ -9,10 +9,19 @@ UV     := uv==0.13.9
 export PYTHONDONTWRITEBYTECODE :=
 
 # One recipe of pipelines/recipes, or all of its jobs in minutes on scenes: docs/workflow.md. ARGS go to snakemake.
-EXPERIMENT = $(BIN)/snakemake --snakefile pipelines/Snakefile --cores all --rerun-incomplete
+EXPERIMENT = $(BIN)/python pipelines/run.py
 
-.PHONY: demo run rehearse test lowest lint style types clean
+.PHONY: help demo run rehearse test lowest lint style types clean
 .DELETE_ON_ERROR:
+
+help:
+	@echo "make demo                    scenes, features, three levels, samples, report: minutes on two cores"
+	@echo "make run RECIPE=NAME         a recipe of pipelines/recipes; CONFIG='source=imagenet:DIR gpus=1', ARGS=-n lists its jobs"
+	@echo "make rehearse RECIPE=NAME    all of its jobs in small"
+	@echo "make test                    every test, with lint and types; make lint alone"
+	@echo "make lowest                  both packages with the lowest versions that they allow"
+	@echo "make .venv, make clean       the environment; remove what demo and rehearsals wrote"
+	@echo "Recipes:" $(sort $(basename $(notdir $(wildcard pipelines/recipes/*.yaml))))
 
 .venv: pyproject.toml packages/featurize/pyproject.toml packages/nestgen/pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,14 +30,13 @@ EXPERIMENT = $(BIN)/snakemake --snakefile pipelines/Snakefile --cores all --reru
 	touch .venv
 
 demo: .venv
-	$(BIN)/snakemake --snakefile pipelines/Snakefile --directory demo --cores all --rerun-incomplete --config recipe=$(CURDIR)/pipelines/recipes/demo.yaml
-	@echo "Open demo/report.html"
+	@$(EXPERIMENT) pipelines/recipes/demo.yaml --directory demo $(ARGS) $(if $(CONFIG),--config $(CONFIG))
 
 run: .venv
-	$(EXPERIMENT) --directory experiments/$(RECIPE) $(ARGS) --config recipe=$(CURDIR)/pipelines/recipes/$(RECIPE).yaml $(CONFIG)
+	@$(EXPERIMENT) 'pipelines/recipes/$(RECIPE).yaml' --directory 'experiments/$(RECIPE)' $(ARGS) $(if $(CONFIG),--config $(CONFIG))
 
 rehearse: .venv
-	$(EXPERIMENT) --directory rehearsals/$(RECIPE) $(ARGS) --config recipe=$(CURDIR)/pipelines/recipes/$(RECIPE).yaml rehearse=1 $(CONFIG)
+	@$(EXPERIMENT) 'pipelines/recipes/$(RECIPE).yaml' --directory 'rehearsals/$(RECIPE)' $(ARGS) --config rehearse=1 $(CONFIG)
 
 lint: style types
 

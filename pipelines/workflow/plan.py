@@ -27,6 +27,9 @@ from nestgen.recipe.yaml import read_yaml
 PROTOCOL_COUNTS = {"coco30k": 30_000, "imagenet100-50k": 50_000, "imagenet50k": 50_000}
 
 
+SPLIT_KINDS = ("scenes", "coco", "coco2014", "coco2017", "imagenet")  # kinds of sources that have splits
+
+
 class RecipeError(ValueError):
     """A recipe that no workflow can run, in one sentence."""
 
@@ -192,6 +195,11 @@ class Plan:
         return self.name if seed is None else f"{self.name}-seed{seed}"
 
 
+def has_splits(source: object) -> bool:
+    """Whether `--split val` names the held-out images of a source."""
+    return str(source).partition(":")[0] in SPLIT_KINDS
+
+
 def sigma_name(sigma: Any) -> str:
     """σ as in the name of a denoiser's folder: '0.5' for 0.5, '0to1.5' for a range."""
     return "to".join(f"{value:g}" for value in (sigma if isinstance(sigma, list | tuple) else (sigma,)))
@@ -238,6 +246,7 @@ def plan_of(document: Mapping[str, Any], file: Path) -> Plan:
         keys = f"; its keys are {', '.join(Grid.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise RecipeError(f"{file}: {key} is {first['input']!r}, but: {first['msg']}{keys}") from None
     plan = Plan(document, grid)
+    _check_names(plan, file)
     for depth in plan.depths:
         if depth > len(plan.levels):
             raise RecipeError(f"{file}: grid.depths names {depth}, but there are {len(plan.levels)} levels")
@@ -247,3 +256,20 @@ def plan_of(document: Mapping[str, Any], file: Path) -> Plan:
             "the σ of a shallower hierarchy can't be reused; set grid.choose: all"
         )
     return plan
+
+
+def _check_names(plan: Plan, file: Path) -> None:
+    """Raises RecipeError for what can't be part of a step's file names, in which Snakemake takes braces for its own."""
+    reference = plan.evaluation.get("reference")
+    names = {
+        "name": plan.document.get("name"),
+        "features.out": plan.features.get("out"),
+        "evaluation.reference": reference,
+    }
+    for key, text in names.items():
+        if text is not None and re.search(r"[{}\n]", str(text)):
+            raise RecipeError(f"{file}: {key} is {text!r}, but it names a folder, and must do so without {{ or }}")
+    for number, level in enumerate(plan.levels):
+        shape = level.get("shape") if isinstance(level, Mapping) else level
+        if not re.fullmatch(r"\d+x\d+x\d+", str(shape)):
+            raise RecipeError(f"{file}: the shape of level {number} is {shape!r}, but must be like 8x8x64")

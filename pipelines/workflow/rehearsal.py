@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from workflow.plan import Plan, plan_of
+from workflow.plan import Plan, RecipeError, has_splits, plan_of
 
 # Keys of the recipe's features that --config may replace, as they depend on the machine.
 FEATURE_KEYS = ("source", "out", "weights", "z0_weights", "text_weights", "limit", "views", "precision")
+CONFIG_KEYS = ("recipe", "data", *FEATURE_KEYS, "held_out", "pictures", "gpus", "launch", "rehearse")
 # What a rehearsal makes small.
 IMAGES, SAMPLES = 64, 32
 IMAGE_SIZE, Z0_SHAPE = 32, "8x8x8"  # the embedded VAE's z_0 of a scene
@@ -28,13 +29,22 @@ TEXT = {"context_length": 77, "width": 16, "heads": 2, "layers": 1}
 
 def configured(plan: Plan, file: Path, config: Mapping[str, Any]) -> Plan:
     """The plan of the recipe with the keys of --config in it. Raises RecipeError."""
+    if unknown := sorted(config.keys() - set(CONFIG_KEYS)):
+        raise RecipeError(f"there is no CONFIG key {unknown[0]!r}; the keys are {', '.join(CONFIG_KEYS)}")
     document = copy.deepcopy(dict(plan.document))
     document["features"] |= {key: config[key] for key in FEATURE_KEYS if key in config}
     if "pictures" in config:
         document["evaluation"] = {**(document.get("evaluation") or {}), "pictures": config["pictures"]}
     if config.get("held_out"):
         document["grid"] = {**(document.get("grid") or {}), "held_out": config["held_out"]}
-    return plan_of(rehearsed(document, config) if config.get("rehearse") else document, file)
+    plan = plan_of(rehearsed(document, config) if config.get("rehearse") else document, file)
+    source = plan.features.get("source")
+    if plan.evaluation.get("reference") and not plan.grid.held_out and not has_splits(source):
+        raise RecipeError(
+            f"{file}: evaluation.reference needs held-out images, and {source!r} has no split of them; give their SOURCE as "
+            "grid.held_out or CONFIG=held_out=SOURCE"
+        )
+    return plan
 
 
 def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

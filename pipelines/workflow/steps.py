@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from workflow.plan import Cell, Plan, ScoredBy, levels_of, sigma_name
 
 POOLED = "1x1x64"  # level in which images are compared: mean-pooled features of the scoring encoder
+
+
+def word(text: object) -> str:
+    """A text as one word of a rule's shell line: quoted for the shell, its braces not for Snakemake to replace."""
+    return shlex.quote(str(text)).replace("{", "{{").replace("}", "}}")
 
 
 def encoder_folder(encoder: str) -> str:
@@ -59,24 +65,24 @@ def seed_option(seed: int | None) -> str:
     return "" if seed is None else f" --recipe nested-seed{seed}.yaml"
 
 
-def sigma_option(plan: Plan, cell: Cell, sigma_choice: str) -> str:
-    """--sigma of a cell, for the shell; `sigma_choice` is the command that prints a chosen σ."""
+def sigma_option(plan: Plan, cell: Cell) -> str:
+    """--sigma of a cell, for the shell; `sigma_choice` is its command that prints a chosen σ."""
     if not cell.sigmas:
         return ""
     if cell.sigmas_from is not None:
-        return f" --sigma $({sigma_choice} sigmas chosen/L{cell.sigmas_from}.json --then {cell.sigmas[0]:g})"
+        return f" --sigma $(sigma_choice sigmas chosen/L{cell.sigmas_from}.json --then {cell.sigmas[0]:g})"
     lowest = cell.depth - len(cell.sigmas)
     below = [sigma_name(level.get("sigma", 0)) for level in plan.levels[1:lowest]]
     return f" --sigma {','.join([*below, *(f'{sigma:g}' for sigma in cell.sigmas)])}"
 
 
-def deepest_options(plan: Plan, sigma_choice: str) -> str:
+def deepest_options(plan: Plan) -> str:
     """--recipe, --depth and --sigma of the best of the deepest hierarchies, for the shell."""
     options = seed_option(plan.seeds[0])
     if plan.deepest < len(plan.levels):
         options += f" --depth {plan.deepest}"
     if plan.searched(plan.deepest):
-        options += f" --sigma $({sigma_choice} sigmas chosen/L{plan.deepest}.json)"
+        options += f" --sigma $(sigma_choice sigmas chosen/L{plan.deepest}.json)"
     return options
 
 

@@ -61,8 +61,9 @@ def commands_in(line: str) -> Iterator[tuple[str, list[str]]]:
     """(program, its words) of each of our commands in a line of the shell; what the shell itself puts in is σ or a folder."""
     for part in re.sub(r"\$\([^)]*\)", "1", line).split(" && "):
         words = [word for word in shlex.split(part) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
-        if words and Path(words[0]).name in ("featurize", "nestgen"):
-            yield Path(words[0]).name, words[1:]
+        words = words[1:] if words[:1] == ["on_gpu"] else ["nestgen", *words] if words[:1] == ["train"] else words
+        if words and words[0] in ("featurize", "nestgen"):
+            yield words[0], words[1:]
 
 
 def as_click_reads(program: str, words: list[str]) -> dict[str, Any]:

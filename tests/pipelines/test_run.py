@@ -1,0 +1,210 @@
+"""`make run`: told as a story, killed at any time and started again to the same end, with strings that a shell would run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipelines.conftest import PIPELINES, Snakemake
+
+HOSTILE = "v$(touch X) 's & IMAGE|\"`touch X`;touch X"
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "features": {"source": "scenes:16", "out": "stores/train", "encoder": "tiny", "z0": "pixels:16", "limit": 24},
+    "levels": [{"shape": "16x16x3", "patch": 4}, {"shape": "2x2x8", "sigma": 0.5}],
+    "denoiser": {"size": "nano"},
+    "training": {"steps": 4, "batch": 8, "warmup": 2, "checkpoint_every": 2, "preview": 0},
+    "sampling": {"steps": 2, "batch": 12},
+    "evaluation": {"count": 12},
+}
+# The driver in a process of its own, whose commands are the served ones.
+APART = (
+    f"import sys; sys.path.insert(0, {str(PIPELINES)!r}); sys.executable = sys.argv.pop(1); "
+    "from workflow.run import main; main()"
+)
+KILLS = int(os.environ.get("NESTED_TEST_KILLS", "3"))
+
+
+def begin(folder: Path, served_bin: Path, *words: str, **changes: Any) -> subprocess.Popen[str]:
+    """`make run` of the recipe, begun in a folder."""
+    folder.mkdir(exist_ok=True)
+    recipe = folder / "tiny.yaml"
+    if not recipe.exists():
+        recipe.write_text(json.dumps(TINY | changes))
+    command = [sys.executable, "-c", APART, served_bin / "python", recipe, "--directory", folder, "--cores=2", *words]
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What the report is made of, without the folder's own path."""
+    names = [*folder.glob("samples/*/evaluation.json"), *folder.glob("samples/*/[0-9]*.png"), folder / "hierarchy.json"]
+    return {str(name.relative_to(folder)): name.read_bytes().replace(bytes(folder), b"") for name in names}
+
+
+@pytest.fixture(scope="module")
+def finished(served_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which the recipe was run undisturbed, and what was told."""
+    folder = tmp_path_factory.mktemp("run") / "experiment"
+    begun = begin(folder, served_bin)
+    told, _ = begun.communicate()
+    assert begun.returncode == 0, told
+    return folder, told
+
+
+def test_it_tells_a_story_in_lines(finished: tuple[Path, str]) -> None:
+    folder, told = finished
+    assert "\r" not in told and "rule" not in told
+    lines = told.splitlines()
+    assert lines[1].startswith("Turn images into features")
+    assert f"Done: {folder / 'report.html'}" in lines
+    assert sum(line.startswith(("  Samples:", "  Levels:", "  Neighbours")) for line in lines) == 3
+    assert len(lines[lines.index(f"Next, in {folder}:") :]) == 4
+    assert "Finished jobid" in (folder / "workflow.log").read_text()
+
+
+def test_killed_at_random_times_it_ends_in_the_same(
+    finished: tuple[Path, str], served_bin: Path, tmp_path: Path
+) -> None:
+    """Snakemake alone is killed, and its step lives on: the next start waits for it, and does not believe it is done."""
+    rng = random.Random(int(os.environ.get("NESTED_TEST_SEED", "0")))
+    folder = tmp_path / "experiment"
+    for _ in range(KILLS):
+        begun = begin(folder, served_bin)
+        time.sleep(rng.uniform(1, 8))
+        os.kill(begun.pid, signal.SIGKILL)
+        begun.wait()
+    begun = begin(folder, served_bin)
+    told, _ = begun.communicate()
+    assert begun.returncode == 0, told
+    assert (folder / "report.html").is_file()
+    assert results(folder) == results(finished[0])
+
+
+def test_killed_in_the_extraction_the_rest_is_not_forgotten(served_bin: Path, tmp_path: Path) -> None:
+    """The fault: the extraction, done again as it was marked incomplete, was all that the next start planned."""
+    folder = tmp_path / "experiment"
+    begun = begin(folder, served_bin)
+    while not list(folder.glob(".snakemake/incomplete/*")):
+        assert begun.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(begun.pid, signal.SIGKILL)
+    begun.wait()
+    begun = begin(folder, served_bin)
+    told, _ = begun.communicate()
+    assert begun.returncode == 0, told
+    assert (folder / "report.html").is_file()
+
+
+def test_a_step_that_hides_another_s_change_is_followed_by_it(
+    finished: tuple[Path, str], served_bin: Path, tmp_path: Path
+) -> None:
+    """With a new level and more training steps at once Snakemake plans the extraction, and not the trainings that are there."""
+    folder = tmp_path / "experiment"
+    subprocess.run(["cp", "-a", finished[0], folder], check=True)
+    (folder / "tiny.yaml").unlink()
+    levels = [*TINY["levels"], {"shape": "1x1x8"}]
+    begun = begin(
+        folder,
+        served_bin,
+        levels=levels,
+        training={**TINY["training"], "steps": 6},
+        grid={"depths": [1, 2, 3]},
+    )
+    told, _ = begun.communicate()
+    assert begun.returncode == 0, told
+    last = (folder / "runs/tiny/z0-top/log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] == 6
+
+
+def test_interrupted_it_is_one_sentence(served_bin: Path, tmp_path: Path) -> None:
+    begun = begin(tmp_path / "experiment", served_bin)
+    while not list(tmp_path.glob("experiment/.snakemake/steps/*")):
+        assert begun.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.01)
+    os.kill(begun.pid, signal.SIGINT)
+    told, _ = begun.communicate()
+    assert begun.returncode == 130
+    assert told.splitlines()[-1].startswith("Interrupted. What is done is kept: the same command goes on.")
+
+
+def test_a_step_that_fails_is_named_with_what_it_printed(served_bin: Path, tmp_path: Path) -> None:
+    begun = begin(tmp_path / "experiment", served_bin, features={**TINY["features"], "encoder": "nosuch"})
+    told, _ = begun.communicate()
+    assert begun.returncode == 1
+    assert "A step failed: Turn images into features" in told
+    assert "nosuch" in told and "Traceback" not in told and "RuleException" not in told
+
+
+def test_an_end_without_a_report_is_an_error(finished: tuple[Path, str], snakemake: Snakemake, served: None) -> None:
+    """Whatever made it: here a report that writes nothing where Snakemake was told not to look."""
+    from snakemake_interface_common.exceptions import WorkflowError
+
+    folder, _ = finished
+    text = (folder / "report.html").read_bytes()
+    try:
+        (folder / "samples/L1/evaluation.json").touch()
+        with pytest.MonkeyPatch.context() as patched:
+            exists = Path.exists
+            patched.setattr(Path, "exists", lambda path, **o: path.name != "report.html" and exists(path, **o))
+            with pytest.raises(WorkflowError, match=r"report\.html is missing: start the workflow again"):
+                snakemake(folder / "tiny.yaml", folder)
+    finally:
+        (folder / "report.html").write_bytes(text)
+
+
+def test_a_config_key_that_does_not_exist_is_a_sentence(served_bin: Path, tmp_path: Path) -> None:
+    begun = begin(tmp_path / "experiment", served_bin, "--config", "sourc=x")
+    told, _ = begun.communicate()
+    assert begun.returncode == 1
+    assert told.startswith("Error: there is no CONFIG key 'sourc'; the keys are recipe, data, source")
+
+
+@pytest.mark.parametrize("more", [{}, {"gpus": 2}])
+def test_strings_of_a_recipe_are_words_of_the_shell(
+    more: dict[str, Any], snakemake: Snakemake, tmp_path: Path, pipelines: Path
+) -> None:
+    """Every line of a dry run is read by bash, with programs that only note their words."""
+    out, reference, held_out = f"stores/{HOSTILE}", f"stores/w{HOSTILE}", f"wds:{HOSTILE}-{{0..3}}.tar"
+    recipe = tmp_path / "hostile.yaml"
+    document = TINY | {
+        "name": f"n{HOSTILE}",
+        "features": {**TINY["features"], "out": out},
+        "evaluation": {"count": 12, "reference": reference},
+        "denoiser": {"size": "nano", "text": "77x16"},
+        "grid": {
+            "space": HOSTILE,
+            "sigmas": [0, 1],
+            "held_out": held_out,
+            "scored_by": {"encoder": f"timm:{HOSTILE}", "weights": HOSTILE},
+        },
+    }
+    recipe.write_text(json.dumps(document))
+    found = snakemake(recipe, tmp_path, dry=True, **more)
+    words: set[str] = set()
+    print_words = "f() { printf '%s\\n' \"$@\"; }; "
+    functions = "".join(
+        f'{name}() {{ f "$@"; }}; '
+        for name in ("featurize", "nestgen", "on_gpu", "train", "sigma_choice", "report", "rm", "mv")
+    )
+    for line in (line for lines in found.shell.values() for line in lines if line):
+        done = subprocess.run(
+            ["bash", "-c", print_words + functions + line.replace(" > features.json.tmp", "")],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        words |= {*done.stdout.splitlines()}
+    assert {out, reference, held_out, HOSTILE, f"timm:{HOSTILE}", f"runs/n{HOSTILE}"} <= words
+    assert not (tmp_path / "X").exists()

@@ -1,0 +1,85 @@
+"""What a killed workflow leaves running: its steps are waited for, and each step of several GPUs has one for itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.conftest import PIPELINES
+
+
+@contextmanager
+def step(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A step that has begun: its command prints a line and ends when its input does."""
+    code = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-IS", PIPELINES / "workflow/step.py", *words, sys.executable, "-c", code]
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as begun:
+        yield begun
+
+
+def test_a_step_that_lives_on_is_waited_for(tmp_path: Path) -> None:
+    from workflow.running import living_processes, wait_for_steps
+
+    told: list[str] = []
+    with step(tmp_path) as begun:
+        assert begun.stdin is not None and begun.stdout is not None
+        begun.stdout.readline()
+        waiting = threading.Thread(target=wait_for_steps, args=(tmp_path, told.append, 0.01))
+        waiting.start()
+        time.sleep(0.2)
+        assert waiting.is_alive()
+        assert len(told) == 1 and f"-{begun.pid} " in told[0]
+        begun.stdin.close()
+        waiting.join(30)
+        assert not waiting.is_alive()
+    assert not list(living_processes(tmp_path))
+    assert not list((tmp_path / ".snakemake/steps").iterdir())
+
+
+def test_a_submitted_job_that_is_still_in_slurm_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workflow.running import living_jobs
+
+    marks = tmp_path / ".snakemake/incomplete"
+    marks.mkdir(parents=True)
+    for number in (41, 42):
+        (marks / f"mark{number}").write_text(json.dumps({"external_jobid": str(number)}))
+    (marks / "local").write_text(json.dumps({"external_jobid": None}))
+    (marks / "torn").write_text('{"external')
+    program = tmp_path / "squeue"
+    program.write_text("#!/bin/sh\necho 7\necho 42\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert list(living_jobs(tmp_path)) == ["SLURM job 42"]
+    program.write_text("#!/bin/sh\n")
+    assert not list(living_jobs(tmp_path))
+
+
+def test_each_step_has_a_gpu_for_itself(tmp_path: Path) -> None:
+    with step(tmp_path, "--gpus", "2") as one, step(tmp_path, "--gpus", "2") as other:
+        assert one.stdout is not None and other.stdout is not None
+        assert sorted([one.stdout.readline(), other.stdout.readline()]) == ["0\n", "1\n"]
+    with step(tmp_path, "--gpus", "2") as again:
+        assert again.stdout is not None and again.stdout.readline() == "0\n"
+
+
+def test_a_step_without_a_program_is_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, PIPELINES / "workflow/step.py", "no-such-program"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "no-such-program: No such file or directory\n")
