@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -19,16 +19,17 @@ from nestgen.cli.options import (
 )
 
 
-class Row(click.ParamType):
-    """A row of a store, or `each`."""
+class NumberOr(click.ParamType):
+    """A whole number, or a word."""
 
-    name = "row"
+    def __init__(self, name: str, word: str) -> None:
+        self.name, self.word = name, word
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """The number, or `each`."""
-        if value != "each" and not value.isdecimal():
-            self.fail(f"{value!r} is neither a row number nor `each`")
-        return value if value == "each" else int(value)
+        """The number, or the word."""
+        if value != self.word and not value.isdecimal():
+            self.fail(f"{value!r} is neither a {self.name} number nor `{self.word}`")
+        return value if value == self.word else int(value)
 
 
 freeze_option = click.option(
@@ -46,6 +47,12 @@ freeze_option = click.option(
     metavar="NAME",
     help="An exported folder or a hierarchy that ships with nestgen, instead of a recipe.",
 )
+@click.option(
+    "--step",
+    type=NumberOr("step", "best"),
+    metavar="STEP",
+    help="Each level's checkpoint of that step, or its `best` by the previews; by default the newest.",
+)
 @recipe_option
 @depth_option
 @sigma_option
@@ -58,7 +65,12 @@ freeze_option = click.option(
     metavar="ROOT",
     help="Embedded captions: of `featurize embed-text`, prompt i for image i; of a data set, one per image.",
 )
-@click.option("--like", type=Row(), metavar="ROW", help="Freeze levels to this real image; `each`: image i to row i.")
+@click.option(
+    "--like",
+    type=NumberOr("row", "each"),
+    metavar="ROW",
+    help="Freeze levels to this real image; `each`: image i to row i.",
+)
 @freeze_option
 @store_option
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="One for each GPU, say.")
@@ -70,6 +82,7 @@ def sample(
     batch_size: int | None,
     out: Path,
     pretrained: str | None,
+    step: int | Literal["best"] | None,
     recipe_file: Path | None,
     depth: int | None,
     sigmas: tuple[float, ...] | None,
@@ -94,17 +107,18 @@ def sample(
     from nestgen.sampling.frozen import FrozenSource
     from nestgen.sampling.real import training_root
     from nestgen.sampling.sample import sample
+    from nestgen.sampling.trained import find_levels
     from nestgen.sharing.folder import read_exported
     from nestgen.sharing.names import find_pretrained
 
-    levels = None
     if pretrained is not None:
-        if (recipe_file, depth, sigmas, like, store) != (None,) * 5:
-            raise click.UsageError("--pretrained excludes --recipe, --depth, --sigma, --like and --store")
+        if (recipe_file, depth, sigmas, like, store, step) != (None,) * 6:
+            raise click.UsageError("--pretrained excludes --recipe, --depth, --sigma, --like, --store and --step")
         exported = read_exported(find_pretrained(pretrained))
         recipe, levels = exported.recipe.with_sampling(settings), exported.levels
     else:
         recipe = recipe_of(recipe_file, depth, sigmas, settings)
+        levels = find_levels(recipe, step=step)
     if prompt is not None and prompts is not None:
         raise click.UsageError("--prompt and --prompts exclude each other")
     frozen = None
