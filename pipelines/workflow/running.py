@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -64,10 +65,12 @@ def living_processes(folder: Path) -> Iterator[str]:
 
 
 def living_jobs(folder: Path) -> Iterator[str]:
-    """Jobs that Snakemake had submitted to SLURM or Kubernetes and not seen end: "job ID"."""
-    submitted = set(_submitted(folder / ".snakemake" / "incomplete"))
-    yield from (f"SLURM job {job}" for job in _in_slurm({job for job in submitted if job.isdecimal()}))
-    for job in submitted:
+    """Jobs of the folder's steps that are queued or running, in SLURM and in Kubernetes: "SLURM job 12 rule_train"."""
+    for line in _output("squeue", "--me", "--noheader", "--format=%i|%k|%Z").splitlines():
+        job, comment, where = line.split("|", 2)
+        if comment.startswith("rule_") and Path(where) == folder.resolve() and job != os.environ.get("SLURM_JOB_ID"):
+            yield f"SLURM job {job} {comment}"
+    for job in sorted(set(_submitted(folder / ".snakemake" / "incomplete"))):
         if job.startswith("job.batch/") and _output(KUBERNETES_STATUS, job).strip() == "running":
             yield f"Kubernetes {job}"
 
@@ -81,12 +84,6 @@ def _submitted(marks: Path) -> Iterator[str]:
             continue
         if job:
             yield str(job)
-
-
-def _in_slurm(jobs: Iterable[str]) -> set[str]:
-    """Those of the jobs that are queued or running."""
-    wanted = set(jobs)
-    return wanted & set(_output("squeue", "--me", "--noheader", "--format=%i").split()) if wanted else set()
 
 
 def _output(*command: object) -> str:

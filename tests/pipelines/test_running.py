@@ -48,21 +48,42 @@ def test_a_step_that_lives_on_is_waited_for(tmp_path: Path) -> None:
     assert not list((tmp_path / ".snakemake/steps").iterdir())
 
 
-def test_a_submitted_job_that_is_still_in_slurm_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_of_the_folder_that_are_still_in_slurm_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workflow.running import living_jobs
+
+    program = tmp_path / "squeue"
+    queue = [
+        f"7|rule_train|{tmp_path}-other",
+        f"8|(null)|{tmp_path}",
+        f"9|rule_train|{tmp_path}",
+        f"10|rule_train|{tmp_path}",
+    ]
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in queue))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "10")
+    assert list(living_jobs(tmp_path)) == ["SLURM job 9 rule_train"]
+    program.write_text("#!/bin/sh\n")
+    assert not list(living_jobs(tmp_path))
+
+
+def test_a_submitted_pod_that_is_still_running_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod of the workflow that is evicted starts again, while its Jobs go on."""
     from workflow.running import living_jobs
 
     marks = tmp_path / ".snakemake/incomplete"
     marks.mkdir(parents=True)
-    for number in (41, 42):
-        (marks / f"mark{number}").write_text(json.dumps({"external_jobid": str(number)}))
+    (marks / "one").write_text(json.dumps({"external_jobid": "job.batch/nested-job-7"}))
     (marks / "local").write_text(json.dumps({"external_jobid": None}))
     (marks / "torn").write_text('{"external')
-    program = tmp_path / "squeue"
-    program.write_text("#!/bin/sh\necho 7\necho 42\n")
+    program = tmp_path / "kubectl"
+    program.write_text("#!/bin/sh\nprintf 'there  '\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert list(living_jobs(tmp_path)) == ["SLURM job 42"]
-    program.write_text("#!/bin/sh\n")
+    assert list(living_jobs(tmp_path)) == ["Kubernetes job.batch/nested-job-7"]
+    program.write_text("#!/bin/sh\nprintf 'there Complete '\n")
     assert not list(living_jobs(tmp_path))
 
 
