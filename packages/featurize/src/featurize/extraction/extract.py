@@ -16,12 +16,12 @@ from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.fit import check_tolerance, measure_basis, provide_basis
 from featurize.extraction.levels import derive_level
 from featurize.extraction.networks import check_networks, describe_networks, heavy_imports
-from featurize.extraction.scan import make_ledger
+from featurize.extraction.scan import list_requested, make_ledger, warn_of_shared_images
 from featurize.extraction.targets import Targets, crop_rule, other_basis, targets_of, with_basis
 from featurize.io.files import remove_leftovers, resolve_path
 from featurize.io.lock import root_lock
-from featurize.recipe import Features, Request, check_basis_choice
-from featurize.sources import Listing, list_images
+from featurize.recipe import OWN_BASIS, Features, Request, check_basis_choice
+from featurize.sources import Listing
 from featurize.store.layout import (
     basis_path,
     is_sealed,
@@ -62,7 +62,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     listing_arguments = (features.source, features.split, features.limit, features.classes)
     ledger, listing = unchanged_ledger(root, listing_arguments), Listing(())
     if ledger is None:
-        listing = list_images(*listing_arguments)
+        listing = list_requested(features)
         for remark in listing.remarks:
             log.warning(remark)
         ledger = ledger_of_listing(root, listing)
@@ -84,6 +84,8 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
                     ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run, listing_arguments)
                 del listing
                 journal("ledger", rows=ledger.rows, refused=ledger.refused)
+                if features.basis not in (None, OWN_BASIS):
+                    warn_of_shared_images(ledger, resolve_path(str(features.basis)))
                 if ledger.refused:
                     log.warning("%d pictures are refused; the reasons are in %s.", ledger.refused, ledger_path(root))
                 paths = _write(targets_of(request, root, networks, ledger), features, ledger, run, journal)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -23,8 +24,9 @@ from featurize.execution.tasks import Run, in_order
 from featurize.images.crop import SQUARE, CropRule
 from featurize.images.decode import examine
 from featurize.images.reasons import BadImage
-from featurize.io.files import atomic_write
-from featurize.sources import Listing, SourceImage, read
+from featurize.io.files import atomic_write, resolve_path
+from featurize.recipe import OWN_BASIS, Features
+from featurize.sources import Listing, SourceImage, list_images, numbered_as, read
 from featurize.store.layout import draft_ledger_path, ledger_path
 from featurize.store.ledger import (
     SCHEMA,
@@ -49,6 +51,27 @@ class _Scanned:
     height: int | None = None
     mode: str | None = None
     warning: str = ""
+
+
+def list_requested(features: Features) -> Listing:
+    """The images of a request, and remarks. Labels number classes as the store does whose basis is taken, where that has them."""
+    listing = list_images(str(features.source), features.split, features.limit, features.classes)
+    if features.basis in (None, OWN_BASIS) or not listing.classes:
+        return listing
+    other = ledger_path(resolve_path(str(features.basis)))
+    return numbered_as(listing, read_ledger(other.parent).classes) if other.is_file() else listing
+
+
+def warn_of_shared_images(ledger: Ledger, root: Path) -> None:
+    """Warn where images are also in the store `root`, whose basis is taken: they are not held out from it."""
+    if not ledger_path(root).is_file():
+        return
+    shared = pc.sum(pc.is_in(ledger.table["sha256"], read_table(ledger_path(root), ["sha256"])["sha256"])).as_py()
+    if shared:
+        log.warning(
+            "%d of %d pictures are also in %s, whose basis is taken: scores against them are not against held-out pictures.",
+            shared, ledger.rows, root,
+        )  # fmt: skip
 
 
 def make_ledger(
@@ -78,7 +101,7 @@ def make_ledger(
     table = scan(root, listing.images, crop, max_bad, run)
     if old is not None and not _same_rows(table, read_table(path)):
         raise _other_images(root, old)
-    ledger = ledger_of(table, source, str(crop))
+    ledger = ledger_of(table, source, str(crop), listing.classes)
     write_ledger(root, table, ledger, listing, listing_arguments)
     return ledger
 

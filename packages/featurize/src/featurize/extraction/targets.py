@@ -175,7 +175,7 @@ def _labels_spec(root: Path, ledger: Ledger, rows_per_block: int) -> ArraySpec:
         rows_per_block=rows_per_block,
         keys_sha256=ledger.keys_sha256,
         provenance={"labels_sha256": ledger.labels_sha256},
-        attributes={},
+        attributes={"classes": list(ledger.classes)} if ledger.classes else {},
     )
 
 

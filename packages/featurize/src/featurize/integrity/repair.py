@@ -19,13 +19,12 @@ from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.fit import check_tolerance, fitted_basis, measure_basis
 from featurize.extraction.levels import write_level
 from featurize.extraction.networks import describe_networks
-from featurize.extraction.scan import scan
+from featurize.extraction.scan import list_requested, scan
 from featurize.extraction.targets import crop_rule, other_basis
 from featurize.images.crop import SQUARE
 from featurize.integrity.options import features_of, requested_features, text_encoder_of
 from featurize.integrity.verify import Finding, check_root, has_basis, has_moments, ledger_problems, verify
 from featurize.io.files import read_json, remove_folder
-from featurize.sources import list_images
 from featurize.store.layout import (
     basis_parts_folder,
     basis_path,
@@ -95,10 +94,10 @@ def _make_ledger_again(root: Path, run: Run, say: Say) -> None:
         )
     say(f"repairing {path}: reading the pictures of {features.source} again")
     listing_arguments = (features.source, features.split, features.limit, features.classes)
-    listing = list_images(*listing_arguments)
+    listing = list_requested(features)
     crop = SQUARE if features.crop == "square" else crop_rule(features, describe_networks(features).encoder)
     table = scan(root, listing.images, crop, features.max_bad, run)
-    ledger = ledger_of(table, features.source, str(crop))
+    ledger = ledger_of(table, features.source, str(crop), listing.classes)
     for spec in filter(None, map(spec_or_none, list_arrays(root))):
         changed = ledger.differences(spec.provenance)
         if changed or spec.keys_sha256 != ledger.keys_sha256:

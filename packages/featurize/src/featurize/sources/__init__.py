@@ -4,7 +4,17 @@
 reason for a refusal. The names below are the folder's interface.
 """
 
-from featurize.sources.listing import EXTENSIONS, Index, Listing, Query, SourceImage
+from featurize.sources.listing import EXTENSIONS, Index, Listing, Query, SourceImage, numbered_as
 from featurize.sources.registry import is_held_out, list_images, read
 
-__all__ = ["EXTENSIONS", "Index", "Listing", "Query", "SourceImage", "is_held_out", "list_images", "read"]
+__all__ = [
+    "EXTENSIONS",
+    "Index",
+    "Listing",
+    "Query",
+    "SourceImage",
+    "is_held_out",
+    "list_images",
+    "numbered_as",
+    "read",
+]

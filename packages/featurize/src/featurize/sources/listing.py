@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 
@@ -54,6 +54,31 @@ class Listing:
         for start in range(0, len(self.images), 4096):
             digest.update(json.dumps([line(picture) for picture in self.images[start : start + 4096]]).encode())
         return digest.hexdigest()
+
+
+def numbered_as(listing: Listing, classes: tuple[str, ...]) -> Listing:
+    """The listing with the labels that the same names have in `classes`, another data set's; further names come after these.
+
+    So a validation split that lacks a class is not renumbered. Where no name is the same, the labels stay.
+    """
+    own = listing.classes
+    if not own or not classes or own == classes[: len(own)]:
+        return listing
+    new = [name for name in own if name not in set(classes)]
+    if len(new) == len(own):
+        remark = (
+            f"None of the {len(own)} classes (first: {own[0]}) is in the store of --basis; they keep their own labels."
+        )
+        return replace(listing, remarks=(*listing.remarks, remark))
+    together = (*classes, *new)
+    numbers = {name: number for number, name in enumerate(together)}
+    remark = f"The classes have the labels of the store of --basis: {own[-1]} is {numbers[own[-1]]}."
+    if new:
+        remark += f" Classes that it lacks are numbered after its own: {len(new)} (first: {new[0]})."
+    images = tuple(
+        image if image.label is None else replace(image, label=numbers[own[image.label]]) for image in listing.images
+    )
+    return Listing(images, (*listing.remarks, remark), together)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Ledger:
     crop: str  # the rule that made the boxes
     table: pa.Table
     refused: int
+    classes: tuple[str, ...] = ()  # the name of each label, where labels have names
 
     @property
     def rows(self) -> int:
@@ -180,7 +181,7 @@ def write_ledger(
         "listing_sha256": listing.sha256,
         "stamp": stamp or "",
         "keys_sha256": ledger.keys_sha256,
-    }
+    } | ({"classes": json.dumps(ledger.classes)} if ledger.classes else {})
     with atomic_write(ledger_path(root)) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
     draft_ledger_path(root).unlink(missing_ok=True)
@@ -194,7 +195,8 @@ def read_ledger(root: Path) -> Ledger:
             f"{root} is not a store root (it has no rows.parquet); `featurize extract --out {root}` makes one."
         )
     stored = read_ledger_metadata(path)
-    return ledger_of(read_table(path), stored.get("source", ""), stored.get("crop", str(SQUARE)))
+    classes = tuple(json.loads(stored.get("classes", "[]")))
+    return ledger_of(read_table(path), stored.get("source", ""), stored.get("crop", str(SQUARE)), classes)
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -208,10 +210,10 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         ) from None
 
 
-def ledger_of(table: pa.Table, source: str, crop: str) -> Ledger:
+def ledger_of(table: pa.Table, source: str, crop: str, classes: tuple[str, ...] = ()) -> Ledger:
     """The ledger of a table of all lines."""
     stored = table.filter(pc.is_valid(table["row"])) if table["row"].null_count else table
-    return Ledger(source, crop, stored.combine_chunks(), refused=len(table) - len(stored))
+    return Ledger(source, crop, stored.combine_chunks(), len(table) - len(stored), classes)
 
 
 def _image(line: dict[str, Any]) -> SourceImage:
