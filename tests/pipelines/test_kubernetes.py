@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,24 +31,28 @@ def script(kubectl: Path, name: str, *words: str, answer: str = "") -> str:
         "NESTED_IMAGE": "r.example/n:1",
         "NESTED_CLAIM": "c",
     }
-    done = subprocess.run(
-        [PROFILE / name, *words], env=environment, capture_output=True, text=True, check=True, input=""
-    )
+    program = [sys.executable, PROFILE / name] if name.endswith(".py") else [PROFILE / name]
+    done = subprocess.run([*program, *words], env=environment, capture_output=True, text=True, check=True, input="")
     return done.stdout.strip()
 
 
 def test_a_job_of_the_workflow_becomes_a_pod(kubectl: Path) -> None:
-    asked = script(
-        kubectl, "submit.sh", "8", "32000", "1", "/shared/x/.snakemake/tmp.1/job.sh", answer="job.batch/nested-job-7\n"
-    )
+    job_script = "/shared/IMAGE SCRIPT|'a'&\\1/.snakemake/tmp.1/job.sh"
+    asked = script(kubectl, "submit.py", "8", "32000", "1", job_script, answer="job.batch/nested-job-7\n")
     assert asked == "job.batch/nested-job-7"
     assert (kubectl / "words").read_text().strip() == "create -f - -o name"
     spec = YAML(typ="safe").load(kubectl / "input")["spec"]["template"]["spec"]
     [container] = spec["containers"]
-    assert (container["image"], container["command"]) == ("r.example/n:1", ["sh", "/shared/x/.snakemake/tmp.1/job.sh"])
+    assert (container["image"], container["command"]) == ("r.example/n:1", ["sh", job_script])
     assert container["resources"]["limits"] == {"memory": "32000M", "nvidia.com/gpu": 1}
     assert container["resources"]["requests"] == {"cpu": 8, "memory": "32000M"}
     assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "c"}
+
+
+def test_a_job_without_a_gpu_asks_for_none(kubectl: Path) -> None:
+    script(kubectl, "submit.py", "1", "4000", "0", "job.sh", answer="job.batch/nested-job-8\n")
+    [container] = YAML(typ="safe").load(kubectl / "input")["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"memory": "4000M"}
 
 
 @pytest.mark.parametrize(
@@ -70,13 +75,13 @@ def test_jobs_are_cancelled_together(kubectl: Path) -> None:
 
 
 def test_the_profile_s_rules_are_the_workflow_s() -> None:
-    """As on SLURM: a rule that is renamed would lose its GPU silently."""
+    """As on SLURM: a rule that is renamed would lose its cores and hours silently."""
     text = (PIPELINES / "Snakefile").read_text()
     for name in ("kubernetes", "slurm"):
         profile = YAML(typ="safe").load(PIPELINES / "profiles" / name / "config.yaml")
-        for rule in {**profile["set-resources"], **profile["set-threads"]}:
+        for rule in {**profile.get("set-resources", {}), **profile["set-threads"]}:
             assert f"rule {rule}:" in text or f"use rule train as {rule} with:" in text
     workflow, *_ = [one for one in YAML(typ="safe").load_all(PROFILE / "workflow.yaml") if one["kind"] == "Job"]
     assert (
-        PIPELINES.parent / workflow["spec"]["template"]["spec"]["containers"][0]["args"][0].partition("=")[2]
+        PIPELINES.parent / workflow["spec"]["template"]["spec"]["containers"][0]["args"][1].partition("=")[2]
     ).is_dir()
