@@ -119,7 +119,7 @@ def test_mocov3_computes_the_papers_tokens(moco: tuple[Path, dict[str, Tensor]])
     assert (encoder.grid, encoder.channels, encoder.input_size) == ((4, 4), 64, 64)
     assert encoder.identity["norm"] == "final LayerNorm"
     assert encoder.identity["prefix_tokens_dropped"] == 1
-    assert (encoder.interpolation, str(encoder.official_crop)) == ("bilinear", "resize 256 centre 64")
+    assert (encoder.interpolation, str(encoder.official_crop)) == ("bilinear", "Resize(256) CenterCrop(64)")
 
 
 def test_rcg_is_the_projected_class_token(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_dino_computes_the_papers_tokens(tmp_path: Path, variant: str, patch: in
     name = f"dino:{variant}" if variant else "dino"
     encoder = hold(EncoderSpec(name, str(tmp_path / "dino.pth")), lambda x: reference.vit(state, x, 4)[:, 1:])
     assert encoder.grid == (64 // patch, 64 // patch)
-    assert str(encoder.official_crop) == "resize 256 centre 64"
+    assert str(encoder.official_crop) == "Resize(256) CenterCrop(64)"
 
 
 def test_dinov2_drops_its_registers_and_resamples_its_places(tmp_path: Path) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import zarr
 from PIL import Image, ImageCms
 
 from featurize.images import jpeg
 from featurize.images.decode import decode, examine
 from featurize.images.reasons import BadImage
 from featurize.sources import list_images, read
+from featurize.store.layout import z0_path
 
 RAMP = np.tile(np.linspace(0, 1, 64), (48, 1))
 PHOTO = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
@@ -203,16 +207,17 @@ def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def test_an_embedded_profile_is_converted_when_asked_for() -> None:
-    """Red and green change places in this profile, which only its colour management can know."""
+def swapped_profile() -> bytes:
+    """A profile in which red and green change places, which only colour management can know."""
     swapped = bytearray(srgb_profile())
     count = struct.unpack(">I", swapped[128:132])[0]
     tags = {bytes(swapped[at : at + 4]): at for at in range(132, 132 + 12 * count, 12)}
-    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
-    swapped[red + 4 : red + 12], swapped[green + 4 : green + 12] = (
-        swapped[green + 4 : green + 12],
-        swapped[red + 4 : red + 12],
-    )
+    red, green = (slice(tags[tag] + 4, tags[tag] + 12) for tag in (b"rXYZ", b"gXYZ"))
+    swapped[red], swapped[green] = swapped[green], swapped[red]
+    return bytes(swapped)
+
+
+def test_an_embedded_profile_is_converted_when_asked_for() -> None:
     image = Image.fromarray(np.full((8, 8, 3), (200, 60, 30), np.uint8))
     for kind, options in (
         ("PNG", {}),
@@ -220,7 +225,7 @@ def test_an_embedded_profile_is_converted_when_asked_for() -> None:
         ("TIFF", {}),
         ("WEBP", {"lossless": True}),
     ):
-        data = encoded(image, kind, icc_profile=bytes(swapped), **options)
+        data = encoded(image, kind, icc_profile=swapped_profile(), **options)
         assert np.abs(np.asarray(decode(data)).astype(int)[0, 0] - (200, 60, 30)).max() <= 2, kind
         assert np.abs(np.asarray(decode(data, "srgb")).astype(int)[0, 0] - (60, 200, 30)).max() <= 3, kind
     grey_image = image.convert("L")
@@ -238,3 +243,73 @@ def test_a_profile_of_other_pixels_is_ignored() -> None:
     cmyk = Image.fromarray(PHOTO).convert("CMYK")
     data = encoded(cmyk, "JPEG", icc_profile=srgb_profile())
     assert np.array_equal(np.asarray(decode(data, "srgb")), np.asarray(decode(data)))
+
+
+@pytest.fixture
+def damaged_folder(tmp_path: Path) -> Path:
+    """Five sound JPEGs and one whose middle is lost."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        data = encoded(Image.fromarray(pixels), "JPEG", quality=95)
+        half = len(data) // 2
+        (folder / f"{index}.jpg").write_bytes(data[:half] + data[half + 2000 :] if index == 2 else data)
+    return folder
+
+
+def extraction(folder: Path, out: Path, *more: object) -> list[object]:
+    command = ["extract", f"folder:{folder}", "--out", out, "--encoder", "pixels", "--levels", "1x1x1"]
+    return [*command, "--z0", "pixels:8", "--workers", 0, *more]
+
+
+def test_the_ledger_counts_damaged_jpegs_and_strict_refuses_them(
+    featurize, damaged_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # type: ignore[no-untyped-def]
+    loose, strict = tmp_path / "loose", tmp_path / "strict"
+    assert featurize(*extraction(damaged_folder, loose)).code == 0
+    assert "1 stored pictures are damaged JPEGs, of which libjpeg warns" in caplog.text
+    lines = pq.read_table(loose / "rows.parquet").to_pylist()
+    assert [line["row"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [bool(line["reason"]) for line in lines] == [index == 2 for index in range(6)]
+    assert lines[2]["reason"].startswith("libjpeg warns: ") and lines[2]["status"] == "ok"
+    assert featurize("verify", loose).code == 0
+    outcome = featurize(*extraction(damaged_folder, loose, "--strict"))
+    assert outcome.code == 1 and "already holds 1 pictures that libjpeg warns of" in outcome.err
+
+    assert featurize(*extraction(damaged_folder, strict, "--strict")).code == 0
+    lines = pq.read_table(strict / "rows.parquet").to_pylist()
+    assert [line["row"] for line in lines] == [0, 1, None, 2, 3, 4]
+    assert lines[2]["status"] == "refused" and lines[2]["reason"].startswith("libjpeg warns: ")
+    outcome = featurize(*extraction(damaged_folder, tmp_path / "none", "--strict", "--max-bad", 0))
+    assert outcome.code == 1 and "libjpeg warns" in outcome.err
+    (strict / "rows.parquet").unlink()
+    assert featurize("repair", strict).code == 0
+    assert pq.read_table(strict / "rows.parquet").to_pylist() == lines
+
+
+def test_profiles_are_part_of_the_identity(featurize, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(6):
+        image = Image.fromarray(np.random.default_rng(index).integers(60, 200, (16, 16, 3), dtype=np.uint8))
+        image.save(folder / f"{index}.png", icc_profile=swapped_profile())
+    ignored, converted = tmp_path / "ignored", tmp_path / "converted"
+    assert featurize(*extraction(folder, ignored)).code == 0
+    assert featurize(*extraction(folder, converted, "--icc", "srgb")).code == 0
+    first, second = (zarr.open_array(z0_path(root, "pixels", (8, 8, 3)), mode="r") for root in (ignored, converted))
+    assert np.abs(first[:][..., 0] - second[:][..., 1]).max() < 0.03  # red and green change places
+    assert first.attrs["fingerprint"] != second.attrs["fingerprint"]
+    assert "icc" not in first.attrs["provenance"] and second.attrs["provenance"]["icc"] == "srgb"
+    assert featurize("verify", converted, "--re-encode", 4).code == 0
+    outcome = featurize(*extraction(folder, converted))
+    assert outcome.code == 1 and "icc" in outcome.err
+
+
+def test_a_fifo_named_like_a_picture_does_not_hang(featurize, damaged_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    os.mkfifo(damaged_folder / "7.jpg")
+    (damaged_folder / "8.jpg").symlink_to("/dev/zero")
+    outcome = featurize(*extraction(damaged_folder, tmp_path / "out"))
+    assert outcome.code == 0, outcome.err
+    lines = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
+    assert [line["key"] for line in lines if line["row"] is not None] == [f"{index}.jpg" for index in range(6)]

@@ -229,14 +229,15 @@ def test_a_network_that_fails_during_extraction_is_not_taken_for_a_changed_pictu
     from hashlib import sha256
 
     from featurize.extraction.loader import load_crops_of
+    from featurize.images.crop import SQUARE, InputSpec
 
     (picture, *_) = list_images(f"wds:{web(True)}/s-0.tar", "train", 1).images
-    looks, digest = ((16, "bicubic"),), sha256(noise(0)).hexdigest()
-    (crop,), _, _ = load_crops_of(picture, (0, 0, 108, 108), digest, looks)
+    how, digest = (SQUARE, (InputSpec(16, "bicubic"),), "ignore"), sha256(noise(0)).hexdigest()
+    (crop,), _, _ = load_crops_of(picture, digest, *how)
     assert crop.shape == (16, 16, 3)
     Ranges.failing = 9
     with pytest.raises(UserError, match="run the same command again, it goes on"):
-        load_crops_of(picture, (0, 0, 108, 108), digest, looks)
+        load_crops_of(picture, digest, *how)
     Ranges.failing = 0
     with pytest.raises(UserError, match="has changed since the ledger was made"):
-        load_crops_of(picture, (0, 0, 108, 108), "0" * 64, looks)
+        load_crops_of(picture, "0" * 64, *how)

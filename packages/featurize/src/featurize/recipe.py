@@ -42,7 +42,10 @@ class Features(BaseModel):
     model_args: dict[str, Any] = {}
     precision: Literal["float32", "bfloat16"] = "float32"
     crop: Literal["square", "official"] = "square"
+    icc: Literal["ignore", "srgb"] = "ignore"
+    strict: bool = False
     z0: str = "pixels:32"
+    z0_crop: Literal["same", "lanczos", "adm"] = "same"
     z0_weights: str | None = None
     z0_scale: float | None = None
     text: Literal["clip"] | None = None

@@ -43,8 +43,19 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     "The square every encoder and codec sees, or the encoder's own evaluation crop.",
     type=click.Choice(choices("crop")),
 )
+@_option(
+    "--icc",
+    "Embedded colour profiles: ignored, as by the encoders' authors, or converted to sRGB.",
+    type=click.Choice(choices("icc")),
+)
+@_option("--strict", "Refuse JPEGs that libjpeg warns of, like one whose middle is lost.", is_flag=True, default=None)
 @click.option("--levels", metavar="SHAPES", help="Levels above z_0, like 4x4x16,2x2x8. [default: the recipe's]")
 @_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256, taesd:256.", metavar="CODEC:SIDE")
+@_option(
+    "--z0-crop",
+    "What the codec sees: the same as the encoder, or the crop of U-ViT's COCO (lanczos) or ImageNet (adm) latents.",
+    type=click.Choice(choices("z0_crop")),
+)
 @_option("--z0-weights", "The codec's weights: a name, a folder or a file; tiny for the embedded VAE.", metavar="PATH")
 @_option("--z0-scale", "Latent scale. Without this the codec's own, and 0.23010 for SD's VAE on COCO.", type=float)
 @_option("--text", "Embed the captions as well: clip (ViT-L/14, 77x768).", type=click.Choice(["clip"]))

@@ -10,12 +10,13 @@ import numpy as np
 
 from featurize.checkpoints.autoencoder_kl import SD_SCALE
 from featurize.errors import UserError
+from featurize.images.crop import InputSpec
 
 
 @dataclass(frozen=True)
 class CodecSpec:
     """Which codec a user requests, as `codec:side`. `sd_scale` is the scale of Stable Diffusion's VAE on this source,
-    which `scale` overrides."""
+    which `scale` overrides. `crop` is "same" for the crop that the encoder sees, or names one of images.crop.OWN_CROPS."""
 
     name: str
     size: int
@@ -23,6 +24,7 @@ class CodecSpec:
     scale: float | None = None
     device: str = "cpu"
     sd_scale: float = SD_SCALE
+    crop: str = "same"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class CodecDescription:
     """A codec without its network.
 
     It sees `size` pixels a side and gives a latent of (h, w, c), of which `stored_channels` are kept. `attributes` goes into
-    the store and tells `nestgen` how to decode; `identity` is everything that decides the values but the crop.
+    the store and tells `nestgen` how to decode; `identity` is everything that decides the values but the root's crop.
     """
 
     name: str
@@ -40,6 +42,11 @@ class CodecDescription:
     stored_channels: int
     attributes: dict[str, Any] = field(repr=False)
     identity: dict[str, Any] = field(repr=False)
+
+    @property
+    def input(self) -> InputSpec:
+        """What the codec is given of an image."""
+        return InputSpec(self.size, self.interpolation, self.identity.get("crop", "same"))
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,11 @@ def described(
     spec: CodecSpec, latent_shape: tuple[int, int, int], stored_channels: int, attributes: dict[str, Any]
 ) -> CodecDescription:
     """The description, its identity written out: what the store says of the codec, but for the place of its weights."""
-    identity = {key: value for key, value in attributes.items() if key != "weights"} | {"interpolation": "bicubic"}
-    return CodecDescription(spec.name, spec.size, "bicubic", latent_shape, stored_channels, attributes, identity)
+    interpolation = "lanczos" if spec.crop == "lanczos" else "bicubic"
+    identity = {key: value for key, value in attributes.items() if key != "weights"} | {"interpolation": interpolation}
+    if spec.crop != "same":
+        identity["crop"] = spec.crop
+    return CodecDescription(spec.name, spec.size, interpolation, latent_shape, stored_channels, attributes, identity)
 
 
 def loaded(description: CodecDescription, encode: Callable[[np.ndarray], np.ndarray]) -> Codec:

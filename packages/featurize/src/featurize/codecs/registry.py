@@ -20,7 +20,9 @@ def kinds() -> dict[str, Kind]:
     return {"pixels": pixels.KIND, "vae": vae.KIND, "taesd": taesd.KIND}
 
 
-def parse_codec(text: str, weights: str | None, scale: float | None, source: str | None = None) -> CodecSpec:
+def parse_codec(
+    text: str, weights: str | None, scale: float | None, source: str | None = None, crop: str = "same"
+) -> CodecSpec:
     """`pixels:32` or `vae:256` as a spec. From COCO, Stable Diffusion's VAE gets U-ViT's scale for it."""
     name, _, side = text.partition(":")
     if name not in kinds() or re.fullmatch(r"[1-9]\d*", side) is None:
@@ -31,7 +33,7 @@ def parse_codec(text: str, weights: str | None, scale: float | None, source: str
     if scale is not None and not 0 < scale < float("inf"):
         raise UserError(f"--z0-scale {scale} can't be a latent scale; give a positive number like {SD_SCALE}.")
     coco = source is not None and source.partition(":")[0] in COCO_SOURCES
-    return CodecSpec(name, int(side), weights, scale, sd_scale=COCO_SCALE if coco else SD_SCALE)
+    return CodecSpec(name, int(side), weights, scale, sd_scale=COCO_SCALE if coco else SD_SCALE, crop=crop)
 
 
 def describe_codec(spec: CodecSpec) -> CodecDescription:

@@ -35,7 +35,8 @@ class Variant:
 
     `network` holds the arguments of the network, each of which a JSON beside the weights and `--model-args` may change.
     `resize` is the short side of the encoder's published evaluation transform, whose centre of `input_size` pixels it
-    sees; None where none is published. `published` is where its weights are fetched from.
+    sees; None where none is published. `official_crop` is that transform where it is another. `published` is where its
+    weights are fetched from.
     """
 
     network: Mapping[str, Any]
@@ -48,6 +49,11 @@ class Variant:
     interpolation: str
     resize: int | None
     published: RemoteFile | None = None
+    official_crop: CropRule | None = None
+
+    def crop_of(self, size: int) -> CropRule | None:
+        """The published evaluation transform for an encoder that sees `size` pixels, where there is one."""
+        return self.official_crop or (CropRule(self.resize, size) if self.resize else None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def described(
         mean=variant.mean,
         std=variant.std,
         interpolation=variant.interpolation,
-        official_crop=CropRule(variant.resize, size) if variant.resize else None,
+        official_crop=variant.crop_of(size),
         weights=weights,
         network=dict(network),
         identity=identity,

@@ -19,6 +19,7 @@ from featurize.encoders.encoder import (
     network_of,
     variant_of,
 )
+from featurize.images.crop import CropRule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,6 +34,7 @@ def _variant(backbone: Variant) -> Variant:
         layer="projection of the class token",
         norm="final LayerNorm, then the head's batch norms",
         output=(1, 1, _HEAD["projection_dim"]),
+        official_crop=CropRule(256, 256, "bicubic"),
     )
 
 
@@ -43,7 +45,8 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
     """The class token after the final LayerNorm through MoCo-v3's projection head: three linear layers without bias, a
     batch norm after each (running statistics; the last without scale and shift), ReLU between them.
 
-    RCG standardises each vector over its own 256 values before its generator; that is left to whoever trains on it.
+    RCG standardises each vector over its own 256 values before its generator; that is left to whoever trains on it. Its own
+    way in, `--crop official`: 256 pixels by the bicubic filter, then 224 by bicubic interpolation without antialiasing.
     """
     variant = variant_of(spec, VARIANTS)
     weights = find_weights(spec.weights, variant.published, spec.name)
@@ -56,6 +59,8 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
 
 def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
     """The backbone in timm's layout, and MoCo-v3's projection head."""
+    from torch.nn import functional
+
     from featurize.encoders.vit import build_vit
 
     weights, network = description.weights_file, description.network
@@ -72,7 +77,11 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
     for part in (model, head):
         part.eval().requires_grad_(False).to(device)
 
+    size = int(network["img_size"])
+
     def forward(x_BCHW: Tensor) -> Tensor:
+        if x_BCHW.shape[-1] != size:  # the official crop
+            x_BCHW = functional.interpolate(x_BCHW, size=(size, size), mode="bicubic", align_corners=False)
         return head(model.forward_features(x_BCHW)[:, 0])[:, None, None]
 
     return loaded(description, forward)

@@ -32,7 +32,8 @@ def table() -> str:
 
 
 def _line(name: str, variant: Variant, kind: Kind) -> tuple[str, ...]:
-    crop = f"{variant.resize} {variant.interpolation}, centre {variant.input_size}" if variant.resize else "none"
+    rule = variant.crop_of(variant.input_size)
+    crop = f"{rule.resize} {rule.interpolation or variant.interpolation}, centre {rule.centre}" if rule else "none"
     output = "x".join(map(str, variant.output))
     weights = _whereabouts(variant.published) if variant.published else kind.weights
     return name, variant.layer, variant.norm, crop, f"{variant.input_size} px", output, weights

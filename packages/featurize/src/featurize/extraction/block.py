@@ -15,8 +15,9 @@ from featurize.encoders import encode, load_encoder
 from featurize.execution.devices import device_of_worker
 from featurize.execution.progress import progress_line
 from featurize.execution.tasks import Run
-from featurize.extraction.loader import Batch, Clock, InputSpec, batch_of, load_views
+from featurize.extraction.loader import Batch, Clock, batch_of, load_views
 from featurize.extraction.networks import codec_spec, encoder_spec
+from featurize.images.crop import InputSpec
 from featurize.recipe import Features
 from featurize.store.layout import basis_path, block_moments_path, is_sealed, moments_path
 from featurize.store.ledger import Ledger
@@ -113,7 +114,7 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     outliers: list[Outliers] = []
     if task.z0 is not None:
         codec = load_codec(replace(codec_spec(features), device=device))
-        takers.append(((codec.size, codec.interpolation), lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n])))
+        takers.append((codec.input, lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n])))
     if task.base is not None:
         encoder = load_encoder(encoder_spec(features), device)
         basis = load_basis(basis_path(task.base.parent))
@@ -125,7 +126,7 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
             outliers.append(outliers_of(basis, tokens_ND))
             base.append(basis.project(f_BHWD, task.channels))
 
-        takers.append(((encoder.input_size, encoder.interpolation), take_features))
+        takers.append((task.batch.input_of(encoder), take_features))
     for inputs, count in load_views(task.batch, tuple(input_spec for input_spec, _ in takers), clock):
         with clock.during("encode"):
             for x_BHWC, (_, take) in zip(inputs, takers, strict=True):

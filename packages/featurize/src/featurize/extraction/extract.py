@@ -16,7 +16,7 @@ from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.fit import check_tolerance, measure_basis, provide_basis
 from featurize.extraction.levels import derive_level
 from featurize.extraction.networks import check_networks, describe_networks, heavy_imports
-from featurize.extraction.scan import list_requested, make_ledger, warn_of_shared_images
+from featurize.extraction.scan import list_requested, make_ledger, stored_crop, warn_of_shared_images
 from featurize.extraction.targets import Targets, crop_rule, other_basis, targets_of, with_basis
 from featurize.io.files import remove_leftovers, resolve_path
 from featurize.io.lock import root_lock
@@ -57,7 +57,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     if other is not None:
         load_basis(basis_path(other))
     networks = describe_networks(features)
-    crop = crop_rule(features, networks.encoder)
+    crop = crop_rule(features, networks.encoder, stored_crop(root))
 
     listing_arguments = (features.source, features.split, features.limit, features.classes)
     ledger, listing = unchanged_ledger(root, listing_arguments), Listing(())
@@ -81,13 +81,25 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
             journal("start", request=request.model_dump(mode="json"), pictures=images)
             try:
                 if ledger is None:
-                    ledger = make_ledger(root, features.source, listing, crop, features.max_bad, run, listing_arguments)
+                    ledger = make_ledger(
+                        root, features.source, listing, crop, features.max_bad, run, listing_arguments, features.strict
+                    )
                 del listing
                 journal("ledger", rows=ledger.rows, refused=ledger.refused)
                 if features.basis not in (None, OWN_BASIS):
                     warn_of_shared_images(ledger, resolve_path(str(features.basis)))
                 if ledger.refused:
                     log.warning("%d pictures are refused; the reasons are in %s.", ledger.refused, ledger_path(root))
+                if ledger.damaged:
+                    log.warning(
+                        "%d stored pictures are damaged JPEGs, of which libjpeg warns (%s says how); --strict refuses them.",
+                        ledger.damaged, ledger_path(root),
+                    )  # fmt: skip
+                if crop.between_pixels:
+                    log.warning(
+                        "%s was begun with the official crop of featurize 0.1.0, which differs from torchvision's by one grey "
+                        "level in 0.3 %% of the values, and goes on with it; another --out gets torchvision's.", root,
+                    )  # fmt: skip
                 paths = _write(targets_of(request, root, networks, ledger), features, ledger, run, journal)
                 remove_leftovers(root)
                 journal("end")

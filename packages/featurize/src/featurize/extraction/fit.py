@@ -83,7 +83,7 @@ def _write_part(task: FitTask) -> Done:
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(batch.features), device)
     parts = []
-    for (x_BHWC,), count in load_views(batch, ((encoder.input_size, encoder.interpolation),), clock):
+    for (x_BHWC,), count in load_views(batch, (batch.input_of(encoder),), clock):
         with clock.during("encode"):
             f_BHWD = encode(encoder, x_BHWC, device, batch.features.precision)[:count]
             parts.append(moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))

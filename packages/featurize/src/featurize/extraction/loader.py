@@ -13,20 +13,20 @@ from itertools import islice
 
 import numpy as np
 
+from featurize.encoders import EncoderDescription
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
-from featurize.images.crop import Box, crop
-from featurize.images.decode import decode
+from featurize.extraction.reading import read_listed
+from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
+from featurize.images.decode import Profile, decode
 from featurize.images.reasons import BadImage
 from featurize.recipe import Features
-from featurize.sources import SourceImage, read
+from featurize.sources import SourceImage
 from featurize.store.ledger import Ledger
 
 INNER_BATCH = 32  # views a forward pass: fixed and padded, so that no setting changes a rounding
 IMAGES_AHEAD = 4 * INNER_BATCH  # decoded beside a GPU
 STAGES = ("read", "decode", "encode", "write")
-
-InputSpec = tuple[int, str]  # what a network takes: the crop's side in pixels, the interpolation
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,13 @@ class Batch:
     """Images to encode, and how."""
 
     images: tuple[SourceImage, ...]
-    boxes: tuple[Box, ...]
     sha256s: tuple[str, ...]
+    crop: CropRule
     features: Features
+
+    def input_of(self, encoder: EncoderDescription) -> InputSpec:
+        """What the encoder is given of these images."""
+        return InputSpec(self.crop.side(encoder.input_size), encoder.interpolation)
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Clock:
 
 def batch_of(ledger: Ledger, rows: range | list[int], features: Features) -> Batch:
     """The images of some rows, ready to be sent to a worker."""
-    return Batch(*ledger.part(rows), features)
+    return Batch(*ledger.part(rows), parse_rule(ledger.crop), features)
 
 
 def load_views(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> Iterator[tuple[list[np.ndarray], int]]:
@@ -78,7 +82,8 @@ def _stacked(images: Sequence[np.ndarray], views: int) -> np.ndarray:
 def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> Iterator[tuple[np.ndarray, ...]]:
     """The crops of each image, one an input. Nothing else stays in memory: a decoded image may be a hundred times larger."""
     threads = decoding_threads()
-    jobs = zip(batch.images, batch.boxes, batch.sha256s, strict=True)
+    how = batch.crop, inputs, batch.features.icc
+    jobs = [(image, digest, *how) for image, digest in zip(batch.images, batch.sha256s, strict=True)]
 
     def timed(loaded: tuple[tuple[np.ndarray, ...], float, float]) -> tuple[np.ndarray, ...]:
         crops, reading, decoding = loaded
@@ -87,12 +92,12 @@ def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> It
         return crops
 
     if not threads:
-        yield from (timed(load_crops_of(*job, inputs)) for job in jobs)
+        yield from (timed(load_crops_of(*job)) for job in jobs)
         return
     with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
         waiting: deque[Future] = deque()
         for job in jobs:
-            waiting.append(pool.submit(load_crops_of, *job, inputs))
+            waiting.append(pool.submit(load_crops_of, *job))
             if len(waiting) > IMAGES_AHEAD:
                 yield timed(waiting.popleft().result())
         while waiting:
@@ -100,25 +105,25 @@ def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> It
 
 
 def load_crops_of(
-    image: SourceImage, box: Box, digest: str, inputs: tuple[InputSpec, ...]
+    image: SourceImage, digest: str, rule: CropRule, inputs: tuple[InputSpec, ...], profile: Profile
 ) -> tuple[tuple[np.ndarray, ...], float, float]:
     """(uint8 (S, S, 3) for each input, seconds of reading, seconds of decoding and resizing).
 
-    Raises UserError for an image whose bytes have another SHA-256 than `digest`.
+    Raises UserError for an image whose bytes have another SHA-256 than `digest`, and for a file that is gone.
     """
     start = time.perf_counter()
     try:
-        data = read(image)
+        data = read_listed(image, was_there=True)
         read_at = time.perf_counter()
         if sha256(data).hexdigest() != digest:
             raise BadImage("its bytes are others")
-        decoded = decode(data)
-    except UserError:  # a remote place does not answer: that says nothing about the image
+        decoded = decode(data, profile)
+    except UserError:  # a disk is gone, or a remote place does not answer: that says nothing about the image
         raise
     except Exception as error:
         raise UserError(
             f"The picture {image.key} ({image.source}) has changed since the ledger was made: {error}; "
             "restore the file, or remove the store root and extract again."
         ) from None
-    crops = tuple(crop(decoded, box, size, interpolation) for size, interpolation in inputs)
+    crops = tuple(crop(decoded, rule, spec) for spec in inputs)
     return crops, read_at - start, time.perf_counter() - read_at

@@ -29,7 +29,7 @@ def encoder_spec(features: Features) -> EncoderSpec:
 
 def codec_spec(features: Features) -> CodecSpec:
     """The codec of `z_0` that a recipe or the command line names."""
-    return parse_codec(features.z0, features.z0_weights, features.z0_scale, features.source)
+    return parse_codec(features.z0, features.z0_weights, features.z0_scale, features.source, features.z0_crop)
 
 
 def describe_networks(features: Features) -> Networks:

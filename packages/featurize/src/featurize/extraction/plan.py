@@ -17,8 +17,8 @@ from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import codec_spec, encoder_spec
-from featurize.extraction.targets import base_channels
-from featurize.images.crop import crop, square_box
+from featurize.extraction.targets import base_channels, crop_rule
+from featurize.images.crop import InputSpec, crop
 from featurize.images.decode import decode
 from featurize.recipe import Features, Request
 from featurize.sources import SourceImage, list_images, read
@@ -152,19 +152,22 @@ def measured_rate(features: Features, images: tuple[SourceImage, ...]) -> float:
 
     device = device_of_worker()
     encoder, codec = load_encoder(encoder_spec(features), device), load_codec(codec_spec(features))
+    rule = crop_rule(features, encoder)
     networks = (
-        (encoder.input_size, encoder.interpolation, lambda x: encode(encoder, x, device, features.precision).cpu()),
-        (codec.size, codec.interpolation, codec.encode),
+        (
+            InputSpec(rule.side(encoder.input_size), encoder.interpolation),
+            lambda x: encode(encoder, x, device, features.precision).cpu(),
+        ),
+        (codec.input, codec.encode),
     )
 
     def one_pass() -> int:
         chosen = iter(images[:MEASURED])
         done = 0
         while part := list(islice(chosen, INNER_BATCH)):
-            decoded = [decode(read(image)) for image in part]
-            boxes = [square_box(*image.size) for image in decoded]
-            for size, interpolation, network in networks:
-                x_BHWC = np.stack([crop(image, box, size, interpolation) for image, box in zip(decoded, boxes)])
+            decoded = [decode(read(image), features.icc) for image in part]
+            for spec, network in networks:
+                x_BHWC = np.stack([crop(image, rule, spec) for image in decoded])
                 for view in range(features.views):
                     network(x_BHWC if not view else np.ascontiguousarray(x_BHWC[:, :, ::-1]))
             done += len(part)

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
 from featurize.execution.tasks import Run, in_order
+from featurize.extraction.reading import read_listed
 from featurize.images.crop import SQUARE, CropRule
 from featurize.images.decode import examine
 from featurize.images.reasons import BadImage
@@ -29,9 +30,11 @@ from featurize.recipe import OWN_BASIS, Features
 from featurize.sources import Listing, SourceImage, list_images, numbered_as, read
 from featurize.store.layout import draft_ledger_path, ledger_path
 from featurize.store.ledger import (
+    CONTENT_DIGEST,
     SCHEMA,
     Ledger,
     ledger_of,
+    ledger_of_listing,
     read_ledger,
     read_ledger_metadata,
     read_table,
@@ -82,28 +85,35 @@ def make_ledger(
     max_bad: int | str,
     run: Run,
     listing_arguments: Sequence[object] | None = None,
+    strict: bool = False,
 ) -> Ledger:
     """Decode every image once and write the ledger, or take the one that is there.
 
-    An image that can't be decoded is refused with its reason. More than `max_bad` of them (a count, or a share like `1%`) is
-    an error, raised as soon as it is certain; so is a ledger of other images. `listing_arguments` are those that
-    `list_images` was called with.
+    An image that can't be decoded is refused with its reason; with `strict` so is one that libjpeg warns of. More than
+    `max_bad` of them (a count, or a share like `1%`) is an error, raised as soon as it is certain; so is a ledger of other
+    images. `listing_arguments` are those that `list_images` was called with.
     """
     path = ledger_path(root)
     old = read_ledger_metadata(path) if path.exists() else None
     if old is not None:
         check_crop(root, old.get("crop", str(SQUARE)), crop)
-        if old.get("listing_sha256") == listing.sha256:
-            return read_ledger(root)
+        if (ledger := ledger_of_listing(root, listing)) is not None:
+            return ledger
         if read_table(path, ["key"])["key"].to_pylist() != [image.key for image in listing.images]:
             raise _other_images(root, old)
         log.info("The files of the images in %s have other paths or times than before; they are read again.", path)
-    table = scan(root, listing.images, crop, max_bad, run)
+    table = scan(root, listing.images, crop, max_bad, run, strict)
     if old is not None and not _same_rows(table, read_table(path)):
         raise _other_images(root, old)
     ledger = ledger_of(table, source, str(crop), listing.classes)
     write_ledger(root, table, ledger, listing, listing_arguments)
     return ledger
+
+
+def stored_crop(root: Path) -> str | None:
+    """The rule that the boxes of a root's ledger were made by, where it has one."""
+    path = ledger_path(root)
+    return read_ledger_metadata(path).get("crop", str(SQUARE)) if path.is_file() else None
 
 
 def check_crop(root: Path, stored: str, crop: CropRule) -> None:
@@ -124,7 +134,21 @@ def _same_rows(first: pa.Table, second: pa.Table) -> bool:
     return all(first[name].equals(second[name]) for name in ("row", "key", "label", "captions", "sha256", "box"))
 
 
-def scan(root: Path, images: Sequence[SourceImage], crop: CropRule, max_bad: int | str, run: Run) -> pa.Table:
+def check_strict(root: Path, ledger: Ledger) -> None:
+    """Raises UserError where a root holds images that --strict refuses, or does not say whether it does."""
+    if CONTENT_DIGEST not in read_ledger_metadata(ledger_path(root)):
+        raise UserError(
+            f"{root} was begun by an earlier version, which did not look for damaged JPEGs; choose another --out."
+        )
+    if ledger.damaged:
+        raise UserError(
+            f"{root} already holds {ledger.damaged} pictures that libjpeg warns of, which --strict refuses; choose another --out."
+        )
+
+
+def scan(
+    root: Path, images: Sequence[SourceImage], crop: CropRule, max_bad: int | str, run: Run, strict: bool = False
+) -> pa.Table:
     """A line for each image, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
     parts = [images[start : start + IMAGES_PER_TASK] for start in range(0, len(images), IMAGES_PER_TASK)]
     batches: list[pa.RecordBatch] = []
@@ -132,6 +156,8 @@ def scan(root: Path, images: Sequence[SourceImage], crop: CropRule, max_bad: int
     row = bad = 0
     with tqdm(total=len(images), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
         for part, scanned in zip(parts, in_order(run(_scan_part, parts))):
+            if strict:
+                scanned = [replace(one, reason=one.reason or one.warning) for one in scanned]
             batches.append(_lines(part, scanned, crop, keys, row))
             row += len(part) - batches[-1]["row"].null_count
             bad += sum(bool(one.reason) for one in scanned)
@@ -159,7 +185,7 @@ def _scan_part(images: Sequence[SourceImage]) -> list[_Scanned]:
 
 def _scan_one(image: SourceImage) -> _Scanned:
     try:
-        data = read(image)
+        data = read_listed(image, was_there=bool(image.version))
         found = examine(data)
     except BadImage as error:
         return _Scanned(reason=str(error))
@@ -173,7 +199,10 @@ def _scan_one(image: SourceImage) -> _Scanned:
 def _lines(
     images: Sequence[SourceImage], scanned: Sequence[_Scanned], crop: CropRule, keys: set[str], row: int
 ) -> pa.RecordBatch:
-    """The lines of some images, the first stored one being `row`; `keys` are those of earlier images and get these too."""
+    """The lines of some images, the first stored one being `row`; `keys` are those of earlier images and get these too.
+
+    The reason of a stored image is what libjpeg warns of in its file, "" where it warns of nothing.
+    """
     lines: list[dict[str, Any]] = []
     for image, one in zip(images, scanned, strict=True):
         reason = one.reason or ("an earlier picture has the same key" if image.key in keys else "")
@@ -186,7 +215,7 @@ def _lines(
                 "offset": image.offset,
                 "size": image.size,
                 "status": "refused" if reason else "ok",
-                "reason": reason,
+                "reason": reason or one.warning,
                 "label": image.label,
                 "captions": list(image.captions),
                 "sha256": one.sha256,

@@ -13,7 +13,7 @@ from featurize.errors import UserError
 from featurize.extraction.captions import captions_spec, offsets_spec
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import Networks
-from featurize.extraction.scan import check_crop
+from featurize.extraction.scan import check_crop, check_strict
 from featurize.images.crop import SQUARE, CropRule
 from featurize.io.files import resolve_path
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
@@ -72,7 +72,9 @@ def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger)
     """Raises UserError for levels that the encoder can't give, for a basis that is not there, and for a root whose boxes were
     made by another crop rule."""
     features = request.features
-    check_crop(root, ledger.crop, crop_rule(features, networks.encoder))
+    check_crop(root, ledger.crop, crop_rule(features, networks.encoder, ledger.crop))
+    if features.strict:
+        check_strict(root, ledger)
     channels = base_channels(request, networks.encoder.name, networks.encoder.grid, networks.encoder.channels)
     rows_per_block = _rows_per_block_of(root) or choose_rows_per_block(
         ledger.rows, features.views, networks.encoder, channels, networks.codec
@@ -88,13 +90,18 @@ def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger)
     )
 
 
-def crop_rule(features: Features, encoder: EncoderDescription) -> CropRule:
-    """The box that every encoder and codec sees. Raises UserError for `official` where the encoder has none."""
+def crop_rule(features: Features, encoder: EncoderDescription, stored: str | None = None) -> CropRule:
+    """What every encoder and codec sees of an image. Raises UserError for `official` where the encoder has none.
+
+    A root whose `stored` rule is 0.1.0's form of the same crop keeps it: its values differ from torchvision's in a few places.
+    """
     if features.crop == "square":
         return SQUARE
-    if encoder.official_crop is None:
+    rule = encoder.official_crop
+    if rule is None:
         raise UserError(f"The encoder {encoder.name} has no published evaluation crop; use --crop square.")
-    return encoder.official_crop
+    former = CropRule(rule.resize, encoder.input_size, between_pixels=True)
+    return former if stored == str(former) else rule
 
 
 def with_basis(spec: ArraySpec, basis: Basis) -> ArraySpec:
@@ -155,14 +162,16 @@ def _basis_rule(features: Features, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _rows_provenance(ledger: Ledger, views: int) -> dict[str, Any]:
+def _rows_provenance(ledger: Ledger, features: Features) -> dict[str, Any]:
     """What decides the rows of the base store and of `z_0` alike."""
     return {
         "pictures_sha256": ledger.images_sha256,
         "keys_sha256": ledger.keys_sha256,
         "crop": ledger.crop,
-        "views": views,
+        "views": features.views,
         "dtype": "float16",
+        # Not in stores of 0.1.0, which ignore profiles too.
+        **({} if features.icc == "ignore" else {"icc": features.icc}),
     }
 
 
@@ -190,7 +199,7 @@ def _base_spec(
         rows_per_block=rows_per_block,
         keys_sha256=ledger.keys_sha256,
         provenance={
-            **_rows_provenance(ledger, features.views),
+            **_rows_provenance(ledger, features),
             "encoder": encoder.identity,
             "basis": _basis_rule(features, ledger),
             "channels": channels,
@@ -203,6 +212,7 @@ def _base_spec(
                 "weights": features.weights,
                 "model_args": features.model_args,
                 "precision": features.precision,
+                "icc": features.icc,
                 "views": features.views,
                 "basis_tolerance": features.basis_tolerance,
             },
@@ -219,13 +229,15 @@ def _z0_spec(root: Path, ledger: Ledger, features: Features, rows_per_block: int
         dtype="float16",
         rows_per_block=rows_per_block,
         keys_sha256=ledger.keys_sha256,
-        provenance={**_rows_provenance(ledger, features.views), "codec": codec.identity},
+        provenance={**_rows_provenance(ledger, features), "codec": codec.identity},
         attributes={
             "latent_shape": list(codec.latent_shape),
             "codec": codec.attributes,
             "source": ledger.source,
             "options": {
                 "z0": features.z0,
+                "z0_crop": features.z0_crop,
+                "icc": features.icc,
                 "z0_weights": features.z0_weights,
                 "z0_scale": None if codec.name == "pixels" else codec.attributes["scale"],
                 "views": features.views,

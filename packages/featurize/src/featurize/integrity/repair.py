@@ -21,7 +21,7 @@ from featurize.extraction.levels import write_level
 from featurize.extraction.networks import describe_networks
 from featurize.extraction.scan import list_requested, scan
 from featurize.extraction.targets import crop_rule, other_basis
-from featurize.images.crop import SQUARE
+from featurize.images.crop import parse_rule
 from featurize.integrity.options import features_of, requested_features, text_encoder_of
 from featurize.integrity.verify import Finding, check_root, has_basis, has_moments, ledger_problems, verify
 from featurize.io.files import read_json, remove_folder
@@ -95,10 +95,12 @@ def _make_ledger_again(root: Path, run: Run, say: Say) -> None:
     say(f"repairing {path}: reading the pictures of {features.source} again")
     listing_arguments = (features.source, features.split, features.limit, features.classes)
     listing = list_requested(features)
-    crop = SQUARE if features.crop == "square" else crop_rule(features, describe_networks(features).encoder)
-    table = scan(root, listing.images, crop, features.max_bad, run)
+    specs = [spec for spec in map(spec_or_none, list_arrays(root)) if spec is not None]
+    rules = [spec.provenance["crop"] for spec in specs if "crop" in spec.provenance]
+    crop = parse_rule(rules[0]) if rules else crop_rule(features, describe_networks(features).encoder)
+    table = scan(root, listing.images, crop, features.max_bad, run, features.strict)
     ledger = ledger_of(table, features.source, str(crop), listing.classes)
-    for spec in filter(None, map(spec_or_none, list_arrays(root))):
+    for spec in specs:
         changed = ledger.differences(spec.provenance)
         if changed or spec.keys_sha256 != ledger.keys_sha256:
             raise UserError(

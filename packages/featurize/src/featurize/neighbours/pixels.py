@@ -13,8 +13,8 @@ from featurize.encoders import encode, load_encoder
 from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.extraction.networks import encoder_spec
-from featurize.images.crop import crop
-from featurize.images.decode import decode
+from featurize.images.crop import InputSpec, crop, parse_rule
+from featurize.images.decode import Profile, decode
 from featurize.neighbours.spaces import PIXEL_SIDE, FileSpace
 from featurize.recipe import Features
 from featurize.sources import read
@@ -25,16 +25,19 @@ from featurize.store.read import read_sealed_metadata
 BATCH = 32
 
 
-def thumbnail(ledger: Ledger, row: int, side: int, interpolation: str = "bicubic") -> np.ndarray:
+def thumbnail(
+    ledger: Ledger, row: int, side: int, interpolation: str = "bicubic", icc: Profile = "ignore"
+) -> np.ndarray:
     """The crop of a stored row that its encoder saw, uint8 (side, side, 3)."""
-    return crop(decode(read(ledger.images[row])), ledger.boxes[row], side, interpolation)
+    image = decode(read(ledger.images[row]), icc)
+    return crop(image, parse_rule(ledger.crop), InputSpec(side, interpolation))
 
 
 def raw_pixels(ledger: Ledger, rows: np.ndarray, folder: Path) -> FileSpace:
     """The crops of the rows, PIXEL_SIDE pixels a side, less their mean, in a file of `folder`."""
     path = folder / "pixels.npy"
     pixels = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), PIXEL_SIDE * PIXEL_SIDE * 3))
-    for start, crops in _crops(ledger, rows, PIXEL_SIDE, "bicubic", "reading pixels"):
+    for start, crops in _crops(ledger, rows, PIXEL_SIDE, "bicubic", "ignore", "reading pixels"):
         flat = crops.reshape(len(crops), -1).astype(np.float32)
         pixels[start : start + len(flat)] = flat - flat.mean(axis=1, keepdims=True)
     pixels.flush()
@@ -49,7 +52,8 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(features), device)
     base = base_path(encoder_folder(root, features.encoder))
-    stored, identity = read_sealed_metadata(base).attributes["provenance"]["encoder"], encoder.identity
+    attributes = read_sealed_metadata(base).attributes
+    stored, identity = attributes["provenance"]["encoder"], encoder.identity
     if identity != stored:
         keys = sorted(key for key in identity.keys() | stored.keys() if identity.get(key) != stored.get(key))
         raise UserError(
@@ -58,7 +62,8 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
         )
     path = folder / "features.npy"
     means = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), encoder.channels))
-    for start, x_BHWC in _crops(ledger, rows, encoder.input_size, encoder.interpolation, "encoding again"):
+    side, icc = parse_rule(ledger.crop).side(encoder.input_size), attributes["provenance"].get("icc", "ignore")
+    for start, x_BHWC in _crops(ledger, rows, side, encoder.interpolation, icc, "encoding again"):
         f_BHWD = encode(encoder, x_BHWC, device, features.precision)
         means[start : start + len(f_BHWD)] = f_BHWD.mean(dim=(1, 2)).cpu().numpy()
     means.flush()
@@ -66,11 +71,14 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
 
 
 def _crops(
-    ledger: Ledger, rows: np.ndarray, side: int, interpolation: str, task: str
+    ledger: Ledger, rows: np.ndarray, side: int, interpolation: str, icc: Profile, task: str
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(first position, crops) in batches; Pillow decodes without the interpreter's lock, so threads help."""
     with ThreadPoolExecutor(4) as pool, tqdm(total=len(rows), desc=task, unit=" pictures", delay=2) as progress:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
-            yield start, np.stack(list(pool.map(lambda row: thumbnail(ledger, int(row), side, interpolation), part)))
+            yield (
+                start,
+                np.stack(list(pool.map(lambda row: thumbnail(ledger, int(row), side, interpolation, icc), part))),
+            )
             progress.update(len(part))

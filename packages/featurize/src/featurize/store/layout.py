@@ -14,6 +14,11 @@ def ledger_path(root: Path) -> Path:
     return root / "rows.parquet"
 
 
+def listing_path(root: Path) -> Path:
+    """Which listing of the source the ledger was made of: by it a run sees that nothing has changed."""
+    return root / "rows.listing.json"
+
+
 def draft_ledger_path(root: Path) -> Path:
     """The ledger of a run that --max-bad stopped, as far as it came."""
     return root / "rows.draft.parquet"

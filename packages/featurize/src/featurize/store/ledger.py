@@ -16,15 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurize.errors import UserError
-from featurize.images.crop import SQUARE, Box
-from featurize.io.files import atomic_write
+from featurize.images.crop import SQUARE
+from featurize.io.files import atomic_write, read_json, write_json
 from featurize.sources import Listing, SourceImage
 from featurize.sources.change_stamp import change_stamp
-from featurize.store.layout import draft_ledger_path, ledger_path
+from featurize.store.layout import draft_ledger_path, ledger_path, listing_path
 from featurize.store.metadata import FORMAT
 
 T = TypeVar("T")
 
+CONTENT_DIGEST = "content_sha256"
+# What pyarrow raises for a damaged file, beside its own exceptions.
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError)
 LINES_AT_ONCE = 256  # turned into Python objects
 SCHEMA = pa.schema(
     [
@@ -100,6 +103,11 @@ class Ledger:
         ]
 
     @property
+    def damaged(self) -> int:
+        """How many stored images have a file that libjpeg warns of; ledgers of 0.1.0 don't say."""
+        return int(pc.sum(pc.not_equal(self.table["reason"], "")).as_py() or 0)
+
+    @property
     def labels(self) -> np.ndarray:
         """(rows,) int64, -1 where an image has none."""
         return pc.fill_null(self.table["label"], -1).to_numpy().astype(np.int64)
@@ -109,17 +117,11 @@ class Ledger:
         """The image of each row."""
         return Lines(self.table, _image)
 
-    @property
-    def boxes(self) -> Lines[Box]:
-        """The crop of each row."""
-        return Lines(self.table, lambda line: tuple(line["box"]))
-
-    def part(self, rows: range | list[int]) -> tuple[tuple[SourceImage, ...], tuple[Box, ...], tuple[str, ...]]:
-        """Images, boxes and digests of some rows."""
+    def part(self, rows: range | list[int]) -> tuple[tuple[SourceImage, ...], tuple[str, ...]]:
+        """Images and digests of some rows."""
         lines = self.table.take(list(rows)).to_pylist()
         return (
             tuple(_image(line) for line in lines),
-            tuple(tuple(line["box"]) for line in lines),
             tuple(line["sha256"] for line in lines),
         )
 
@@ -153,7 +155,7 @@ def unchanged_ledger(root: Path, listing_arguments: Sequence[object]) -> Ledger 
     path = ledger_path(root)
     if not path.is_file():
         return None
-    stored = read_ledger_metadata(path).get("stamp")
+    stored = _listed(root).get("stamp")
     if not stored:
         return None
     sources = pc.unique(read_table(path, ["source"])["source"]).to_pylist()
@@ -162,28 +164,43 @@ def unchanged_ledger(root: Path, listing_arguments: Sequence[object]) -> Ledger 
 
 def ledger_of_listing(root: Path, listing: Listing) -> Ledger | None:
     """The ledger of a root that was made of this very listing; None where there is none, or another."""
-    path = ledger_path(root)
-    if path.is_file() and read_ledger_metadata(path).get("listing_sha256") == listing.sha256:
+    if ledger_path(root).is_file() and _listed(root).get("listing_sha256") == listing.sha256:
         return read_ledger(root)
     return None
+
+
+def _listed(root: Path) -> dict[str, Any]:
+    """Digests of the listing and of the request that a ledger was made of; those of earlier versions hold both themselves.
+
+    Nothing where that is damaged, or of another ledger: the source is listed and read again.
+    """
+    metadata = read_ledger_metadata(ledger_path(root))
+    if CONTENT_DIGEST not in metadata:
+        return metadata
+    try:
+        listed = read_json(listing_path(root))
+        return listed if listed[CONTENT_DIGEST] == metadata[CONTENT_DIGEST] else {}
+    except (UserError, OSError, KeyError):
+        return {}
 
 
 def write_ledger(
     root: Path, table: pa.Table, ledger: Ledger, listing: Listing, listing_arguments: Sequence[object] | None = None
 ) -> None:
-    """Write all lines of a ledger with what it was made of; its pages carry checksums, which reading compares."""
-    sources = {image.source for image in listing.images}
-    stamp = change_stamp(listing_arguments, sources) if listing_arguments else None
-    metadata = {
-        "format": FORMAT,
-        "source": ledger.source,
-        "crop": ledger.crop,
-        "listing_sha256": listing.sha256,
-        "stamp": stamp or "",
-        "keys_sha256": ledger.keys_sha256,
-    } | ({"classes": json.dumps(ledger.classes)} if ledger.classes else {})
+    """Write all lines of a ledger and, in a file of its own, which listing it was made of.
+
+    The ledger's bytes depend on the images alone, not on times and other folders. Its pages carry checksums, which reading
+    compares, and it holds a digest of all that it says, which `verify` compares.
+    """
+    metadata = {"format": FORMAT, "source": ledger.source, "crop": ledger.crop, "keys_sha256": ledger.keys_sha256}
+    if ledger.classes:
+        metadata["classes"] = json.dumps(ledger.classes)
+    metadata[CONTENT_DIGEST] = _content_sha256(table, metadata)
     with atomic_write(ledger_path(root)) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
+    stamp = change_stamp(listing_arguments, {image.source for image in listing.images}) if listing_arguments else None
+    listed = {CONTENT_DIGEST: metadata[CONTENT_DIGEST], "listing_sha256": listing.sha256, "stamp": stamp}
+    write_json(listing_path(root), listed)
     draft_ledger_path(root).unlink(missing_ok=True)
 
 
@@ -203,11 +220,35 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """All lines of a ledger, refused ones as well. Raises UserError for a damaged file."""
     try:
         with path.open("rb") as file:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+            table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+        if table.schema.remove_metadata() != pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names]):
+            raise pa.ArrowInvalid("its columns are others")
+        return table
+    except DAMAGE as error:
         raise UserError(
-            f"The ledger {path} is damaged ({str(error).splitlines()[0]}); `featurize repair` makes it again."
+            f"The ledger {path} is damaged ({(str(error).splitlines() or ['unreadable'])[0]}); `featurize repair` makes it again."
         ) from None
+
+
+def has_whole_content(path: Path) -> bool:
+    """Whether a ledger says what was written: its lines and its metadata, of which a footer's damage would change some.
+
+    Raises UserError for a damaged file. Ledgers of earlier versions hold no digest.
+    """
+    metadata = read_ledger_metadata(path)
+    digest = metadata.pop(CONTENT_DIGEST, None)
+    if digest is None:
+        return metadata.keys() <= {"format", "source", "crop", "keys_sha256", "listing_sha256", "stamp"}
+    return digest == _content_sha256(read_table(path), metadata)
+
+
+def _content_sha256(table: pa.Table, metadata: dict[str, str]) -> str:
+    """SHA-256 over the metadata, then the lines, as JSON."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for batch in table.to_batches(max_chunksize=LINES_AT_ONCE):
+        for line in batch.to_pylist():
+            digest.update(f"{json.dumps(line)}\n".encode())
+    return digest.hexdigest()
 
 
 def ledger_of(table: pa.Table, source: str, crop: str, classes: tuple[str, ...] = ()) -> Ledger:
@@ -241,6 +282,6 @@ def read_ledger_metadata(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             stored = pq.read_schema(file).metadata or {}
-    except (pa.ArrowException, OSError):
+        return {key.decode(): value.decode() for key, value in stored.items()}
+    except DAMAGE:
         raise UserError(f"The ledger {path} is damaged; `featurize repair` makes it again.") from None
-    return {key.decode(): value.decode() for key, value in stored.items()}
