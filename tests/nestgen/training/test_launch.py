@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
@@ -21,7 +24,7 @@ from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import newest
 from nestgen.training.accelerator import lost_processes
-from nestgen.training.launch import LOST, _exit_code, launch
+from nestgen.training.launch import LOST, PARENT_PIPE, _exit_code, launch
 from nestgen.training.train import train
 from tests.nestgen.training_runs import TRAIN, apart, log, parts, wait_for_checkpoint
 
@@ -145,6 +148,58 @@ def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="process 1 of the training was ended by SIGKILL"):
         launch(2, ["train"])
     assert not [child for child in psutil.Process().children() if program in child.cmdline()]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, signals: int) -> None:
+    """They hear no signal, as where a GPU waits for another. Two signals end them, or one and the time to stop."""
+    program = (
+        "import os, signal, sys, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM]); "
+        "open(os.environ['HUNG'] + os.environ['RANK'], 'w'); time.sleep(10**6)"
+    )
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: real([sys.executable, "-c", program], **options))
+    monkeypatch.setattr("nestgen.training.launch.STOP", 0.5 if signals == 1 else 100.0)
+    monkeypatch.setattr("nestgen.training.launch.SAME", 0.1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("HUNG", f"{folder}/rank-")
+
+        def send() -> None:
+            while len(os.listdir(folder)) < 2:
+                time.sleep(0.01)
+            for _ in range(signals):
+                os.kill(os.getpid(), number)
+                time.sleep(0.3)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with pytest.raises(
+            KeyboardInterrupt, match=r"stopped at once, without a checkpoint .* goes on from the last one"
+        ):
+            launch(2, ["train"])
+        sender.join()
+    assert not [child for child in psutil.Process().children() if program in child.cmdline()]
+
+
+def test_a_process_that_hangs_does_not_outlive_its_parent() -> None:
+    program = (
+        "import os, signal, sys, time; from nestgen.training import launch; launch.STOP = 0.3; "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM]); "
+        "launch.stop_with_the_parent(); time.sleep(10**6)"
+    )
+    read_end, write_end = os.pipe()
+    environment = os.environ | {PARENT_PIPE: str(read_end)}
+    hung = subprocess.Popen([sys.executable, "-c", program], env=environment, pass_fds=[read_end])
+    os.close(read_end)
+    try:
+        time.sleep(0.5)
+        assert hung.poll() is None
+        os.close(write_end)  # as when the parent is killed
+        assert hung.wait(100) == -signal.SIGKILL
+    finally:
+        hung.kill()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ from nestgen.errors import UserError
 LOST = 75  # exit code of a process that ended because another one did
 PARENT_PIPE = "NESTGEN_PARENT_PIPE"  # number of the pipe that breaks when the parent is gone
 GRACE = 60.0  # seconds that the others have to end by themselves once one has failed
+STOP = (
+    600.0  # seconds that the step under way and its checkpoint may take after a signal: a process that hangs hears none
+)
+SAME = 1.0  # seconds within which two signals are one: SLURM sends them to this process and to those that it started
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -75,9 +79,14 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes of all; once one has failed, the others have GRACE to end by themselves and then count as LOST."""
+    """Exit codes of all; once one has failed, the others have GRACE to end by themselves and then count as LOST.
+
+    Raises KeyboardInterrupt at a second signal, and STOP after the first one.
+    """
+    signalled: list[float] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        signalled.append(time.monotonic())
         for process in started:
             if process.poll() is None:
                 process.send_signal(number)
@@ -90,6 +99,10 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > GRACE:
                 break
+            if signalled and (signalled[-1] - signalled[0] > SAME or time.monotonic() - signalled[0] > STOP):
+                raise KeyboardInterrupt(
+                    "stopped at once, without a checkpoint of the step under way: the same command goes on from the last one"
+                )
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
@@ -118,12 +131,14 @@ def _exit_code(codes: Sequence[int], errors: Sequence[IO[str]]) -> int:
 
 
 def stop_with_the_parent() -> None:
-    """In a process that `launch` started: stops it, as SIGTERM does, once the parent is gone."""
+    """In a process that `launch` started: stops it, as SIGTERM does, once the parent is gone; kills it if it hangs."""
     if (pipe := os.environ.get(PARENT_PIPE)) is None:
         return
 
     def watch() -> None:
         os.read(int(pipe), 1)  # nothing is ever written: this returns when the other end is closed
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STOP)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

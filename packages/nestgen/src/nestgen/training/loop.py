@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from nestgen.errors import UserError
 from nestgen.runs.folder import best_step, write_status
 from nestgen.training.accelerator import out_of_memory
 from nestgen.training.batches import TrainingData, make_batch, prefetch
+from nestgen.training.launch import SAME
 from nestgen.training.preview import Preview
 from nestgen.training.progress import Progress
 from nestgen.training.step import Trainer, learning_rate
@@ -80,17 +82,20 @@ def _any_stops(accelerator: Accelerator, stop: bool, step: int) -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, the first SIGINT or SIGTERM only makes the yielded function return True; a second one acts at once."""
-    requested = False
+    """Within it, the first SIGINT or SIGTERM only makes the yielded function return True; a later one acts at once."""
+    requested: float | None = None
 
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal requested
-        requested = True
-        signal.signal(number, before[number])
+        if requested is None:
+            requested = time.monotonic()
+        elif time.monotonic() - requested > SAME:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     before = {int(number): signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: requested
+        yield lambda: requested is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
