@@ -218,9 +218,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "filesystem", without)
-    for protocol, extra in (("s3", "s3"), ("https", "http"), ("gcs", "gs")):
+    for protocol, package in (("s3", "s3fs"), ("https", "aiohttp"), ("gcs", "gcsfs")):
         addresses._file_system_of.cache_clear()
-        with pytest.raises(UserError, match=rf"pip install 'featurize\[{extra}\]'"):
+        with pytest.raises(UserError, match=f"run `pip install {package}`"):
             list_images(f"wds:{protocol}://bucket/a.tar", "train", None)
     addresses._file_system_of.cache_clear()
 

@@ -20,7 +20,7 @@ from featurize.io.home import expand_home
 
 T = TypeVar("T")
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 TRIES = 5  # at a remote request
 DEADLINE = 60.0  # seconds after which no further try is made
 FIRST_WAIT = 0.5  # seconds before the second try, doubled each time; and a random part of as much added
@@ -226,8 +226,8 @@ def _file_system_of(protocol: str) -> Any:
         # Without its cache of listings, which would not see that a file has changed.
         return fsspec.filesystem(protocol, use_listings_cache=False)
     except ImportError:
-        extra = EXTRAS.get(protocol)
-        fix = f"pip install 'featurize[{extra}]'" if extra else "install what fsspec needs for it"
+        package = PACKAGES.get(protocol)
+        fix = f"run `pip install {package}`" if package else "install what fsspec needs for it"
         raise UserError(f"To read {protocol}:// a package is missing: {fix}.") from None
     except ValueError:
         raise UserError(f"Addresses with {protocol}:// can't be read; use s3://, gs:// or https://.") from None

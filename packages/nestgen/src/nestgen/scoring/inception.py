@@ -1,4 +1,4 @@
-"""The Inception network whose features make an FID, through torch-fidelity (the extra `nestgen[fid]`)."""
+"""The Inception network whose features make an FID, through torch-fidelity."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_weights(file: Path | None) -> Path | None:
     if not file.is_file():
         raise UserError(f"there are no Inception weights {file}; they are {WEIGHTS} of torch-fidelity's releases")
     if not importlib.util.find_spec("torch_fidelity"):
-        raise UserError("an FID needs torch-fidelity; install it with `pip install nestgen[fid]`")
+        raise UserError("an FID needs torch-fidelity; run `pip install torch-fidelity`")
     return file
 
 
