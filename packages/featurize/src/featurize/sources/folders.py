@@ -79,7 +79,9 @@ def _walked(root: str, folders: list[str] | None, limit: int | None) -> _Tree:
         for path, file in walk(root, folders):
             stem, _, extension = path.rpartition(".")
             key = printable(path)
-            if not file.is_plain:
+            if path in ANNOTATION_FILES:
+                tree.annotation_files[path] = file
+            elif not file.is_plain:
                 tree.others["of no plain file"] += 1
             elif extension.lower() in EXTENSIONS and stem:
                 top, slash, _ = path.partition("/")
@@ -89,8 +91,6 @@ def _walked(root: str, folders: list[str] | None, limit: int | None) -> _Tree:
                 if limit is not None and len(tree.images) >= limit:
                     tree.whole = False
                     break
-            elif path in ANNOTATION_FILES:
-                tree.annotation_files[path] = file
             elif extension == "txt":
                 tree.texts[printable(stem)] = file
             else:
