@@ -103,7 +103,7 @@ def extract_with(disk: Disk, request: Any, at: dict[int, Callable[[int], None]])
                         own.setattr(os, each, originals[each])
                     if count in at:
                         at[count](count)
-                    if name == "mkdir":
+                    if name == "mkdir" and not os.path.exists(target):
                         disk.names.pop(str(target), None)
                     if name == "fsync":
                         disk.sync(target)

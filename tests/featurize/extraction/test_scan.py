@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.extraction import scan
+from featurize.extraction import reading, scan
 from featurize.extraction.scan import allowed_bad, make_ledger
 from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
 from featurize.sources import Listing, SourceImage, list_images
 from featurize.store.layout import draft_ledger_path, ledger_path
+from featurize.store.ledger import ledger_of_listing, read_ledger, unchanged_ledger
 from tests.featurize.conftest import random_picture
 
 
@@ -128,3 +132,75 @@ def test_rows_in_are_rows_stored_and_rows_refused(tmp_path_factory: pytest.TempP
         (pictures[index].key, index % 3, (f"caption {index}",)) for index in good
     ]
     assert ledger.labels.tolist() == [index % 3 for index in good]
+
+
+def test_the_ledger_of_shards_has_the_same_bytes_wherever_and_whenever_it_is_made(shard: Path, tmp_path: Path) -> None:
+    """After a kill, say: folders beside the shard have come and gone, and the shard itself was written again."""
+    copy = shutil.copy(shard, tmp_path / "a.tar")
+    arguments = (f"wds:{copy}", "train", None, None)
+    make_ledger(tmp_path / "first", arguments[0], list_images(*arguments), SQUARE, 0, here, arguments)
+    assert unchanged_ledger(tmp_path / "first", arguments) is not None
+    (tmp_path / "another").mkdir()
+    assert unchanged_ledger(tmp_path / "first", arguments) is None
+    os.utime(copy, (1, 1))
+    make_ledger(tmp_path / "second", arguments[0], list_images(*arguments), SQUARE, 0, here, arguments)
+    assert ledger_path(tmp_path / "first").read_bytes() == ledger_path(tmp_path / "second").read_bytes()
+    assert ledger_of_listing(tmp_path / "second", list_images(*arguments)) is not None
+    assert ledger_of_listing(tmp_path / "first", list_images(*arguments)) is None
+
+
+@pytest.mark.parametrize("change", ["renamed", "retyped", "missing"])
+def test_a_ledger_of_other_columns_is_one_sentence(change: str, mixed_folder: Path, tmp_path: Path) -> None:
+    make_ledger(tmp_path, "folder", list_images(f"folder:{mixed_folder}", "train", None), SQUARE, 4, here)
+    table = pq.read_table(ledger_path(tmp_path))
+    if change == "renamed":
+        table = table.rename_columns([name.replace("label", "lebal") for name in table.column_names])
+    elif change == "retyped":
+        table = table.set_column(0, "row", table["row"].cast("uint32"))
+    else:
+        table = table.drop_columns(["box"])
+    pq.write_table(table, ledger_path(tmp_path))
+    with pytest.raises(UserError, match=r"rows\.parquet is damaged .*`featurize repair` makes it again"):
+        read_ledger(tmp_path)
+
+
+def test_pictures_that_vanish_while_they_are_read_stop_the_run(
+    mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a mount goes away: nothing is refused for good, and the same command goes on when it is back."""
+    monkeypatch.setattr(scan, "IMAGES_PER_TASK", 4)
+    listing = list_images(f"folder:{mixed_folder}", "train", None)
+    gone = tmp_path / "gone"
+
+    def unmounting(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for index, task in enumerate(tasks):
+            if index == 1:
+                mixed_folder.rename(gone)
+            yield index, function(task)
+
+    with pytest.raises(UserError, match=r"a\.04\.png .* can't be read any more .*: is a disk or network share gone\?"):
+        make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, unmounting)
+    assert not ledger_path(tmp_path / "out").exists()
+    gone.rename(mixed_folder)
+    assert make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, here).rows == 8
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_fails_stops_the_run(
+    number: int, mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = list_images(f"folder:{mixed_folder}", "train", None)
+
+    def fail(image: SourceImage) -> bytes:
+        raise OSError(number, os.strerror(number), image.source)
+
+    monkeypatch.setattr(reading, "read", fail)
+    with pytest.raises(UserError, match=rf"can't be read any more \({os.strerror(number)}\)"):
+        make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, here)
+
+
+def test_a_picture_that_is_still_being_copied_stops_the_run(mixed_folder: Path, tmp_path: Path) -> None:
+    listing = list_images(f"folder:{mixed_folder}", "train", None)
+    (mixed_folder / "a.05.png").write_bytes((mixed_folder / "a.05.png").read_bytes()[:-25])
+    with pytest.raises(UserError, match=r"a\.05\.png .* when it was listed: is it still being copied"):
+        make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, here)

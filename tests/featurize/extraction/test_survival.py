@@ -217,6 +217,45 @@ def test_a_cluster_of_processes_survives_the_loss_of_one(
     assert chunks(root) == undisturbed
 
 
+def test_a_scheduler_that_dies_is_one_sentence(
+    pictures: Path, vit_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork: Callable[..., BaseProcess]
+) -> None:
+    from featurize.errors import UserError
+
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
+    monkeypatch.chdir(tmp_path)
+    root, address = tmp_path / "root", tmp_path / "scheduler.json"
+    start = "from distributed.cli.dask_{0} import main; main(options)".format
+    joined = ["--scheduler-file", str(address)]
+    scheduler = fork(start("scheduler"), options=["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", *joined])
+    while not address.is_file():
+        assert scheduler.exitcode is None
+        time.sleep(0.02)
+    fork(start("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", "--death-timeout=5", *joined])
+    ended = threading.Event()
+
+    def kill_midway() -> None:
+        while not list(root.glob("*/base.blocks/*[0-9].json")):
+            if ended.wait(0.01):
+                return
+        scheduler.kill()
+
+    killer = threading.Thread(target=kill_midway)
+    killer.start()
+    try:
+        with pytest.raises(
+            UserError, match=r"scheduler at tcp://.* died or can't be reached any more; what is done is kept"
+        ):
+            extract(
+                request_for(pictures, vit_weights, root),
+                workers=None,
+                scheduler=json.loads(address.read_text())["address"],
+            )
+    finally:
+        ended.set()
+        killer.join()
+
+
 def test_a_read_only_store_is_one_sentence_and_the_run_goes_on(
     pictures: Path, vit_weights: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

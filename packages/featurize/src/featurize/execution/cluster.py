@@ -43,7 +43,8 @@ def dask_cluster(scheduler: str) -> Iterator[Run]:
 
 
 def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[int, R]]:
-    from distributed import KilledWorker, wait
+    from distributed import CancelledError, KilledWorker, wait
+    from distributed.comm import CommClosedError
 
     waiting = enumerate(tasks)
     running: dict[Any, int] = {}
@@ -68,6 +69,8 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iter
                 with client.as_current():
                     done = wait(list(running), timeout=POLL, return_when="FIRST_COMPLETED").done
             except TimeoutError:
+                if client.status not in ("running", "newly-created"):
+                    raise CancelledError from None
                 continue
             for future in done:
                 index = running.pop(future)
@@ -82,8 +85,14 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iter
                 yield index, result
         if stop_requested():
             raise KeyboardInterrupt
+    except (CancelledError, CommClosedError):  # so end the futures whose scheduler is gone
+        raise UserError(
+            f"The Dask scheduler at {client.scheduler.address} died or can't be reached any more; what is done is kept: start it and "
+            "its workers again, and run the same command."
+        ) from None
     finally:
-        client.cancel(list(running))
+        if client.status == "running":
+            client.cancel(list(running))
 
 
 def _drop_waiting(client: Any, running: dict[Any, int]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from featurize.io.files import is_local
+from featurize.io.files import is_local, naming
 
 KEEP = 50  # events that wait before a log in a bucket is written again
 
@@ -37,7 +37,7 @@ class Journal:
     def write(self) -> None:
         """Write what the log lacks."""
         if is_local(self._path):
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.writelines(self._lines)
             self._lines.clear()
             return

@@ -27,7 +27,7 @@ from featurize.images.decode import examine
 from featurize.images.reasons import BadImage
 from featurize.io.files import atomic_write, resolve_path
 from featurize.recipe import OWN_BASIS, Features
-from featurize.sources import Listing, SourceImage, list_images, numbered_as, read
+from featurize.sources import Listing, SourceImage, list_images, numbered_as
 from featurize.store.layout import draft_ledger_path, ledger_path
 from featurize.store.ledger import (
     CONTENT_DIGEST,

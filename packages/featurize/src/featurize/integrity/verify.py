@@ -27,11 +27,12 @@ from featurize.store.layout import (
     is_sealed,
     ledger_path,
     list_arrays,
+    metadata_copy_path,
     moments_path,
     seal_path,
     written_blocks,
 )
-from featurize.store.ledger import Ledger, read_ledger, read_ledger_metadata, read_table
+from featurize.store.ledger import Ledger, has_whole_content, read_ledger, read_ledger_metadata, read_table
 from featurize.store.metadata import (
     FORMAT,
     ArrayMetadata,
@@ -128,6 +129,8 @@ def _contradictions(root: Path, ledger: Ledger) -> Iterator[str]:
         yield "a stored picture has no digest"
     if read_ledger_metadata(ledger_path(root)).get("keys_sha256") != ledger.keys_sha256:
         yield "its keys_sha256 is not that of its keys"
+    elif not has_whole_content(ledger_path(root)):
+        yield "its content is not what was written: its digest is another"
 
 
 def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run: Run) -> list[Finding]:
@@ -138,7 +141,19 @@ def _check_array(path: Path, ledger: Ledger, damaged: dict[Path, set[int]], run:
     except Exception:  # zarr raises many kinds for a damaged array, and attributes may be missing
         what = "its zarr.json can't be read" if has_metadata(path) else "its zarr.json is missing"
         return [Finding(path, f"{what}; {_remedy(path)}")]
-    findings = [Finding(path, problem) for problem in _metadata_problems(spec, metadata, ledger)]
+    try:
+        findings = [Finding(path, problem) for problem in _metadata_problems(spec, metadata, ledger)]
+        # Where zarr.json is not what was written, its blocks can't be read as they were.
+        return findings + (_block_findings(spec, ledger, damaged, run) if is_as_copied(path) else [])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if metadata_copy(path) is not None and is_as_copied(path):
+            raise
+        return [Finding(path, f"its zarr.json is damaged ({type(error).__name__}: {error}); {_remedy(path)}")]
+
+
+def _block_findings(spec: ArraySpec, ledger: Ledger, damaged: dict[Path, set[int]], run: Run) -> list[Finding]:
+    """Findings about an array's seal or records, its blocks and its statistics."""
+    path, findings = spec.path, []
     records, problems = _records(spec)
     findings += [Finding(path, problem) for problem in problems]
     base = base_path(path.parent)
@@ -189,6 +204,8 @@ def _metadata_problems(spec: ArraySpec, metadata: ArrayMetadata, ledger: Ledger)
         yield (
             "its zarr.json is not the one that was sealed" if is_sealed(spec.path) else "its zarr.json is not its copy"
         )
+    if not is_sealed(spec.path) and metadata_copy_path(spec.path).is_file() and metadata_copy(spec.path) is None:
+        yield "the copy of its zarr.json is damaged"
     for name in ledger.differences(spec.provenance):
         yield f"its {name} is not the ledger's: it was made of other images, labels or captions"
     if spec.keys_sha256 != ledger.keys_sha256:

@@ -61,13 +61,25 @@ def atomic_write(path: Path, wait_for_name: bool = True) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        to_disk(temporary)
-        os.replace(temporary, path)
-        if wait_for_name:
-            to_disk(path.parent)
+        with naming(path):
+            yield temporary
+            to_disk(temporary)
+            os.replace(temporary, path)
+            if wait_for_name:
+                to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that does not say of which file it is, as of a full disk, is said to be of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def to_disk(path: Path) -> None:

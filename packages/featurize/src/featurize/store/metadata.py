@@ -78,10 +78,10 @@ def rows_of_block(block: int, rows_per_block: int, rows: int) -> range:
 
 
 def read_metadata(array: Path) -> ArrayMetadata:
-    """The metadata of an array that is there. Raises UserError for a zarr.json that is damaged."""
+    """The metadata of an array that is there. Raises UserError for a zarr.json that is damaged or lost."""
     try:
         return _metadata_of(read_json(metadata_path(array)))
-    except (UserError, KeyError, TypeError, AttributeError, ValueError):
+    except (UserError, FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
             f"The store {array} is damaged (its zarr.json can't be read); run `featurize repair` to fix it."
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featurize.errors import UserError
-from featurize.io.files import atomic_write, is_local, remove_folder, to_disk, write_json
+from featurize.io.files import atomic_write, is_local, naming, remove_folder, to_disk, write_json
 from featurize.store.layout import (
     METADATA,
     blocks_folder,
@@ -153,7 +153,8 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
             f"Rows {rows.start} to {rows.stop - 1} of {path} would hold NaN, infinite or too large values; "
             "check the encoder's weights and precision."
         )
-    array[rows.start : rows.stop] = stored
+    with naming(path):
+        array[rows.start : rows.stop] = stored
     if is_local(path):  # before the record: names may come later, which `prepare` and `seal` see to
         to_disk(chunk_path(path, block, array.ndim))
     chunk = np.full((rows_per_block, *array.shape[1:]), _fill_value(str(array.dtype)), dtype=array.dtype)
