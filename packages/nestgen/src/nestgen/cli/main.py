@@ -43,6 +43,7 @@ for command in (
     sampling.hierarchy,
     sampling.sheet,
     sharing.export,
+    sharing.explore,
     scoring.evaluate,
     scoring.diagnose,
     scoring.nearest,

@@ -1,4 +1,4 @@
-"""`export`: a trained hierarchy as one folder to hand on."""
+"""`export`, a trained hierarchy as one folder to hand on, and `explore`, a page to play with one."""
 
 from __future__ import annotations
 
@@ -132,3 +132,38 @@ def _lines(file: Path) -> tuple[str, ...]:
         return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text") from None
+
+
+@click.command()
+@click.argument("folder", metavar="FOLDER")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; a free one by default.")
+@click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
+@hierarchy_options
+def explore(
+    folder: str,
+    port: int,
+    browser: bool,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    step: int | str | None,
+    ema_length: float | None,
+    vae: Path | None,
+) -> None:
+    """Opens a local page to play with a hierarchy: runs/<name>, or an exported one.
+
+    Click a sample to see what each level holds, take levels from two, walk from one to another, move noise and guidance.
+    Only this machine can open the page, by the address that is printed. Ctrl-C ends it.
+
+    Example: nestgen explore runs/demo --open
+    """
+    import webbrowser
+
+    from nestgen.explore.server import Server
+    from nestgen.explore.session import Session
+
+    pipe = open_pipeline(folder, depth, sigmas, step, ema_length, vae)
+    with Server(Session(pipe).answer, port) as server:
+        print(f"{server.address}\nOpen this address in a browser of this machine; Ctrl-C ends it.", flush=True)
+        if browser:
+            webbrowser.open(server.address)
+        server.serve_forever()

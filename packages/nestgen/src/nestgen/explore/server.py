@@ -1,0 +1,100 @@
+"""A page's server: on 127.0.0.1 only, and only for those who have the address with its token."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from nestgen.errors import UserError
+
+HOST = "127.0.0.1"
+LONGEST = 2**20  # bytes of a request
+PAGE = Path(__file__).with_name("page.html")
+
+Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers GET / with the page and POST /NAME, a JSON object, with `answer(NAME, object)`."""
+
+    daemon_threads = True
+
+    def __init__(self, answer: Answer, port: int = 0) -> None:
+        self.answer, self.token = answer, secrets.token_urlsafe(16)
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise UserError(f"port {port} cannot be used ({error.strerror}); leave --port out for a free one") from None
+
+    @property
+    def address(self) -> str:
+        """The page's address, with the token."""
+        return f"http://{HOST}:{self.server_port}/?token={self.token}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        """Sends the page."""
+        url = urlsplit(self.path)
+        if url.path != "/":
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here")
+        elif self._allowed(parse_qs(url.query).get("token", [""])[0]):
+            nonce = secrets.token_urlsafe(16)
+            page = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+            policy = (
+                f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
+                "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            )
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", page.encode(), {"Content-Security-Policy": policy})
+
+    def do_POST(self) -> None:
+        """Sends the answer to a request of the page."""
+        if not self._allowed(self.headers.get("X-Token", "")):
+            return
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+            if not 0 <= length <= LONGEST:
+                raise ValueError("the request is too long")
+            request = json.loads(self.rfile.read(length))
+            if not isinstance(request, dict):
+                raise TypeError("a request is a JSON object")
+            status, answer = HTTPStatus.OK, self.server.answer(self.path.lstrip("/"), request)
+        except (TypeError, ValueError, AttributeError, UserError) as error:
+            status, answer = HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        self._send(status, "application/json", json.dumps(answer).encode())
+
+    def _allowed(self, token: str) -> bool:
+        """Whether a request has the token and is for this address, not one that another name was made to lead to."""
+        names = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
+        if self.headers.get("Host") in names and secrets.compare_digest(token.encode(), self.server.token.encode()):
+            return True
+        self._send(HTTPStatus.FORBIDDEN, "text/plain", b"open the whole address that nestgen explore printed")
+        return False
+
+    def _send(self, status: HTTPStatus, kind: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+        fixed = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        try:
+            self.send_response(status)
+            for name, value in (fixed | (headers or {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        except ConnectionError:  # the page was closed
+            pass
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Prints nothing: the address has the token."""
