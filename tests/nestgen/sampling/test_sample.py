@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -384,3 +385,18 @@ def test_command_samples_from_a_step_or_the_best(
         assert read_json(tmp_path / f"step-{step}/sample.json")["levels"][0]["checkpoint_step"] == found
     assert "has no checkpoint of step 5, that was asked for (it has 7, 8, 9)" in run("--step=5", "--out=x").output
     assert "'last' is neither a step number nor `best`" in run("--step=last", "--out=x").output
+
+
+@pytest.mark.parametrize("limit", [0, 100, 200, 500])
+def test_a_full_disk_is_named_and_the_same_command_goes_on(recipe: Recipe, tmp_path: Path, limit: int) -> None:
+    whole = files(sample_folder(recipe, tmp_path / "whole"))
+    out = tmp_path / "s"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # the system refuses larger files
+    try:
+        with pytest.raises(UserError, match=rf"cannot write {out}/.* \(.*\); make room there"):
+            sample_folder(recipe, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sample_folder(recipe, out)
+    assert files(out) == whole

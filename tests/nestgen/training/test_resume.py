@@ -164,6 +164,21 @@ def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:
     assert parts(recipe) == parts(toy("straight"))
 
 
+@pytest.mark.parametrize("limit", [0, 100, 1000, 3000])
+def test_a_full_disk_is_named(toy: Callable[..., Recipe], limit: int) -> None:
+    """Wherever it happens: at the lock, the recipe, the log, the checkpoint, the preview."""
+    recipe = toy(steps=12, preview=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(UserError, match=rf"cannot write .*{run_dir(recipe, 0)}.* \(.*\); .*make room there"):
+            train(recipe, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    train(recipe, 0)
+    assert steps_kept(recipe) == ["00000010", "00000012"]
+
+
 def test_two_trainings_of_a_run_are_refused(toy: Callable[..., Recipe]) -> None:
     recipe = toy(steps=2)
     with (

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from nestgen.errors import UserError
 
 
@@ -28,6 +30,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UserError with the path where the system refuses to write: a full disk says nothing of where it is."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write {path} ({reason}); make room there, or see who may write there, and run the same command again"
+        ) from None
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder, and those above it, on the disk too."""
     new = [folder for folder in (path, *path.parents) if not folder.is_dir()]
@@ -40,19 +54,21 @@ def make_folder(path: Path) -> None:
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder, which becomes `path` when the block ends without an error.
 
-    After a power cut `path` is what it was or what was written. Not so if it is not `durable`: then it may be empty.
+    After a power cut `path` is what it was or what was written. Not so if it is not `durable`: then it may be empty. Raises
+    UserError where it cannot be written.
     """
-    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        if durable:
-            sync(temporary)
-        os.replace(temporary, path)
-        if durable:
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        make_folder(path.parent)
+        try:
+            yield temporary
+            if durable:
+                sync(temporary)
+            os.replace(temporary, path)
+            if durable:
+                sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -82,16 +98,19 @@ def folder_lock(folder: Path, use: str) -> Iterator[None]:
 
     Raises UserError if another process holds it; `use` says what that one does there, such as "is being trained".
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    with writing(folder / ".lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+b", buffering=0)
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
+            owner = lock.read().decode(errors="replace").strip()
             raise UserError(
-                f"{folder} {use} by another process ({lock.read().strip()}); wait for it, or stop it with Ctrl-C"
+                f"{folder} {use} by another process ({owner}); wait for it, or stop it with Ctrl-C"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        with writing(folder / ".lock"):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

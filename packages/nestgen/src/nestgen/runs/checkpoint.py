@@ -32,7 +32,7 @@ from torch import Tensor
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
-from nestgen.files import atomic_write, make_folder, sha256_of, sync
+from nestgen.files import make_folder, sha256_of, sync
 
 FORMAT = "nestgen-checkpoint/2"
 PARTS = ("denoiser", "ema", "optimizer")
@@ -103,8 +103,9 @@ def write_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: d
         document = {"format": FORMAT, **meta, "files": {file.name: file.stat().st_size for file in files}}
         document["sha256"] = {file.name: sha256_of(file) for file in files}
         document["meta_sha256"] = _digest(document)
-        with atomic_write(draft / "meta.json") as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        (draft / "meta.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        sync(draft / "meta.json")
+        sync(draft)
         os.replace(draft, final)
         sync(folder)
     except (OSError, SafetensorError) as error:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nestgen.files import atomic_write
+from nestgen.files import atomic_write, writing
 
 
 def append(log: Path, record: dict[str, Any]) -> None:
     """Adds a line."""
-    with log.open("a") as file:
+    with writing(log), log.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 

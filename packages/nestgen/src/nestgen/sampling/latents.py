@@ -14,7 +14,7 @@ import zarr
 from torch import Tensor
 
 from nestgen.errors import UserError
-from nestgen.files import read_json, sync, write_json
+from nestgen.files import read_json, sync, write_json, writing
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Latents:
                 "its denoiser has diverged: train it again with a lower training.lr"
             )
         values = np.ascontiguousarray(z_BCHW.permute(0, 2, 3, 1).cpu().numpy(), dtype="<f4")
-        self.array[rows.start : rows.stop] = values
-        sync(self.path.joinpath("c", str(rows.start // self.array.chunks[0]), "0", "0", "0"))  # before its record
+        with writing(self.path):
+            self.array[rows.start : rows.stop] = values
+            sync(self.path.joinpath("c", str(rows.start // self.array.chunks[0]), "0", "0", "0"))  # before its record
         write_json(_record(self.path, rows), {"rows": [rows.start, rows.stop], "sha256": _digest(values)})
 
     def read(self, rows: range) -> Tensor:
@@ -82,15 +83,16 @@ def create_latents(folder: Path, level: int, shape: tuple[int, int, int, int], b
         if latents.array.shape[0] < shape[0]:
             latents.array.resize(shape)
         return latents
-    array = zarr.create_array(
-        path,
-        shape=shape,
-        chunks=(min(block, shape[0]), *shape[1:]),
-        dtype="<f4",
-        compressors=None,
-        fill_value=np.nan,
-        overwrite=True,
-    )
+    with writing(path):
+        array = zarr.create_array(
+            path,
+            shape=shape,
+            chunks=(min(block, shape[0]), *shape[1:]),
+            dtype="<f4",
+            compressors=None,
+            fill_value=np.nan,
+            overwrite=True,
+        )
     return Latents(path, array)
 
 
