@@ -265,8 +265,8 @@ def test_dinov2_drops_its_registers_and_resamples_its_places(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: {"teacher": s}, "of DINO's training"),
-        (lambda s: {f"backbone.{k}": v for k, v in s.items()}, "keys begin with 'backbone.'"),
+        (lambda s: {"student": s, "epoch": 3}, "hold DINO's student alone"),
+        (lambda s: {f"head.{k}": v for k, v in s.items()}, "keys begin with 'head.'"),
         (lambda s: {"module.linear.weight": torch.ones(2, 2)}, "not the backbone alone"),
         (lambda s: {k: v for k, v in s.items() if not k.startswith("norm.")}, "2 keys are missing"),
         (lambda s: s | {"pos_embed": s["pos_embed"][:, :5]}, "'pos_embed' is (1, 5, 64)"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurize.checkpoints.files import read_checkpoint, read_description, tensors_of
+from featurize.checkpoints.unwrap import without_prefixes
 from featurize.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,14 +73,22 @@ def read_clip(weights: Path) -> ClipFile:
 
     if is_torchscript(weights):
         # read_checkpoint gives the sentence for a damaged archive.
-        state = tensors_of(read_checkpoint(weights))
+        state = tensors_of(read_checkpoint(weights), weights)
         activation, witness = _activation_of_code(read_torchscript(weights)[1]), "the code inside the archive"
     else:
-        state = tensors_of(read_checkpoint(weights))
+        state = tensors_of(read_checkpoint(weights), weights)
         activation, witness = _activation_beside(weights)
+    state = without_prefixes(state)
+    for tower, own in (
+        ("text_model", "embeddings.token_embedding.weight"),
+        ("vision_model", "embeddings.class_embedding"),
+    ):
+        if own in state:  # transformers' CLIPTextModel or CLIPVisionModel saved alone
+            state = {
+                key if key.endswith("_projection.weight") else f"{tower}.{key}": value for key, value in state.items()
+            }
     if any(key.startswith(("vision_model.", "text_model.")) for key in state):
         state = _from_transformers(state, weights)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     # OpenAI's archive holds three plain numbers as well; `logit_scale` belongs to neither tower.
     apart = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask")

@@ -5,15 +5,18 @@ Digests and descriptions need no torch, so it is imported only where tensors are
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurize.checkpoints.unwrap import COMPILED, unwrap, without_prefixes
 from featurize.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +24,14 @@ if TYPE_CHECKING:
 
     State = dict[str, Tensor]
 
+INDEX = ".index.json"  # of weights in several files, as the Hub has them
+
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex; a file that has not changed is read once."""
+    """SHA-256 of a file's bytes, in hex; a file that has not changed is read once. Of an index, that of its parts' digests."""
+    if path.name.endswith(INDEX):
+        digests = "".join(sha256_of(part) for part in parts_of(path))
+        return hashlib.sha256(digests.encode()).hexdigest()
     seen = path.stat()
     return _sha256(path.resolve(), seen.st_size, seen.st_mtime_ns)
 
@@ -34,12 +42,26 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def parts_of(index: Path) -> list[Path]:
+    """The files that an index (`model.safetensors.index.json`) names, sorted. Raises UserError where one is missing."""
+    names = read_description(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(
+            f"The index {index} does not say which file holds which tensor (weight_map); take the weights' own."
+        )
+    parts = sorted({index.with_name(Path(str(name)).name) for name in names.values()})
+    for part in parts:
+        if not part.is_file():
+            raise UserError(f"The part {part} of the weights {index} is not there; fetch all parts into one folder.")
+    return parts
+
+
 def sidecar(weights: Path) -> dict[str, Any]:
     """The JSON beside a weights file (`x.json` beside `x.safetensors`): model, model_args, mean, std... or nothing.
 
     Raises UserError for values that can't be what their key says; keys that are not known are left alone.
     """
-    path = weights.with_suffix(".json")
+    path = Path(str(weights).removesuffix(INDEX)).with_suffix(".json")
     document = read_description(path)
     for key, (is_valid, wanted) in SIDECAR.items():
         if key in document and not is_valid(document[key]):
@@ -90,35 +112,54 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
 
+    if path.name.endswith(INDEX):
+        return {name: value for part in parts_of(path) for name, value in read_checkpoint(part).items()}
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         if is_torchscript(path):
             return dict(read_torchscript(path)[0])
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(harmless_classes()):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"The weights {path} can't be read: {_first_line(error)}.") from None
     except Exception as error:
-        # torch raises pickle.UnpicklingError where a file would run code.
-        raise UserError(f"The weights {path} are refused: {_first_line(error)}.") from None
+        # torch raises pickle.UnpicklingError where a file would run code, and advises to let it.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it holds a {named[1]}, which only running its code could read" if named else _first_line(error)
+        raise UserError(
+            f"The weights {path} are refused: {what}; where you trust the file, save its tensors alone (model.state_dict()) "
+            "and give those."
+        ) from None
     if not isinstance(found, Mapping):
         raise UserError(f"The weights {path} hold a {type(found).__name__} instead of named tensors.")
     return dict(found)
 
 
+def harmless_classes() -> list[Any]:
+    """What trainings save beside tensors and that only holds values: their arguments, and numbers of numpy."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    # numpy's function moved; older files name its older place.
+    return [argparse.Namespace, np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
 def read_state_dict(path: Path) -> State:
-    """The named tensors of a weights file, float32, out of the wrapping `state_dict` or `model` where there is one."""
-    return tensors_of(read_checkpoint(path))
+    """The named tensors of a weights file, float32, out of whatever certainly wraps them (`unwrap`)."""
+    return without_prefixes(tensors_of(read_checkpoint(path), path))
 
 
-def tensors_of(checkpoint: Mapping[str, Any]) -> State:
-    """The named tensors of a checkpoint, float32."""
+def tensors_of(checkpoint: Mapping[str, Any], weights: Path, wanted: str = "") -> State:
+    """The named tensors of a checkpoint, float32; `wanted` is the set that counts where there are several.
+
+    Raises UserError for several sets of which none is wanted.
+    """
     from torch import Tensor
 
-    for wrapper in ("state_dict", "model"):
-        inner = checkpoint.get(wrapper)
-        checkpoint = inner if isinstance(inner, Mapping) else checkpoint
-    return {key: value.float() for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    found = unwrap(checkpoint, weights, lambda value: isinstance(value, Tensor), wanted)
+    return {key.replace(COMPILED, ""): value.float() for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def fit(model: nn.Module, state: State, weights: Path, hint: str) -> None:

@@ -10,16 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from featurize.checkpoints.files import INDEX, parts_of
+from featurize.checkpoints.unwrap import COMPILED, unwrap, without_prefixes
 from featurize.errors import UserError
 
 PREAMBLE = 3  # pickles before the content in torch's format before 1.6: a magic number, the protocol, the system
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Names in a safetensors or torch file, without the wrapping `state_dict` or `model`.
+    """Names in a safetensors or torch file, without what wraps them (`unwrap`).
 
     Raises UserError for a file that is neither or is damaged.
     """
+    if path.name.endswith(INDEX):
+        return set().union(*map(tensor_names, parts_of(path)))
     try:
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
@@ -30,10 +34,10 @@ def tensor_names(path: Path) -> set[str]:
         raise
     except Exception as error:  # a damaged pickle fails in many ways
         raise UserError(f"The weights {path} can't be read: {str(error) or type(error).__name__}.") from None
-    for wrapper in ("state_dict", "model"):
-        inner = content.get(wrapper) if isinstance(content, Mapping) else None
-        content = inner if isinstance(inner, Mapping) else content
-    return {str(name) for name in content} if isinstance(content, Mapping) else set()
+    if not isinstance(content, Mapping):
+        return set()
+    found = unwrap(content, path, lambda value: isinstance(value, _StandIn))
+    return set(without_prefixes({str(name).replace(COMPILED, ""): None for name in found}))
 
 
 def _content(file: BinaryIO) -> Any:

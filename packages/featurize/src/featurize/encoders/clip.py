@@ -9,6 +9,7 @@ from featurize.checkpoints.clip import ACTIVATIONS, activation_layer, prove_acti
 from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, sidecar
 from featurize.encoders.encoder import (
+    RESAMPLE,
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -62,7 +63,7 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
     """
     variant = variant_of(spec, VARIANTS)
     weights = find_weights(spec.weights, variant.published, spec.name)
-    network = network_of(spec, variant, sidecar(weights))
+    network = network_of(spec, variant, sidecar(weights), resamples=True)
     _check(network, spec.name)
     return described(
         spec, variant, network, weights, patch_grid(spec, network), network["embed_dim" if network["projection"] else "width"],
@@ -74,6 +75,8 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
 def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
     """open_clip's vision tower, whose activation the file confirms where it names one."""
     from open_clip.transformer import LayerNorm, VisionTransformer  # all of open_clip takes seconds to import
+
+    from featurize.encoders.vit import with_resampled_positions
 
     weights, network = description.weights_file, description.network
     file = read_clip(weights)
@@ -89,7 +92,11 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
         act_layer=activation_layer(network["activation"]),
         norm_layer=LayerNorm,
     )
-    fit(model, file.visual, weights, "check that it is the encoder's own file, or what --model-args says of it")
+    visual = file.visual
+    if network.get(RESAMPLE):
+        visual = with_resampled_positions(visual, "positional_embedding", description.grid, 1, weights)
+    fit(model, visual, weights, "check that it is the encoder's own file, or what --model-args says of it "
+        f"({RESAMPLE}=true resamples positions of another size)")  # fmt: skip
     model.eval().requires_grad_(False).to(device)
     norm, projection = network["norm"] == "ln_post", network["projection"]
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, read_checkpoint, sidecar, tensors_of
+from featurize.checkpoints.unwrap import without_prefixes
 from featurize.encoders.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    RESAMPLE,
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featurize.checkpoints.files import State
+
+BACKBONE = "backbone."  # before the names in a training's checkpoint, whose others are of the projection head
 
 
 def _variant(name: str, width: int, depth: int, heads: int, patch: int, registers: int) -> Variant:
@@ -62,7 +66,7 @@ def describe(spec: EncoderSpec) -> EncoderDescription:
     """Patch tokens of the last block after the final LayerNorm; class and register tokens are dropped."""
     variant = variant_of(spec, VARIANTS)
     weights = find_weights(spec.weights, variant.published, spec.name)
-    network = network_of(spec, variant, sidecar(weights))
+    network = network_of(spec, variant, sidecar(weights), resamples=True)
     return described(
         spec, variant, network, weights, patch_grid(spec, network), network["embed_dim"],
         affine=True, projection=False, prefix_tokens_dropped=1, register_tokens_dropped=network["registers"],
@@ -76,7 +80,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
     DINOv2's position embedding is of 37 x 37 patches; as its own code does for the models with registers, it is resampled
     to the image's grid with antialiased bicubic interpolation.
     """
-    from featurize.encoders.vit import build_vit, patch_map
+    from featurize.encoders.vit import build_vit, patch_map, with_resampled_positions
 
     weights, network = description.weights_file, description.network
     registers = network["registers"]
@@ -86,20 +90,30 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
         model = build_vit(network, spec.name, reg_tokens=registers, no_embed_class=True, init_values=1.0)
     else:
         model = build_vit(network, spec.name)
-    fit(model, state, weights, "check that it is the encoder's own backbone file, or what --model-args says of it")
+        if network.get(RESAMPLE):
+            state = with_resampled_positions(state, "pos_embed", description.grid, 1, weights)
+    fit(model, state, weights, "check that it is the encoder's own backbone file, or what --model-args says of it "
+        f"({RESAMPLE}=true resamples positions of another size)")  # fmt: skip
     model.eval().requires_grad_(False).to(device)
     return loaded(description, lambda x_BCHW: patch_map(model, x_BCHW))
 
 
 def _backbone(weights: Path) -> State:
+    """The backbone's tensors; of a training's checkpoint those of the teacher, as DINO's own evaluations take."""
     checkpoint = read_checkpoint(weights)
-    for prefix in ("teacher", "student", "backbone.", "module.", "head."):
-        if any(key.startswith(prefix) for key in checkpoint):
+    if "student" in checkpoint and "teacher" not in checkpoint:
+        raise UserError(
+            f"The weights {weights} hold DINO's student alone, and its features are the teacher's; take the whole."
+        )
+    state = without_prefixes(tensors_of(checkpoint, weights, "teacher"))
+    backbone = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    for prefix in ("linear.", "head."):
+        if not backbone and any(key.startswith(prefix) for key in state):
             raise UserError(
-                f"The weights {weights} are of DINO's training, not the backbone alone (keys begin with '{prefix}'); take the "
-                "file that the official repository calls 'backbone only'."
+                f"The weights {weights} are of a probe or a head, not the backbone alone (keys begin with '{prefix}'); take "
+                "the file that the official repository calls 'backbone only', or its 'full ckpt'."
             )
-    return tensors_of(checkpoint)
+    return backbone or state
 
 
 def _as_timm(state: State, side: int) -> State:

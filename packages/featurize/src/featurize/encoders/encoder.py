@@ -16,6 +16,8 @@ from featurize.images.crop import CropRule
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Among --model-args: position embeddings of another size than the image's grid are resampled to it, as timm does.
+RESAMPLE = "resample_positions"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -119,13 +121,19 @@ def variant_of(spec: EncoderSpec, variants: Mapping[str, Variant]) -> Variant:
     return variants[spec.name.partition(":")[2]]
 
 
-def network_of(spec: EncoderSpec, variant: Variant, described: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's arguments: the variant's, changed by those described beside the weights, changed by `--model-args`."""
+def network_of(
+    spec: EncoderSpec, variant: Variant, described: Mapping[str, Any], resamples: bool = False
+) -> dict[str, Any]:
+    """The network's arguments: the variant's, changed by those described beside the weights, changed by `--model-args`.
+
+    With `resamples` they may ask for RESAMPLE, which is among the arguments only where it is asked for.
+    """
     changes = dict(described.get("model_args") or {}) | json.loads(spec.model_args)
+    allowed = [*variant.network, *([RESAMPLE] if resamples else [])]
     for key in changes:
-        if key not in variant.network:
+        if key not in allowed:
             raise UserError(
-                f"The encoder {spec.name} has no argument '{key}'; --model-args may change {', '.join(variant.network)}."
+                f"The encoder {spec.name} has no argument '{key}'; --model-args may change {', '.join(allowed)}."
             )
     return dict(variant.network) | changes
 

@@ -95,7 +95,7 @@ def base_encoder(weights: Path, network: Mapping[str, Any]) -> State:
         raise UserError(
             f"The weights {weights} are of MoCo-v3's {arch}, not of its {network['arch']}; name the encoder that has them."
         )
-    state = tensors_of(checkpoint)
+    state = tensors_of(checkpoint, weights)
     if not any(key.startswith(PREFIX) for key in state):
         raise UserError(f"The weights {weights} are not a MoCo-v3 pre-training file: {_instead(state)}.")
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.checkpoints.downloads import RemoteFile, find_weights
 from featurize.checkpoints.files import fit, read_state_dict, sha256_of, sidecar
 from featurize.encoders.encoder import (
+    RESAMPLE,
     Encoder,
     EncoderDescription,
     EncoderSpec,
@@ -21,7 +22,7 @@ from featurize.encoders.encoder import (
 )
 from featurize.errors import UserError
 from featurize.images.crop import INTERPOLATIONS, CropRule
-from featurize.io.files import read_json, write_json
+from featurize.io.files import json_sha256, read_json, write_json
 from featurize.io.home import cache_folder
 from featurize.versions import version
 
@@ -67,11 +68,13 @@ def _remembered(question: Callable[..., Any], *arguments: Any) -> Any:
     """
     key = json.dumps([question.__name__, version("timm"), arguments], sort_keys=True)
     path = cache_folder() / "timm" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    with suppress(OSError, UserError, KeyError):  # none yet, or a damaged one
-        return read_json(path)["answer"]
+    with suppress(OSError, UserError, KeyError, TypeError):  # none yet, or a damaged one
+        document = read_json(path)
+        if document["sha256"] == json_sha256(document["answer"]):
+            return document["answer"]
     answer = question(*arguments)
     with suppress(OSError):  # without a place for it timm is asked again next time
-        write_json(path, {"answer": answer})
+        write_json(path, {"answer": answer, "sha256": json_sha256(answer)})
     return answer
 
 
@@ -151,13 +154,17 @@ def describe_model(
 
 def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> Encoder:
     """timm's model with the weights."""
-    model = _create(description.identity["model"], description.network)
+    model, weights = _create(description.identity["model"], description.network), description.weights_file
+    state = _without_classifier(model, read_state_dict(weights))
+    if description.network.get(RESAMPLE):
+        from featurize.encoders.vit import with_resampled_positions
+
+        prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 0))
+        state = with_resampled_positions(state, "pos_embed", description.grid, prefix, weights)
     fit(
-        model,
-        _without_classifier(model, read_state_dict(description.weights_file)),
-        description.weights_file,
-        "check the model's name and --model-args (img_size, patch_size, depth...)",
-    )
+        model, state, weights,
+        f"check the model's name and --model-args (img_size, patch_size, depth...; {RESAMPLE}=true for other positions)",
+    )  # fmt: skip
     model.eval().requires_grad_(False).to(device)
     return loaded(description, lambda x_BCHW: feature_map(model, x_BCHW))
 
@@ -216,7 +223,7 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
     import timm
 
     # The classifier is never needed, whatever number of classes the weights were trained with.
-    arguments = arguments | {"num_classes": 0}
+    arguments = {key: value for key, value in arguments.items() if key != RESAMPLE} | {"num_classes": 0}
     try:
         return timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
