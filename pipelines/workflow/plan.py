@@ -225,15 +225,40 @@ def levels_of(denoiser: str) -> list[int]:
 
 def read_plan(file: Path) -> Plan:
     """The plan of a recipe file. Raises RecipeError."""
+    document = read_document(file)
+    if not {"features", "levels"} <= document.keys():
+        raise RecipeError(f"{file} is not a recipe: give it the sections features and levels, as docs/recipe.md shows")
+    return plan_of({"name": file.stem, **document}, file)
+
+
+def read_document(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe with what it says over its `base`, another file beside it: sections key by key, lists as a whole.
+
+    The name is never that of the base. `above` are the files whose base this is. Raises RecipeError.
+    """
+    if file in above:
+        raise RecipeError(f"{file} is its own base, by way of {above[-1].name}; name another one")
     try:
         document = read_yaml(file)
     except OSError as error:
         raise RecipeError(f"{file} can't be read: {error.strerror}") from None
     except UserError as error:
         raise RecipeError(str(error)) from None
-    if not isinstance(document, dict) or not {"features", "levels"} <= document.keys():
+    if not isinstance(document, dict):
         raise RecipeError(f"{file} is not a recipe: give it the sections features and levels, as docs/recipe.md shows")
-    return plan_of({"name": file.stem, **document}, file)
+    base = document.pop("base", None)
+    if base is None:
+        return document
+    below = read_document(file.parent / str(base), (*above, file))
+    return _over({key: value for key, value in below.items() if key != "name"}, document)
+
+
+def _over(below: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    both = {**below, **document}
+    for key in below.keys() & document.keys():
+        if isinstance(below[key], Mapping) and isinstance(document[key], Mapping):
+            both[key] = _over(below[key], document[key])
+    return both
 
 
 def plan_of(document: Mapping[str, Any], file: Path) -> Plan:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
+from nestgen.recipe.yaml import read_yaml
 from workflow.plan import Plan, RecipeError, has_splits, plan_of
 
 # Keys of the recipe's features that --config may replace, as they depend on the machine.
@@ -104,16 +105,16 @@ def _small_level(level: Mapping[str, Any]) -> dict[str, Any]:
 def write_recipes(plan: Plan, file: Path, config: Mapping[str, Any]) -> None:
     """Write the recipes of all steps into the working directory.
 
-    nested.yaml         the experiment's; the recipe's own text, comments included, where --config changes nothing
+    nested.yaml         the experiment's; the recipe's own text, comments included, where it says all
     nested-seedN.yaml   one for each further seed
     scored.yaml         the features in which sample images are encoded
 
     Makes the link data/ too and, for a rehearsal with captions, the small text tower.
     """
-    changed = any(config.get(key) for key in (*FEATURE_KEYS, "pictures", "held_out", "rehearse"))
     if config.get("data") and not Path("data").exists():
         Path("data").symlink_to(Path(config["data"]).resolve(), target_is_directory=True)
-    _write(Path("nested.yaml"), to_yaml(plan.document) if changed else file.read_text(encoding="utf-8"))
+    is_as_given = {"name": file.stem, **read_yaml(file)} == plan.document
+    _write(Path("nested.yaml"), file.read_text(encoding="utf-8") if is_as_given else to_yaml(plan.document))
     for seed in plan.seeds:
         if seed is not None:
             document = {**plan.document, "name": plan.run_name(seed), "seed": seed}

@@ -182,3 +182,77 @@ def test_a_recipe_is_read_and_written_as_yaml_1_2(tmp_path: Path) -> None:
         document = read_plan(tmp_path / name).document
         assert document["features"]["precision"] == document["training"]["precision"] == "no"
         assert document["training"]["lr"] == 2e-4
+
+
+def test_a_recipe_says_what_differs_from_its_base(tmp_path: Path) -> None:
+    """Sections key by key, lists as a whole; the name is its own, and what is run is written out."""
+    from workflow.plan import read_plan
+    from workflow.rehearsal import configured, write_recipes
+
+    (tmp_path / "first.yaml").write_text(
+        "name: one\nfeatures: {source: scenes, out: s, limit: 8}\nlevels: [{shape: 8x8x8}, {shape: 1x1x8}]\n"
+        "training: {steps: 4, batch: 2}\n"
+    )
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nlevels: [{shape: 4x4x8}]\n")
+    file = tmp_path / "third.yaml"
+    file.write_text("base: second.yaml\nfeatures: {limit: 9}\ntraining: {steps: 5}\n")
+    plan = read_plan(file)
+    assert plan.document == {
+        "name": "third",
+        "features": {"source": "scenes", "out": "s", "limit": 9},
+        "levels": [{"shape": "4x4x8"}],
+        "training": {"steps": 5, "batch": 2},
+    }
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        write_recipes(configured(plan, file, {}), file, {})
+    assert read_plan(tmp_path / "nested.yaml").document == plan.document
+
+
+@pytest.mark.parametrize(
+    ("base", "says"), [("a.yaml", "a.yaml is its own base, by way of a.yaml"), ("b.yaml", "can't be read")]
+)
+def test_a_base_that_leads_nowhere_is_a_sentence(tmp_path: Path, base: str, says: str) -> None:
+    from workflow.plan import RecipeError, read_plan
+
+    (tmp_path / "a.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(RecipeError, match=says):
+        read_plan(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("source", ["folder:/data/p", "wds:/data/p.tar"])
+def test_held_out_images_are_never_the_training_images(plan: Callable[..., Any], tmp_path: Path, source: str) -> None:
+    """A source without splits: the workflow stored its images again as the reference, and scored against them."""
+    from workflow.plan import RecipeError
+    from workflow.rehearsal import configured
+
+    file = tmp_path / "small.yaml"
+    parsed = plan(None, features={"source": source, "out": "s"}, evaluation={"reference": "r"})
+    with pytest.raises(RecipeError, match=r"has no split of them; give their SOURCE as grid\.held_out"):
+        configured(parsed, file, {})
+    assert configured(parsed, file, {"held_out": "folder:/data/q"}).grid.held_out == "folder:/data/q"
+    assert configured(parsed, file, {"source": "imagenet:/data/i"}).features["source"] == "imagenet:/data/i"
+
+
+def test_a_config_key_that_nothing_reads_is_refused(plan: Callable[..., Any], tmp_path: Path) -> None:
+    from workflow.plan import RecipeError
+    from workflow.rehearsal import configured
+
+    with pytest.raises(RecipeError, match="there is no CONFIG key 'gpu'; the keys are recipe, data"):
+        configured(plan(), tmp_path / "small.yaml", {"gpu": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "a{b}"}, r"name is 'a\{b\}', but it names a folder"),
+        ({"evaluation": {"reference": "r}"}}, "evaluation.reference"),
+        (
+            {"levels": [{"shape": "8x8x8; touch X"}]},
+            "the shape of level 0 is '8x8x8; touch X', but must be like 8x8x64",
+        ),
+    ],
+)
+def test_names_that_no_step_can_have_are_refused(plan: Callable[..., Any], changes: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        plan(**changes)
