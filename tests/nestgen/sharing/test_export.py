@@ -83,6 +83,14 @@ def test_holds_statistics_recipe_and_names_but_no_path_of_this_machine(trained: 
     document = json.loads(z_0.read_text())
     document["attributes"]["source"] = f"folder:{tmp_path}/photographs"
     z_0.write_text(json.dumps(document))
+    labels = tmp_path / "stores" / "toy" / "labels.zarr" / "zarr.json"
+    document = json.loads(labels.read_text())
+    document["attributes"]["classes"] = ["cat", "dog"]
+    labels.write_text(json.dumps(document))
+    own = NestedPipeline.from_run(run)
+    torch.testing.assert_close(own(label="dog").latents[0], own(label=1).latents[0], rtol=0, atol=0)
+    own.save_pretrained(tmp_path / "own")
+    assert read_json(tmp_path / "own" / "config.json")["class_names"] == ["cat", "dog"]
     (tmp_path / "names.txt").write_text("golden retriever\nhot air balloon\n")
     card = {"scores": [{"space": "z_0", "frechet_distance": 1.5, "samples": 10}], "samples": {"path": str(tmp_path)}}
     (tmp_path / "card.json").write_text(json.dumps(card))

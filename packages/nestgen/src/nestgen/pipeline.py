@@ -64,13 +64,18 @@ class Samples:
 class NestedPipeline:
     """The trained denoisers of a hierarchy and its decoder, ready to sample; made by `from_run` or `from_pretrained`.
 
-    `about` is what an exported folder says of itself; None for a run, whose stores say it.
+    `exported` is what an exported folder says of itself; None for a run, whose stores say it.
     """
 
     recipe: Recipe
     samplers: tuple[LevelSampler, ...]
     decode: Decoder
-    about: About | None = None
+    exported: About | None = None
+
+    @property
+    def about(self) -> About:
+        """Statistics of the levels, data, names of the classes and scores, as far as they are known."""
+        return about_stores(self.recipe) if self.exported is None else self.exported
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +152,7 @@ class NestedPipeline:
         `dtype` is of the weights on disk, by default that of the denoisers; torch.float16 is half as large. `scores` are
         score cards of `nestgen evaluate` by name. Raises UserError for a folder that holds anything else than an export.
         """
-        about = about_stores(self.recipe) if self.about is None else self.about
+        about = self.about
         if class_names:
             about = replace(about, class_names=tuple(class_names))
         if scores:
@@ -246,8 +251,8 @@ class NestedPipeline:
         numbers = image_numbers(num_images, indices, prompt)
         frozen = check_frozen(samplers, frozen or {}, len(numbers))
         seed = seed_of(recipe, seed, generator)
-        label = label_number(label, self.about.class_names if self.about else ())
-        conditions = self._conditions(recipe, samplers, seed, prompt, label, prompts)
+        number = label_number(label, self.about.class_names if isinstance(label, str) else ())
+        conditions = self._conditions(recipe, samplers, seed, prompt, number, prompts)
         sampled = [sampler for sampler in samplers if sampler.level not in frozen]
         size, parts = recipe.sampling.batch, []
         total = sum(sampler.settings.steps for sampler in sampled) * len(numbers)

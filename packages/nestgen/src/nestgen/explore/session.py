@@ -67,7 +67,7 @@ class Session:
             levels.append({"shape": shape_name(sampler.config.shape), "guidance": guidance, "steps": settings.steps})
         for level, entry in enumerate(levels):
             entry["sigma"] = sigmas.get(level, 0.0)
-        names = self.pipe.about.class_names if self.pipe.about else ()
+        names = self.pipe.about.class_names
         classes = list(names) or [f"class {number}" for number in range(self.pipe.recipe.denoiser.labels)]
         return {
             "name": self.pipe.recipe.name,
