@@ -104,8 +104,9 @@ def training_lock(folder: Path) -> AbstractContextManager[None]:
 
 def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parameters: int, step: int) -> None:
     """Writes recipe.yaml and config.json and removes what was logged after `step`."""
+    recipe = recipe_file.read_bytes()
     with atomic_write(folder / "recipe.yaml") as draft:
-        draft.write_bytes(recipe_file.read_bytes())
+        draft.write_bytes(recipe)
     write_json(folder / "config.json", {"parameters": parameters, **meta})
     for name in ("log.jsonl", "scores.jsonl"):
         loss_log.truncate(folder / name, step)
