@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import webdataset
 import yaml
 
 from featurize.cli.main import commands
+from featurize.cli.options import parse_model_args
 from featurize.recipe import Features
 from tests.featurize.conftest import MODEL, Outcome
 
@@ -70,3 +74,35 @@ def test_every_features_key_but_the_source_is_an_option_and_documented() -> None
 def test_the_demos_recipe_is_valid() -> None:
     recipe = yaml.safe_load((Path(__file__).parents[3] / "pipelines" / "recipes" / "demo.yaml").read_text())
     Features(**recipe["features"])
+
+
+def test_help_shows_no_values_of_pythons(featurize: Command) -> None:
+    outcome = featurize("extract", "--help")
+    assert outcome.code == 0
+    assert "Undefined" not in outcome.out and "None" not in outcome.out
+
+
+def test_errors_name_options_as_they_were_given(tmp_path: Path, featurize: Command) -> None:
+    outcome = featurize("extract", "scenes", "--out", tmp_path / "s", "--max-bad", "many")
+    assert (outcome.code, outcome.err) == (
+        1, "error: --max-bad is 'many', but: it must be a count like 100 or a share like 1%.\n",
+    )  # fmt: skip
+
+
+def test_model_arguments_are_read_as_yaml() -> None:
+    assert parse_model_args("eps=1e-5,size=64,name=no,pool=") == {"eps": 1e-5, "size": 64, "name": "no", "pool": None}
+    assert parse_model_args("{eps: 1e-5, on: no}") == {"eps": 1e-5, "on": "no"}
+
+
+def test_a_user_without_a_name_has_one_for_torch(monkeypatch: pytest.MonkeyPatch, featurize: Command) -> None:
+    """In a container whose user has no passwd entry, importing torch's compiler would fail."""
+
+    def no_entry(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.setenv("LOGNAME", "")  # so that what is set is removed again
+    assert featurize("--help").code == 0
+    assert getpass.getuser() == str(os.getuid())

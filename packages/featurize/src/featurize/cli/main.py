@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
+import os
 import sys
 
 import click
@@ -37,6 +39,7 @@ def main() -> None:
     """Entry point: 0 done, 1 for an error of the input or the machine, 2 for a wrong command line, 130 interrupted."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("featurize").setLevel(logging.INFO)
+    _name_the_user()
     try:
         commands(standalone_mode=False)
     except click.ClickException as error:
@@ -55,6 +58,14 @@ def main() -> None:
         state = next(states, "interrupted: what is written is kept; run the same command again to go on.")
         click.echo(f"\n{state}", err=True)
         sys.exit(130)
+
+
+def _name_the_user() -> None:
+    """torch asks for the user's name as it is imported. In a container the user's number may have none."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def _fail(sentence: str) -> None:

@@ -23,9 +23,14 @@ def describe(root: Path) -> str:
     captions = pc.sum(pc.list_value_length(ledger.table["captions"])).as_py() or 0
     lines = [
         f"{root}: {ledger.rows:,} rows from {ledger.source}; {ledger.refused:,} pictures refused; "
-        f"{f'{classes} classes' if classes else 'no labels'}; {f'{captions:,} captions' if captions else 'no captions'}."
+        f"{_count(classes, 'class', 'classes') or 'no labels'}; {_count(captions, 'caption', 'captions') or 'no captions'}."
     ]
     return "\n".join([*lines, *(_describe_array(path, root) for path in list_arrays(root))])
+
+
+def _count(number: int, one: str, many: str) -> str:
+    """`1 class`, `3 classes`, and nothing for none."""
+    return f"{number:,} {one if number == 1 else many}" if number else ""
 
 
 def _describe_array(path: Path, root: Path) -> str:

@@ -38,6 +38,7 @@ def change_stamp(request: Sequence[object], addresses: Iterable[str]) -> str | N
             status = os.stat(path)
         except OSError:
             return None
-        size = 0 if path in above else status.st_size
-        digest.update(f"{path}\0{size}\0{status.st_mtime_ns}\n".encode())
+        # A file that was put in another's place may have its size and time, but was changed later.
+        own = "" if path in above else f"{status.st_size}\0{status.st_ctime_ns}"
+        digest.update(f"{path}\0{own}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
