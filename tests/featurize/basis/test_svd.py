@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +85,34 @@ def test_saved_and_loaded_whole(tmp_path: Path) -> None:
     assert owner_of(path) == "someone"
     path.write_bytes(path.read_bytes()[:100])
     assert owner_of(path) is None
-    with pytest.raises(UserError, match="basis .* is damaged"):
+    with pytest.raises(UserError, match=r"basis .* is damaged"):
         load_basis(path)
+
+
+MEASURED = """
+import numpy as np
+from featurize.basis.moments import moments_of
+from featurize.basis.svd import drift, fit
+from featurize.execution.tasks import one_thread
+
+x = np.random.default_rng(0).normal(size=(900, 400))
+with one_thread():  # as in a task
+    first, second = moments_of(x[:500]), moments_of(x)
+basis = fit(first)
+print(basis.sha256, drift(basis, second, 40))
+"""
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Of the basis and of what is measured of it, whatever the main process is set to."""
+    found = set()
+    for threads in ("1", "2", "4"):
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED], env=os.environ | variables, capture_output=True, text=True, check=True
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_outliers_are_those_farthest_from_the_mean() -> None:

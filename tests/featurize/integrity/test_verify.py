@@ -284,6 +284,16 @@ def test_values_that_no_digest_betrays_are_found(root: Path, featurize: Callable
     assert any("16x16x3.zarr, block 0: 1 rows, the first 2, hold NaN" in line for line in lines)
 
 
+def test_a_level_made_on_another_processor_is_whole(root: Path, featurize: Callable) -> None:
+    """Its sums may round to the next value of float16, in every row."""
+
+    def next_to(values: np.ndarray) -> None:
+        values[:] = np.nextafter(values, np.float16(9))
+
+    rewrite(root, LEVEL, next_to)
+    assert featurize("verify", root).code == 0
+
+
 def test_a_level_of_other_rows_and_other_statistics_are_found(root: Path, featurize: Callable) -> None:
     def swapped(values: np.ndarray) -> None:
         values[[4, 5]] = values[[5, 4]]

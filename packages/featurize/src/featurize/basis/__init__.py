@@ -1,4 +1,4 @@
 """The linear algebra between an encoder's tokens and a stored level: moments, the SVD basis, pooling, standardisation.
 
-May import errors and io.
+May import errors, io and execution (for the number of threads).
 """

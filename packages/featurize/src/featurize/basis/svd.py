@@ -12,6 +12,7 @@ import numpy as np
 from featurize.basis.moments import Moments, Outliers, Tokens
 from featurize.basis.tensors import load_tensors, save_tensors
 from featurize.errors import UserError
+from featurize.execution.tasks import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,8 @@ def fit(moments: Moments) -> Basis:
         )
     import scipy.linalg  # only here and for the drift: reading a basis needs none of it
 
-    eigenvalues, vectors = scipy.linalg.eigh(moments.scatter / (moments.count - 1))
+    with one_thread():  # as the number of threads decides the order of the sums
+        eigenvalues, vectors = scipy.linalg.eigh(moments.scatter / (moments.count - 1))
     order = np.argsort(eigenvalues)[::-1]
     vectors = vectors[:, order]
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
@@ -101,7 +103,8 @@ def drift(basis: Basis, moments: Moments, channels: int) -> dict[str, float]:
 
     best = fit(moments)
     mine, theirs = basis.components[:, :channels], best.components[:, :channels]
-    angle = float(np.degrees(scipy.linalg.subspace_angles(mine, theirs).max()))
+    with one_thread():
+        angle = float(np.degrees(scipy.linalg.subspace_angles(mine, theirs).max()))
     covariance = moments.scatter / (moments.count - 1)
     preserved = float(np.einsum("dk,de,ek->", mine, covariance, mine))
     return {

@@ -87,8 +87,8 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iter
             raise KeyboardInterrupt
     except (CancelledError, CommClosedError):  # so end the futures whose scheduler is gone
         raise UserError(
-            f"The Dask scheduler at {client.scheduler.address} died or can't be reached any more; what is done is kept: start it and "
-            "its workers again, and run the same command."
+            f"The Dask scheduler at {client.scheduler.address} died or can't be reached any more; what is done is kept. Start it "
+            "and its workers again, and run the same command."
         ) from None
     finally:
         if client.status == "running":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from featurize.errors import explain_os_error
@@ -11,6 +13,8 @@ from featurize.execution.interrupt import stop_requested
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read by libraries as they are loaded
 
 
 class Run(Protocol):
@@ -34,15 +38,32 @@ def run_here(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[i
 def call(function: Callable[[T], R], task: T) -> R:
     """The function's result. It computes on one thread: sums are made in the same order whatever the number of cores, and
     workers don't fight for them. Raises UserError for a failed read or write that the user can fix."""
-    from threadpoolctl import threadpool_limits
-
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    with threadpool_limits(1):
+    with one_thread():
         try:
             return function(task)
         except OSError as error:
             raise explain_os_error(error) or error from None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra on one thread: in the libraries that are loaded, and in those that the block imports, which read how many
+    from the environment then."""
+    from threadpoolctl import threadpool_limits
+
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def in_order(results: Iterator[tuple[int, R]]) -> Iterator[R]:
