@@ -55,6 +55,9 @@ def test_levels_are_frozen_taken_from_two_and_walked_between(session: Session) -
     assert held["seed"] not in (5, session.pipe.recipe.seed)
     torch.testing.assert_close(latents(session, held, 1), z_1[:1].expand(3, -1, -1, -1))
     assert latents(session, held, 0).std(0).mean() > 0
+    classes = [session.images[one["id"]].label for one in first["images"]]
+    assert classes == list(session.pipe(num_images=2, seed=5).labels or ())
+    assert {session.images[one["id"]].label for one in held["images"]} == {classes[0]}
     mixed = session.answer("images", {"count": 1, "frozen": {"1": {"image": a}, "2": {"image": b}}})
     torch.testing.assert_close(latents(session, mixed, 2), z_2[1:])
     walked = session.answer(

@@ -52,12 +52,14 @@ class Samples:
     latents  of each level by its number, (N, C, H, W) on the CPU
     seed     that gives these images again
     indices  their numbers in that seed
+    labels   their classes; None for denoisers without
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     latents: dict[int, Tensor]
     seed: int
     indices: tuple[int, ...]
+    labels: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,9 @@ class NestedPipeline:
                 latents = {level: z_NCHW[first : first + size] for level, z_NCHW in frozen.items()}
                 parts.append(sample_images(samplers, batch, conditions, latents, report))
         latents = {level: torch.cat([part[level].cpu() for part in parts]) for level in sorted(parts[0])}
-        return Samples(self._decoded(latents[0], output_type, size), latents, seed, numbers)
+        label_B = conditions.labels(numbers)
+        labels = None if label_B is None else tuple(label_B.tolist())
+        return Samples(self._decoded(latents[0], output_type, size), latents, seed, numbers, labels)
 
     def _conditions(
         self,

@@ -31,7 +31,7 @@ LARGE = 2**31  # bytes from which a store is not searched while somebody waits
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of the page: its latents (C, H, W) by level, and what its noise was drawn from."""
+    """An image of the page: its latents (C, H, W) by level, what its noise was drawn from, and its class if it has one."""
 
     latents: dict[int, Tensor]
     seed: int
@@ -82,26 +82,31 @@ class Session:
 
         `frozen` is what levels above z_0 are taken from, by level: {"image": A}, or {"from": A, "to": B} for the way between
         two images. The noise of the other levels is that of images 0, 1, ... of `seed`; of the image `noise`, if it is
-        given; or else of a seed that was not used before. `settings` are guidance_scale, sigma, num_inference_steps, label.
+        given; or else of a seed that was not used before. `settings` are guidance_scale, sigma, num_inference_steps and label,
+        by default that of the image which the highest frozen level is from.
         """
         count = whole_number("count", request.get("count", 1), 1)
         if count > MOST:
             raise ValueError(f"count is {count}; give {MOST} at most")
-        frozen = {
-            int(level): self._frozen(int(level), source, count) for level, source in request.get("frozen", {}).items()
-        }
+        sources = {int(level): source for level, source in request.get("frozen", {}).items()}
+        frozen = {level: self._frozen(level, source, count) for level, source in sources.items()}
         settings = dict(request.get("settings", {}))
-        label = settings.pop("label", None)
+        if (
+            settings.get("label") is None and sources
+        ):  # else the levels below would be of another class than those above
+            highest = sources[max(sources)]
+            settings["label"] = self._image(highest.get("image", highest.get("from"))).label
+        seed, indices = request.get("seed"), list(range(count))
         if (same := request.get("noise")) is not None:
-            seed, indices = self._image(same).seed, [self._image(same).index] * count
-            label = self._image(same).label if label is None else label
-        else:
-            seed, indices = request.get("seed"), list(range(count))
-            self.last_seed = max(self.last_seed + 1, self.pipe.recipe.seed + 1)
-            seed = self.last_seed if seed is None else seed
-        found = self.pipe(seed=seed, indices=indices, frozen=frozen, label=label, progress=False, **settings)
+            origin = self._image(same)
+            seed, indices = origin.seed, [origin.index] * count
+        elif seed is None:
+            self.last_seed = max(self.last_seed, self.pipe.recipe.seed) + 1
+            seed = self.last_seed
+        found = self.pipe(seed=seed, indices=indices, frozen=frozen, progress=False, **settings)
+        labels = found.labels or (None,) * count
         shown = []
-        for position, (image, index) in enumerate(zip(found.images, found.indices)):
+        for position, (image, index, label) in enumerate(zip(found.images, found.indices, labels)):
             latents = {level: z_NCHW[position].clone() for level, z_NCHW in found.latents.items()}
             shown.append({"id": self._keep(Shown(latents, found.seed, index, label)), "png": png(image)})
         return {"images": shown, "seed": found.seed}

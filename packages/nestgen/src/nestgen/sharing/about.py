@@ -13,7 +13,7 @@ from nestgen.stores.store import open_store
 
 
 def about_stores(recipe: Recipe) -> About:
-    """The statistics of the levels, the facts of the data and the names of the classes; nothing where the stores are not at hand."""
+    """Statistics of the levels, facts of the data, names of the classes; nothing where the stores are not at hand."""
     try:
         z_0, *above = open_hierarchy(recipe)
         class_names = _class_names(recipe)
