@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
@@ -149,3 +150,46 @@ def test_held_out_images_need_a_basis(tmp_path: Path, source: str, split: str, h
     with pytest.raises(UserError, match=r"are held out, so they need the training pictures' basis"):
         check_basis_choice(features)
     check_basis_choice(features.model_copy(update={"basis": "own"}))
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+
+
+def mappings_or_lists(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | scalars, inner, max_size=3)
+
+
+documents = st.recursive(scalars, mappings_or_lists, max_leaves=5)
+sections = st.dictionaries(st.sampled_from([*Features.model_fields, "x"]) | scalars, documents, max_size=4)
+recipes = st.fixed_dictionaries(
+    {}, optional={"features": sections.map(lambda section: section | {"out": "x"}) | documents, "levels": documents}
+)
+
+
+@settings(max_examples=200)
+@given(
+    st.one_of(
+        st.text(max_size=40).map(str.encode),
+        st.binary(max_size=40),
+        recipes.map(lambda document: json.dumps(document, default=str, skipkeys=True).encode()),
+    )
+)
+@example(b"features: {out: x, 1: 2}")
+@example(b"features: {out: x, ? [a] : 2}")
+@example(b"? {a: 1}\n: 2")
+@example(b"features: {out: x}\nlevels: [{shape: [1]}]")
+@example(b"features: {out: x, weights: ~nobody/w}")
+@example(b"a: &x [*x]")
+def test_a_recipe_of_any_bytes_is_a_request_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("r") / "nested.yaml"
+    path.write_bytes(content)
+    try:
+        request = read_request(path, {}, None)
+    except UserError as error:
+        text = str(error)
+    else:
+        text = request.features.out
+    assert "\n" not in text
+    text.encode()

@@ -94,7 +94,7 @@ def parse_shape(text: str) -> Shape:
     """`HxWxC` as three positive integers."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text.strip())
     if match is None:
-        raise UserError(f"'{text}' can't be a level's shape; write height x width x channels, like 8x8x64.")
+        raise UserError(f"{text!r} can't be a level's shape; write height x width x channels, like 8x8x64.")
     height, width, channels = (int(group) for group in match.groups())
     return height, width, channels
 
@@ -139,7 +139,7 @@ def _load(path: Path | None) -> tuple[dict[str, Any], Path]:
         raise UserError(f"The recipe {path} holds no keys; docs/recipe.md shows what one looks like.")
     for key in document:
         if key not in SECTIONS:
-            raise UserError(f"The recipe {path} has an unknown key '{key}'{_nearest(str(key), SECTIONS)}.")
+            raise UserError(f"The recipe {path} has an unknown key {str(key)!r}{_nearest(str(key), SECTIONS)}.")
     return document, path.resolve().parent
 
 
@@ -147,7 +147,7 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
     """The section with its relative paths made absolute."""
     if not isinstance(section, dict):
         raise UserError(f"The recipe's key features must hold a mapping, not {section!r}.")
-    anchored = dict(section)
+    anchored = {str(key): value for key, value in section.items()}
     for key in ("out", "weights", "z0_weights", "text_weights", "basis"):
         value = anchored.get(key)
         if isinstance(value, str) and not _is_name(key, value, root):
@@ -180,7 +180,9 @@ def _validated(section: dict[str, Any], options: Collection[str]) -> Features:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"Unknown key 'features.{key}'{_nearest(key, tuple(Features.model_fields))}.") from None
+            raise UserError(
+                f"Unknown key {f'features.{key}'!r}{_nearest(key, tuple(Features.model_fields))}."
+            ) from None
         problem = re.sub(r"^value error, ", "", first["msg"].lower())
         raise UserError(f"{_where(key, options)} is {first['input']!r}, but: {problem}.") from None
     for key, value in features:

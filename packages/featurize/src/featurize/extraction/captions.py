@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,13 +81,15 @@ def embed_prompts(prompts: Path, out: Path, encoder: TextSpec, run: Run) -> Path
     Raises UserError for a file that is empty or not UTF-8, and for a folder that holds other prompts.
     """
     try:
-        lines = prompts.read_text(encoding="utf-8").splitlines()
+        text = prompts.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"The prompts {prompts} are not UTF-8 text (byte {error.start}); save the file as UTF-8."
         ) from None
     except OSError as error:
         raise UserError(f"The prompts {prompts} can't be read ({error.strerror}); check --prompts.") from None
+    # Unlike `str.splitlines`, which breaks lines at further signs too: a prompt may hold them.
+    lines = [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
     if not lines:
         raise UserError(f"The file {prompts} holds no prompt; write one a line.")
     tokens = describe_text_encoder(encoder).tokens
