@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import basis_fit, clip_retrieval, extraction, memory, peers, reads, sample, side_by_side
+from benchmarks import basis_fit, clip_retrieval, extraction, gpu_day, memory, peers, reads, sample, side_by_side
 from featurize.cli.main import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
@@ -131,3 +133,41 @@ def test_sample(run: Callable[..., str]) -> None:
     assert all(
         name in text for name in ("plain U-ViT, DPM-Solver++", "nestgen, L = 1", "nestgen, L = 3", "by its GFlops")
     )
+
+
+def test_a_gpu_day_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stages here are two commands of no weight, of which one fails at first."""
+    out = tmp_path / "day"
+
+    def command(stage: gpu_day.Stage, on_gpu: bool, table: Path) -> list[str]:
+        code = f"import sys; sys.exit({(stage.name == 'resume') and not (tmp_path / 'mended').exists()!r})"
+        return [sys.executable, "-IS", "-c", code]
+
+    monkeypatch.setattr(gpu_day.Stage, "command", command)
+    words = ["--out", str(out), "--only", "resume", "--only", "step-small"]
+    first = CliRunner().invoke(gpu_day.main, words)
+    assert first.exit_code == 1
+    assert "step-small: done (" in first.output and "resume: failed (" in first.output
+    (tmp_path / "mended").touch()
+    second = CliRunner().invoke(gpu_day.main, words)
+    assert second.exit_code == 0
+    assert "step-small: done before (" in second.output and "resume: done (" in second.output
+    assert json.loads((out / "resume.json").read_text())["state"] == "done"
+    late = CliRunner().invoke(gpu_day.main, ["--out", str(out), "--only", "step-large", "--minutes", "0"])
+    assert late.exit_code == 0 and "step-large: out of time (" in late.output
+
+
+@pytest.mark.parametrize("stage", gpu_day.STAGES, ids=gpu_day.NAMES)
+def test_a_gpu_day_s_stages_are_commands(stage: gpu_day.Stage) -> None:
+    """Both sizes of each are options that its benchmark has."""
+    module = importlib.import_module(f"benchmarks.{stage.module}")
+    for on_gpu in (True, False):
+        module.main.make_context(stage.name, stage.command(on_gpu, Path("out.md"))[3:])
+
+
+@pytest.mark.parametrize("name", ["resume", "profile-small"])
+def test_a_gpu_day_runs_tiny_without_a_gpu(name: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(gpu_day.main, ["--out", str(tmp_path), "--only", name])
+    assert done.exit_code == 0, (tmp_path / f"{name}.log").read_text()
+    assert "No GPU is here" in done.output or "NVIDIA" in done.output
+    assert (tmp_path / f"{name}.md").read_text().startswith("## ")

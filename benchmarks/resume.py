@@ -1,0 +1,87 @@
+"""A training that stops at half its steps and goes on, against one that runs through: how far apart are their weights?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.side_by_side import out_option, report, table
+from nestgen.denoiser.config import SIZES
+
+IMAGES = 256
+
+
+def write_recipe(folder: Path, size: str, steps: int) -> None:
+    """A recipe of drawn scenes in the folder; `nested.yaml` is JSON, which is YAML."""
+    recipe: dict[str, Any] = {
+        "name": "resume",
+        "features": {"source": "scenes:32", "out": "stores", "encoder": "tiny", "z0": "vae:32", "limit": IMAGES},
+        "levels": [{"shape": "8x8x8"}, {"shape": "2x2x32", "sigma": 0.5}],
+        "denoiser": {"size": size},
+        "training": {
+            "steps": steps,
+            "batch": 32,
+            "warmup": 2,
+            "checkpoint_every": steps,
+            "preview": 0,
+            "precision": "auto",
+        },
+    }
+    recipe["features"]["z0_weights"] = "tiny"
+    (folder / "nested.yaml").write_text(json.dumps(recipe))
+
+
+def command(folder: Path, module: str, *words: str) -> float:
+    """Run a command in the folder; its seconds."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", module, *words], cwd=folder, check=True)
+    return time.perf_counter() - began
+
+
+def train(folder: Path, size: str, steps: int) -> float:
+    """Train z_0's denoiser to so many steps; the seconds."""
+    write_recipe(folder, size, steps)
+    return command(folder, "nestgen", "train", "--level", "0")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of the newest checkpoint."""
+    checkpoints = (folder / "runs/resume").glob("*/checkpoints/*/ema.safetensors")
+    return load_file(max(checkpoints, key=lambda file: int(file.parent.name)))
+
+
+@click.command()
+@click.option("--steps", default=20, show_default=True)
+@click.option("--size", type=click.Choice(list(SIZES)), default="nano", show_default=True)
+@out_option
+def main(steps: int, size: str, out: Path | None) -> None:
+    """Train through, and in two halves; compare the averaged weights."""
+    with tempfile.TemporaryDirectory() as root:
+        through, halves = Path(root, "through"), Path(root, "halves")
+        for folder in (through, halves):
+            folder.mkdir()
+        write_recipe(through, size, steps)
+        command(through, "featurize", "extract", "--workers", "0")
+        (halves / "stores").symlink_to(through / "stores")
+        seconds = train(through, size, steps)
+        in_halves = train(halves, size, steps // 2) + train(halves, size, steps)
+        first, second = weights(through), weights(halves)
+    apart = max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+    largest = max(float(weight.abs().max()) for weight in first.values())
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    lines = [["through", f"{seconds:.1f}", ""], ["in two halves", f"{in_halves:.1f}", f"{apart:.3g} of {largest:.3g}"]]
+    body = table(["training", "s, start included", "largest difference of a weight"], lines)
+    report(f"Resuming: {steps} steps of {size}, on {where}", body, ["torch"], out)
+
+
+if __name__ == "__main__":
+    main()
