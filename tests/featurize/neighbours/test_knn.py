@@ -29,7 +29,7 @@ def test_a_sheet_a_matrix_and_the_numbers(extraction: Path, tmp_path: Path, feat
     numbers = json.loads((tmp_path / "knn.json").read_text())
     assert list(numbers["label_agreement"]) == numbers["overlap"]["spaces"] == spaces
     assert numbers["rows"] == 60
-    assert abs(numbers["chance"] - 1 / 3) < 1e-9
+    assert abs(numbers["chance"] - 19 / 59) < 1e-9
     matrix = np.array(numbers["overlap"]["matrix"])
     assert matrix.shape == (4, 4) and (np.diag(matrix) == 1).all()
     for name in ("knn.png", "knn-overlap.png"):
@@ -106,6 +106,25 @@ def test_wrong_requests_are_one_sentence(
     outcome = featurize("knn-viz", "--stores", extraction, "--encoder", ENCODER, *arguments)
     assert outcome.code == 1
     assert sentence in outcome.err and outcome.err.startswith("error: ")
+
+
+def test_exact_copies_count_neither_for_agreement_nor_overlap(
+    picture_folder: Path, vit_weights: Path, tmp_path: Path
+) -> None:
+    """Every picture thrice, as three keys: the numbers are those of a search among other pictures."""
+    from featurize.extraction.extract import extract
+    from featurize.recipe import read_request
+
+    for source in sorted(picture_folder.rglob("*.*g")):
+        for copy in range(3):
+            target = tmp_path / "thrice" / source.parent.name / f"{copy}-{source.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    extract(read_request(None, options(tmp_path / "thrice", vit_weights, tmp_path / "root"), "2x2x8"), 0, None)
+    numbers = knn_viz([Compared(tmp_path / "root", ENCODER)], tmp_path / "knn.png", 1, 3, None, 0)
+    assert numbers["chance"] == pytest.approx(57 / 177)
+    # Labels say nothing about these pictures, so neighbours agree by chance; with two copies among ten it would be 0.2 more.
+    assert all(abs(share - numbers["chance"]) < 0.12 for share in numbers["label_agreement"].values())
 
 
 def test_copies_of_the_query_are_left_out(extraction: Path) -> None:

@@ -10,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from featurize.neighbours import spaces
+from featurize.neighbours import search, spaces
 from featurize.neighbours.overlap import overlap_matrix
-from featurize.neighbours.search import RECALL, label_agreement, nearest, search_process, shared_share, without_self
+from featurize.neighbours.search import (
+    RECALL,
+    chance_agreement,
+    label_agreement,
+    nearest,
+    search_process,
+    shared_share,
+    without_copies,
+)
 from featurize.neighbours.spaces import FileSpace, StoredSpace, encoder_spaces, image_spaces, unit
 from featurize.store.read import open_sealed, read_rows
 from tests.featurize.conftest import MODEL
@@ -78,9 +86,40 @@ def test_a_level_is_compared_as_the_encoder_scales_it(extraction: Path) -> None:
     np.testing.assert_allclose(pixels.vectors(np.arange(4)).mean(axis=1), 0, atol=1e-6)
 
 
-def test_the_query_itself_is_left_out_wherever_it_stands() -> None:
+def test_the_query_and_its_copies_are_left_out_wherever_they_stand() -> None:
     found = np.array([[4, 2, 9], [7, 1, 5], [3, 8, -1]])
-    np.testing.assert_array_equal(without_self(np.array([2, 7, 8]), found, 2), [[4, 9], [1, 5], [3, -1]])
+    alone = np.arange(10)
+    np.testing.assert_array_equal(without_copies(np.array([2, 7, 8]), found, alone, 2), [[4, 9], [1, 5], [3, -1]])
+    twice = np.array([0, 1, 2, 3, 2, 5, 6, 7, 8, 9])  # rows 2 and 4 are one image
+    np.testing.assert_array_equal(without_copies(np.array([2, 7, 8]), found, twice, 2), [[9, -1], [1, 5], [3, -1]])
+
+
+def test_chance_is_what_random_neighbours_have() -> None:
+    """Against drawing every other row but copies, query by query; rows without a label are neighbours, not queries."""
+    random = np.random.default_rng(0)
+    labels = random.integers(-1, 3, 40)
+    images = random.integers(0, 25, 40)
+    shares = []
+    for query in np.flatnonzero(labels >= 0):
+        others = np.flatnonzero(images != images[query])
+        shares.append((labels[others] == labels[query]).mean())
+    assert chance_agreement(labels, images) == pytest.approx(np.mean(shares))
+    ten_a_class = np.repeat(np.arange(10), 10)
+    assert chance_agreement(ten_a_class, np.arange(100)) == pytest.approx(9 / 99)
+    assert chance_agreement(np.full(5, -1), np.arange(5)) is None
+
+
+def test_recall_is_measured_on_queries_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rows lie far apart, where every list is found; the others are hard."""
+    random = np.random.default_rng(0)
+    easy = 50 * np.eye(24)[np.arange(200) % 24] + random.normal(size=(200, 24))
+    vectors = np.concatenate([easy, random.normal(size=(2000, 24))])
+    asked: list[np.ndarray] = []
+    probe = search._probe
+    monkeypatch.setattr(search, "RECALL_QUERIES", 20)
+    monkeypatch.setattr(search, "_probe", lambda *given: asked.append(given[3]) or probe(*given))
+    nearest(file_space(tmp_path, vectors), np.arange(0, 2200, 11), 5, "ivf")
+    assert len(asked[0]) == 20 and (asked[0] >= 200).mean() > 0.7
 
 
 def test_agreement_is_the_share_of_equal_labels() -> None:

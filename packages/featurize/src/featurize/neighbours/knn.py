@@ -17,13 +17,14 @@ from featurize.errors import UserError
 from featurize.io.files import write_json
 from featurize.neighbours.overlap import draw_overlap, overlap_matrix
 from featurize.neighbours.pixels import raw_features, raw_pixels, thumbnail
-from featurize.neighbours.search import label_agreement, search_process, without_self
+from featurize.neighbours.search import chance_agreement, label_agreement, search_process, without_copies
 from featurize.neighbours.sheet import THUMBNAIL, Line, Panel, draw_sheet
 from featurize.neighbours.spaces import PIXEL_SIDE, Space, encoder_spaces, image_spaces
 from featurize.recipe import Features
 from featurize.store.ledger import Ledger, read_ledger
 
 DUPLICATE    = 0.98  # correlation of pixels from which two images count as the same    # fmt: skip
+MAX_COPIES   = 100  # of one image that are looked past, at most                          # fmt: skip
 AGREEMENT_AT = 10  # neighbours a query
 QUERIES      = 1000  # of the label agreement and the overlap                             # fmt: skip
 PIXEL_ROWS   = 20_000  # up to so many images are decoded for the raw-pixel baseline    # fmt: skip
@@ -58,7 +59,7 @@ def knn_viz(
         raise UserError(f"{compared[0].root} holds {ledger.rows} rows; neighbours need three at least.")
     chosen = _by_hash(ledger, seed)[:max_rows]
     rows = np.sort(chosen)
-    labels = ledger.labels[rows]
+    labels, images = ledger.labels[rows], _image_numbers(ledger, rows)
     candidates = np.searchsorted(rows, chosen[:QUERIES])  # positions among the compared rows, in hash order
     measured = np.sort(candidates)
     shown = _various(candidates, labels, queries)
@@ -68,15 +69,17 @@ def knn_viz(
         spaces = _spaces(compared, ledger, rows, raw, Path(folder))
         names = _names(spaces)
         everything = np.union1d(measured, shown)
+        copies = min(MAX_COPIES, int(np.bincount(images)[images[everything]].max()))
         agreement: dict[str, float | None] = {}
         nearest_of: dict[str, np.ndarray] = {}
         indexes: dict[str, dict[str, Any]] = {}
         lines: dict[str, list[Line]] = {}
         pixels = Thumbnails(ledger, rows)
         for name, space in zip(names, spaces, strict=True):
-            # Twice too many for the sheet: copies of the query are left out there.
-            near = nearest(space, everything, max(AGREEMENT_AT, 2 * neighbours + 8) + 1, index)
-            nearest_of[name] = without_self(measured, near.positions[np.searchsorted(everything, measured)], count)
+            # Twice too many for the sheet: there also images that nearly equal the query are left out.
+            near = nearest(space, everything, max(AGREEMENT_AT, 2 * neighbours + 8) + copies, index)
+            found = near.positions[np.searchsorted(everything, measured)]
+            nearest_of[name] = without_copies(measured, found, images, count)
             agreement[name] = label_agreement(labels, measured, nearest_of[name])
             settings = {key: value for key, value in asdict(near.index).items() if value is not None}
             indexes[name] = settings | {"described": str(near.index)}
@@ -99,7 +102,7 @@ def knn_viz(
         "queries": len(measured),
         "neighbours": count,
         "label_agreement": agreement,
-        "chance": _chance(labels),
+        "chance": chance_agreement(labels, images),
         "index": indexes,
         "overlap": {"spaces": names, "matrix": overlap.round(6).tolist()},
     }
@@ -167,13 +170,10 @@ def _various(candidates: np.ndarray, labels: np.ndarray, count: int) -> np.ndarr
     return candidates[np.concatenate([leading, others])[:count]]
 
 
-def _chance(labels: np.ndarray) -> float | None:
-    """The agreement that random neighbours would have; None without labels."""
-    labelled = labels[labels >= 0]
-    if not len(labelled):
-        return None
-    _, counts = np.unique(labelled, return_counts=True)
-    return float(((counts / len(labels)) ** 2).sum() * len(labels) / len(labelled))
+def _image_numbers(ledger: Ledger, rows: np.ndarray) -> np.ndarray:
+    """(n,) a number for each image: rows whose files have the same bytes share it."""
+    digests = ledger.table["sha256"].take(rows).combine_chunks()
+    return digests.dictionary_encode().indices.to_numpy()
 
 
 class Thumbnails:

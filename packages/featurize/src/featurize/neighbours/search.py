@@ -115,7 +115,8 @@ def _inverted_file(space: Space, queries: np.ndarray, count: int) -> Neighbours:
             index.add(rotation.apply(vectors))
             yield vectors
 
-    sample = queries[:RECALL_QUERIES]
+    # From anywhere: queries come in the order of rows, which is often that of classes.
+    sample = np.sort(np.random.default_rng(0).choice(queries, min(len(queries), RECALL_QUERIES), replace=False))
     _, truth = knn_ground_truth(
         unit(space.vectors(sample)), _with_progress(space, added()), count, faiss.METRIC_INNER_PRODUCT
     )
@@ -156,11 +157,15 @@ def _with_progress(space: Space, vectors: Iterator[np.ndarray]) -> Iterator[np.n
             progress.update(len(block))
 
 
-def without_self(positions_Q: np.ndarray, neighbours_QK: np.ndarray, count: int) -> np.ndarray:
-    """(Q, count): the neighbours less the query itself, which need not come first among exact copies."""
+def without_copies(positions_Q: np.ndarray, neighbours_QK: np.ndarray, images_N: np.ndarray, count: int) -> np.ndarray:
+    """(Q, count): the neighbours less the query itself and every other row of the same image; -1 where too few are left.
+
+    `images_N` has one number for each image: rows whose files have the same bytes share it.
+    """
     others_QK = np.full((len(positions_Q), count), -1)
     for query, (position, neighbours) in enumerate(zip(positions_Q, neighbours_QK, strict=True)):
-        others = neighbours[(neighbours != position) & (neighbours >= 0)][:count]
+        others = neighbours[neighbours >= 0]
+        others = others[images_N[others] != images_N[position]][:count]
         others_QK[query, : len(others)] = others
     return others_QK
 
@@ -175,6 +180,28 @@ def label_agreement(labels_N: np.ndarray, queries: np.ndarray, neighbours_QK: np
         return None
     same = (labels_N[neighbours_QK] == labels_N[queries][:, None]) & (neighbours_QK >= 0)
     return float((same.sum(axis=1) / np.maximum((neighbours_QK >= 0).sum(axis=1), 1))[labelled].mean())
+
+
+def chance_agreement(labels_N: np.ndarray, images_N: np.ndarray) -> float | None:
+    """The label agreement that neighbours drawn at random would have, from all rows but the query's own image.
+
+    For a query of a class with n of N rows, whose image is in m rows, s of them with its label: (n - s) / (N - m). The mean
+    over all labelled rows; None without labels.
+    """
+    labelled = labels_N >= 0
+    rows_of_class = _sizes_of_groups(labels_N)
+    rows_of_image = _sizes_of_groups(images_N)
+    rows_of_both = _sizes_of_groups(np.stack([images_N, labels_N]))
+    usable = labelled & (rows_of_image < len(labels_N))
+    if not usable.any():
+        return None
+    return float(((rows_of_class - rows_of_both)[usable] / (len(labels_N) - rows_of_image[usable])).mean())
+
+
+def _sizes_of_groups(values: np.ndarray) -> np.ndarray:
+    """For each value along the last axis, how often it is there."""
+    _, group, sizes = np.unique(values, axis=-1, return_inverse=True, return_counts=True)
+    return sizes[group.ravel()]
 
 
 def shared_share(first_QK: np.ndarray, second_QK: np.ndarray) -> float:
