@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import basis_fit, clip_retrieval, extraction, gpu_day, memory, peers, reads, sample, side_by_side
+from benchmarks import basis_fit, clip_retrieval, decode, extraction, gpu_day, memory, peers, reads, sample, side_by_side
 from featurize.cli.main import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
@@ -171,3 +171,9 @@ def test_a_gpu_day_runs_tiny_without_a_gpu(name: str, tmp_path: Path) -> None:
     assert done.exit_code == 0, (tmp_path / f"{name}.log").read_text()
     assert "No GPU is here" in done.output or "NVIDIA" in done.output
     assert (tmp_path / f"{name}.md").read_text().startswith("## ")
+
+
+def test_decoding_is_compared_by_size(run: Callable[..., str]) -> None:
+    text = run(decode, "--pictures", 2, "--rounds", 1)
+    for size in ("224x224", "500x375", "1200x900"):
+        assert re.search(rf"{size} +\| Pillow", text) and re.search(rf"{size} +\| featurize", text)

@@ -29,10 +29,14 @@ def load_jpeg(image: Image.Image, data: bytes) -> tuple[Image.Image, str]:
     Pillow passes over most of that; what Pillow refuses too raises its error. Raises BadImage for so many scans that decoding
     would take minutes.
     """
-    # Scans are at most as many as this: entropy-coded data never hold the marker, but a thumbnail in the header may.
-    scans = data.count(START_OF_SCAN)
-    if scans * image.width * image.height > MAX_SCANNED_PIXELS:
-        raise BadImage(f"a JPEG of {scans} scans over {image.width} x {image.height} pixels takes too long to decode")
+    pixels_per_scan = image.width * image.height
+    # An upper bound that costs nothing, then the count: entropy-coded data never hold the marker, though a thumbnail may.
+    if data.count(START_OF_SCAN[1:]) * pixels_per_scan > MAX_SCANNED_PIXELS:
+        scans = data.count(START_OF_SCAN)
+        if scans * pixels_per_scan > MAX_SCANNED_PIXELS:
+            raise BadImage(
+                f"a JPEG of {scans} scans over {image.width} x {image.height} pixels takes too long to decode"
+            )
     colour = COLOURS.get(image.mode)
     warning = ""
     if colour is not None:
