@@ -62,7 +62,7 @@ def test_what_a_run_leaves(toy: Callable[..., Recipe], capsys: pytest.CaptureFix
     assert config["denoiser"]["condition_shapes"] == [[2, 2, 3]]
     assert [line["step"] for line in log(recipe)] == [10, 20, 30, 35]
     assert log(recipe)[0]["lr"] == pytest.approx(1e-3)
-    capsys.readouterr()
+    assert "the 15 steps that are left take less than two minutes" in capsys.readouterr().out
 
     before = parts(recipe)
     (folder / "loss.png").unlink()  # as if killed after the last checkpoint
@@ -352,3 +352,17 @@ def test_accelerates_environment_changes_no_training(
         with pytest.raises(UserError, match=f"ACCELERATE_{name} is set in the environment"):
             train(toy("refused", steps=6), 0)
         monkeypatch.delenv(f"ACCELERATE_{name}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "says"),
+    [
+        (299_980, 0.54, "299,980 steps that are left take 45.0 hours"),
+        (80, 0.75, "less than two minutes"),
+        (80, 60, "80 minutes"),
+    ],
+)
+def test_the_time_that_a_training_needs_is_said(steps: int, seconds: float, says: str) -> None:
+    from nestgen.training.progress import time_left
+
+    assert says in time_left(steps, seconds)

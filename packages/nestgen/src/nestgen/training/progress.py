@@ -17,6 +17,7 @@ from nestgen.errors import UserError
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import loss_log
 
+SETTLED = 2  # reports after which the rate is that of the training: the first steps allocate and compile
 MOST_SKIPPED = 50  # steps in a row; a scaler of fp16 needs some twenty to find its scale
 
 # Dense matrix products in bf16 and fp16, TFLOP/s, by a part of the device's name (the vendors' data sheets).
@@ -39,7 +40,7 @@ class Progress:
     ) -> None:
         self.accelerator, self.options, self.folder, self.flops = accelerator, options, folder, flops
         self.peak = peak_of(accelerator.device, options.precision)
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row, self.reports = 0, 0
         self.bar = tqdm(
             initial=first,
             total=last,
@@ -100,6 +101,9 @@ class Progress:
         self.track({key: value for key, value in record.items() if key != "step" and value is not None}, step)
         shown = "no finite step" if loss is None else f"loss {loss:.4f}"
         self.bar.set_postfix_str(f"{shown}, {rate:.0f} samples/s, {speed}", refresh=False)
+        self.reports += 1
+        if self.reports == SETTLED and self.accelerator.is_main_process:
+            self.bar.write(time_left(self.bar.total - step, self.options.batch / rate))
         self._begin()
 
     def _mean(self) -> float | None:
@@ -112,3 +116,11 @@ class Progress:
     def track(self, values: dict[str, Any], step: int) -> None:
         """Sends numbers to the trackers."""
         self.accelerator.log(values, step=step)
+
+
+def time_left(steps: int, seconds: float) -> str:
+    """A sentence on how long so many steps take, of `seconds` each."""
+    minutes = steps * seconds / 60
+    time_needed = f"{minutes:.0f} minutes" if minutes >= 2 else "less than two minutes"
+    time_needed = f"{minutes / 60:.1f} hours" if minutes >= 90 else time_needed
+    return f"At this rate the {steps:,} steps that are left take {time_needed}; training.steps says how many there are."
