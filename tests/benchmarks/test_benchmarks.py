@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import basis_fit, clip_retrieval, decode, extraction, gpu_day, memory, peers, reads, sample, side_by_side
+from benchmarks import (
+    basis_fit,
+    clip_retrieval,
+    decode,
+    extraction,
+    gpu_day,
+    memory,
+    peers,
+    reads,
+    sample,
+    side_by_side,
+)
 from featurize.cli.main import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
