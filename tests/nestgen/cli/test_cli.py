@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,6 +125,42 @@ def test_bad_states(run: Run, experiment: Experiment) -> None:
     assert code == 1
     assert "block 0 is missing" in errors
     assert not Path("runs").exists()
+
+
+def test_without_a_command_it_says_where_the_experiment_stands(run: Run, trained: Experiment, tmp_path: Path) -> None:
+    code, out, _ = run()
+    assert (code, out.splitlines()[0]) == (0, "Usage: main [OPTIONS] COMMAND [ARGS]...")
+    trained(training={"steps": 7, "preview": 0})
+    other = tmp_path / "runs" / "toy" / "z1-given-z2-sigma0.5"
+    kept = other.rename(tmp_path / "kept")
+    log = tmp_path / "runs" / "toy" / "z2-top" / "log.jsonl"
+    log.write_text('{"step": 7, "gflop_per_second": 0.004}\n')
+    code, out, _ = run()
+    assert code == 0
+    assert "z_0  40 rows in stores/toy/pixels/8x8x3.zarr" in out
+    assert "D_0  step 7 of 7, in runs/toy/z0-given-z1-sigma0.5" in out
+    assert "D_1  not trained" in out
+    assert re.search(r"\nNext: nestgen train --level 1    \(about \d+ hours?\)\n", out), out
+    kept.rename(other)
+    assert "\nNext: nestgen sample --count 64 --out samples\n" in run()[1]
+    assert run("sample", "--count", "2", "--out", "samples")[0] == 0
+    out = run()[1]
+    assert "2 samples in samples" in out
+    assert "\nNext: nestgen evaluate --samples samples\n" in out
+    Path("samples/evaluation.json").write_text('{"scores": []}')
+    out = run()[1]
+    assert "2 samples in samples, scored" in out
+    assert "\nNext: nestgen explore runs/toy\n" in out
+    shutil.rmtree("stores/toy/tiny/4x4x6.zarr")
+    out = run()[1]
+    assert "z_1  there is no store stores/toy/tiny/4x4x6.zarr" in out
+    assert "\nNext: featurize extract\n" in out
+
+
+def test_first_sentences_fit_a_line() -> None:
+    help_text = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert "export" in help_text
+    assert "..." not in help_text.split("Commands:")[1]
 
 
 @pytest.mark.parametrize("args", [("train",), ("train", "--level", "x"), ("nothing",), ("train", "--levle", "0")])

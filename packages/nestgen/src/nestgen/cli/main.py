@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -29,10 +30,28 @@ class Commands(click.Group):
         return ctx.exit(code)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="nestgen")
-def main() -> None:
-    """Trains one denoiser per level of a hierarchy of stored latents, and samples from the top down."""
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Trains one denoiser per level of a hierarchy of stored latents, and samples from the top down.
+
+    Without a command, in a folder with a recipe nested.yaml, it says where the experiment stands and what comes next.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not Path("nested.yaml").is_file():
+        click.echo(context.get_help())
+        return
+    from nestgen.cli.status import status
+    from nestgen.recipe.recipe import load_recipe
+
+    click.echo(status(load_recipe()))
 
 
 for command in (

@@ -97,8 +97,9 @@ def sample(
     overwrite: bool,
     vae: Path | None,
 ) -> None:
-    """Samples images from the top level down: OUT/000000.png, ..., their latents, sample.json and OUT-sheet.png.
+    """Samples images from the top level down.
 
+    OUT gets 000000.png, ..., their latents and the card sample.json; the first 64 are together in OUT-sheet.png.
     Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers and
     --overwrite, it samples again the levels they change. Image i is the same for any batch size and number of processes.
     """
@@ -183,10 +184,11 @@ def hierarchy(
     settings: dict[str, Any],
     vae: Path | None,
 ) -> None:
-    """Draws a sheet of the hierarchy: a row for each k, with levels k and above frozen and the rest sampled again.
+    """Draws a sheet of what each level holds.
 
-    They are frozen to a sample; with --like to a real image; with --interpolate to steps between two. How much
-    each row's images vary goes to OUT with the ending .json.
+    It has a row for each k, with levels k and above frozen and the rest sampled again. They are frozen to a sample; with
+    --like to a real image; with --interpolate to steps between two. How much each row's images vary goes to OUT with the
+    ending .json.
     """
     from nestgen.sampling.real import training_root
     from nestgen.scoring.hierarchy_sheet import SheetOptions, hierarchy_sheet
@@ -204,7 +206,12 @@ def hierarchy(
 @click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="Images of each folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The sheet, a PNG.")
 def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None:
-    """Draws a sheet with a row for each sample folder: the same seeds stand under each other."""
+    """Draws a sheet with a row for each sample folder.
+
+    The same seeds stand under each other.
+
+    Example: nestgen sheet one two --titles 'L = 1,L = 2' --out sheet.png
+    """
     from nestgen.images import folders_sheet, write_image
 
     names = titles.split(",")

@@ -49,7 +49,12 @@ def evaluate(
     recipe_file: Path | None,
     vae: Path | None,
 ) -> None:
-    """Scores samples per level, in the frozen encoder's space and by FID, into one card (docs/evaluation.md)."""
+    """Scores samples per level, in the encoder's space and by FID.
+
+    All scores go into one card (docs/evaluation.md).
+
+    Example: nestgen evaluate --samples samples
+    """
     from nestgen.scoring.evaluate import References, evaluate
 
     references = References(reference, samples_store, level_shape, encoder, pictures, inception, vae)
@@ -71,7 +76,9 @@ def diagnose(
     sigmas: tuple[float, ...] | None,
     settings: dict[str, Any],
 ) -> None:
-    """Shows which level loses quality: its score under true levels above it, under generated ones, and the gap.
+    """Shows which level loses quality.
+
+    Each level is scored under true levels above it and under generated ones; their difference is what those cost.
 
     The numbers go to OUT with the ending .json, the latents sampled for it to the folder OUT without an ending.
     """
@@ -90,7 +97,9 @@ def diagnose(
 def nearest(
     samples: Path, count: int, reference: Path | None, out: Path, vae: Path | None, recipe_file: Path | None
 ) -> None:
-    """Looks for memorised images: a sheet of samples with their nearest training rows at each level.
+    """Looks for memorised images among samples.
+
+    A sheet shows samples with their nearest training rows at each level.
 
     How near all samples are, beside held-out images, goes to OUT with the ending .json.
     """
@@ -105,7 +114,10 @@ def nearest(
 @click.option("--space", help="Space of the grid; by default the last that all cards have.")
 @click.option("--score", default="frechet_distance", show_default=True, help="Score of the grid.")
 def compare(cards: tuple[Path, ...], grid: Path | None, space: str | None, score: str) -> None:
-    """Puts score cards of `nestgen evaluate` side by side, or says why they cannot be compared."""
+    """Puts score cards side by side, or says why not.
+
+    Example: nestgen compare one.json two.json
+    """
     from nestgen.scoring import compare
 
     click.echo(compare.compare(cards) if grid is None else compare.grid(cards, space, score, grid))

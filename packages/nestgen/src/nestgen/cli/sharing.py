@@ -104,10 +104,11 @@ def export(
     ema_length: float | None,
     vae: Path | None,
 ) -> None:
-    """Writes a trained hierarchy, runs/<name>, as one folder to hand on.
+    """Writes a trained hierarchy as one folder to hand on.
 
-    It holds the averaged weights, the configuration, a small codec and a model card, and no path of this machine.
-    `nestgen sample --pretrained OUT` samples from it without stores, on any machine, the same images for the same seeds.
+    RUN is runs/<name>. The folder holds the averaged weights, the configuration, a small codec and a model card, and no path
+    of this machine. `nestgen sample --pretrained OUT` samples from it without stores, on any machine, the same images for
+    the same seeds.
 
     Example: nestgen export runs/demo --out demo-model --scores demo.json
     """
@@ -149,7 +150,9 @@ def explore(
     ema_length: float | None,
     vae: Path | None,
 ) -> None:
-    """Opens a local page to play with a hierarchy: runs/<name>, or an exported one.
+    """Opens a local page to play with a hierarchy.
+
+    FOLDER is runs/<name>, or an exported hierarchy.
 
     Click a sample to see what each level holds, take levels from two, walk from one to another, move noise and guidance.
     Only this machine can open the page, by the address that is printed. Ctrl-C ends it.

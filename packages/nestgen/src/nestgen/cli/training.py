@@ -24,7 +24,7 @@ from nestgen.training.launch import launch
 @depth_option
 @sigma_option
 def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] | None) -> None:
-    """Shows each level's shape, parameters and GFlops, and what stores and trained denoisers there are."""
+    """Shows levels, parameters, GFlops, stores and denoisers."""
     from nestgen.cli.info import show
 
     click.echo(show(recipe_of(recipe_file, depth, sigmas)))
@@ -63,7 +63,7 @@ def train(
     settings: dict[str, Any],
     verify: bool,
 ) -> None:
-    """Trains a level's denoiser, going on from its newest checkpoint. Levels may train side by side.
+    """Trains a level's denoiser, from its newest checkpoint on. Levels may train side by side.
 
     Ctrl-C finishes the step under way and saves it. Over several machines: `accelerate launch -m nestgen train --level 0`
     or `torchrun -m nestgen train --level 0`.
@@ -105,7 +105,12 @@ def ema(
     depth: int | None,
     sigmas: tuple[float, ...] | None,
 ) -> None:
-    """Makes an average of the weights of any length from the snapshots of a training (training.ema_snapshots)."""
+    """Averages the weights of a training over any share of its steps.
+
+    It needs the snapshots that training.ema_snapshots saves. The average is a run of its own, to sample from.
+
+    Example: nestgen ema --level 0 --length 0.08 --name longer
+    """
     from nestgen.runs.ema_snapshots import reconstruct
 
     click.echo(reconstruct(recipe_of(recipe_file, depth, sigmas), level, length, name, step))
