@@ -34,6 +34,10 @@ def wrong_in(words: list[str], is_call: bool) -> str | None:
     from nestgen.cli.main import main
 
     group = commands if Path(words[0]).name == "featurize" else main
+    if len(words) == 1:  # it says where things stand
+        return None
+    if not words[1:]:
+        return None  # `nestgen` alone says where an experiment stands
     command = group.commands.get(words[1])
     if words[1].startswith("-") or command is None:
         return None if words[1] in ("--help", "--version") else f"no command {words[1]}"
@@ -64,3 +68,11 @@ def is_module(path: str) -> bool:
 
 def test_the_readme_spells_commands() -> None:
     assert len(list(spelled((ROOT / "README.md").read_text(encoding="utf-8")))) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_no_install_line_names_a_stranger_s_package(page: Path) -> None:
+    """`featurize` and `nestgen` on PyPI are not these: they are installed from a clone."""
+    lines = re.findall(r"pip install ([^\n`#]+)", page.read_text(encoding="utf-8"))
+    words = [word.strip("'\"") for line in lines for word in line.split()]
+    assert not [word for word in words if re.match(r"(featurize|nestgen)\b", word)]
