@@ -36,10 +36,6 @@ def wrong_in(words: list[str], is_call: bool) -> str | None:
     group = commands if Path(words[0]).name == "featurize" else main
     if len(words) == 1:  # it says where things stand
         return None
-    if not words[1:]:
-        return None  # `nestgen` alone says where an experiment stands
-    if not words[1:]:
-        return None  # `nestgen` alone says where an experiment stands
     command = group.commands.get(words[1])
     if words[1].startswith("-") or command is None:
         return None if words[1] in ("--help", "--version") else f"no command {words[1]}"
