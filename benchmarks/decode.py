@@ -7,6 +7,7 @@ python -m benchmarks.decode --source wds:shards/000000.tar
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from benchmarks.photos import jpeg
-from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
+from benchmarks.side_by_side import Contender, out_option, ratio, report, rounds_option, table, take_turns
 from featurize.images.decode import decode
 from featurize.sources import list_images, read
 
@@ -38,16 +39,8 @@ def main(source: str | None, pictures: int, rounds: int, out: Path | None) -> No
     for name, files in sets.items():
         for data in files:  # what is compared must be equal
             np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(_pillow(data)))
-        measured = take_turns(
-            {
-                "Pillow": lambda _, files=files: [_pillow(data) for data in files],
-                "featurize": lambda _, files=files: [decode(data) for data in files],
-                "simplejpeg alone, to an array": lambda _, files=files: [
-                    simplejpeg.decode_jpeg(data) for data in files
-                ],
-            },
-            rounds,
-        )
+        decoders = {"Pillow": _pillow, "featurize": decode, "simplejpeg alone, to an array": simplejpeg.decode_jpeg}
+        measured = take_turns({one: _all_of(files, decoder) for one, decoder in decoders.items()}, rounds)
         for contender, took in measured.items():
             each = 1000 * took.cpu / len(files)
             lines.append([name, contender, f"{each:.2f}", ratio(took.cpu, measured["Pillow"].cpu)])
@@ -55,6 +48,14 @@ def main(source: str | None, pictures: int, rounds: int, out: Path | None) -> No
     report(
         "Decoding JPEG", f"{body}\n\nEvery decoded image is equal to the byte.", ("pillow", "simplejpeg", "numpy"), out
     )
+
+
+def _all_of(files: list[bytes], decoder: Callable[[bytes], object]) -> Contender:
+    def run(turn: int) -> None:
+        for data in files:
+            decoder(data)
+
+    return run
 
 
 def _pillow(data: bytes) -> Image.Image:

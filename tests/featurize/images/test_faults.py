@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from PIL import Image, ImageCms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
 
 from featurize.images import jpeg
 from featurize.images.decode import decode, examine
@@ -194,6 +196,37 @@ def test_simplejpegs_bytes_are_pillows(real_data: Path) -> None:
             assert np.array_equal(np.asarray(found), expected), name
         compared += 1
     assert compared > 100
+
+
+JPEGS = [
+    encoded(Image.fromarray(PHOTO).convert(mode), "JPEG", quality=75, progressive=progressive)
+    for mode in ("RGB", "L", "CMYK")
+    for progressive in (False, True)
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(JPEGS), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=4), st.floats(0.3, 1)
+)
+def test_whatever_becomes_of_a_jpeg_pillow_decides(data: bytes, changes: list[tuple[float, int]], kept: float) -> None:
+    """Bytes changed and a tail cut off: the very pixels that Pillow alone gives, or a reason where it gives none."""
+    damaged = bytearray(data[: int(kept * len(data))])
+    for place, value in changes:
+        damaged[int(place * len(damaged))] = value
+    file = bytes(damaged)
+    try:
+        with Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
+            image.load()
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:
+        with pytest.raises(BadImage, match=r"."):
+            decode(file)
+        return
+    found = examine(file)
+    assert np.array_equal(np.asarray(found.image), expected)
+    if file == data:
+        assert found.warning == ""
 
 
 def test_another_libjpeg_leaves_the_pixels_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def resize_box(image: Image.Image, box: Box, side: int, interpolation: str) -> n
 
 def lanczos_crop(image: Image.Image, side: int) -> np.ndarray:
     """The centred square, cut out first and then resized by Lanczos' filter: the pixels of U-ViT's latents of COCO."""
-    square = image.crop(tuple(int(edge) for edge in square_box(*image.size)))
+    square = image.crop(square_box(*image.size))
     return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
