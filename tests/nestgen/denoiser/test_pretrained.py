@@ -143,7 +143,7 @@ def test_a_training_begins_with_them_and_goes_on_without(experiment: Callable[..
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7)
     more = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 2})})
-    with pytest.raises(UserError, match="was begun otherwise: init was"):
+    with pytest.raises(UserError, match="was started with other settings: init was"):
         train(more, 0, tmp_path / "plain.safetensors")
     train(more, 0)  # goes on with what it began with
     assert (folder / "checkpoints/00000002").is_dir()

@@ -17,7 +17,7 @@ from nestgen import randomness as noise
 from nestgen.diffusion.process import Process
 
 KINDS: list[Any] = ["discrete", "vp", "flow"]
-PREDICTIONS: list[Any] = ["eps", "v", "velocity"]
+PREDICTIONS: list[Any] = ["eps", "v", "velocity", "x"]
 
 
 def test_discrete_tables_are_diffusers() -> None:
@@ -120,11 +120,15 @@ def test_the_best_predictor_of_gaussian_data_has_the_known_loss(kind: Any, predi
     def known(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Slope of the best predictor, what it leaves, and the weight of that."""
         alpha, sigma = process.alpha(t), process.sigma(t)
-        a, b = {"eps": (1 + 0 * t, 0 * t), "v": (alpha, -sigma), "velocity": (1 + 0 * t, -1 + 0 * t)}[prediction]
+        zero = 0 * t
+        a, b = {"eps": (1 + zero, zero), "v": (alpha, -sigma), "velocity": (1 + zero, zero - 1), "x": (zero, 1 + zero)}[
+            prediction
+        ]
         covariance, variance = a * sigma + b * alpha * s**2, alpha**2 * s**2 + sigma**2
         left = a**2 + b**2 * s**2 - covariance**2 / variance
         latent_left = s**2 - (alpha * s**2) ** 2 / variance
-        weighted = torch.clamp((alpha / sigma) ** 2, max=5) * latent_left if weighting == "min-snr" else left
+        uniform = left / sigma.clamp(min=0.05) ** 2 if prediction == "x" else left
+        weighted = torch.clamp((alpha / sigma) ** 2, max=5) * latent_left if weighting == "min-snr" else uniform
         return covariance / variance, left, weighted
 
     even = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # so that only z and eps are random
@@ -136,6 +140,40 @@ def test_the_best_predictor_of_gaussian_data_has_the_known_loss(kind: Any, predi
     found = process.loss(best, z, eps, t).item()
     assert found == pytest.approx(exact, rel=0.01)
     assert process.loss(0.9 * best, z, eps, t) > found < process.loss(1.1 * best, z, eps, t)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("flow", "velocity"), ("vp", "v")])
+def test_the_loss_of_a_predicted_latent_is_that_of_the_velocity_it_implies(kind: Any, other: Any) -> None:
+    """As long as sigma is 0.05 or more; below, less."""
+    z, eps, said = torch.randn(3, 6, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, implied = Process(kind, "x"), Process(kind, other)
+    for time in (0.2, 0.7, 0.99):
+        t = torch.full((6,), time, dtype=torch.float64)
+        alpha, sigma = x.alpha(t)[0], x.sigma(t)[0]
+        z_t = x.add_noise(z, eps, t)
+        noise_said = (z_t - alpha * said) / sigma
+        velocity = noise_said - said if kind == "flow" else alpha * noise_said - sigma * said
+        torch.testing.assert_close(x.loss(said, z, eps, t), implied.loss(velocity, z, eps, t), rtol=1e-4, atol=0)
+    assert Process("flow", "x").weight(torch.tensor([0.0, 0.01, 0.05, 1.0])).tolist() == pytest.approx(
+        [400, 400, 400, 1]
+    )
+
+
+@pytest.mark.parametrize("shift", [1.0, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logit_normal_times_have_a_normal_log_of_noise_over_signal(kind: Any, shift: float) -> None:
+    """Quantiles of log(sigma / alpha) - log(shift) are those of N(-0.3, 0.8), but for the rounding to 1000 steps."""
+    process = Process(kind, shift=shift, logit_normal=(-0.3, 0.8))
+    u = torch.tensor([0.02, 0.1587, 0.5, 0.8413, 0.98], dtype=torch.float64)
+    t = process.training_time(u)
+    normal = torch.tensor([-2.0537, -1, 0, 1, 2.0537], dtype=torch.float64)
+    tolerance = 0.02 if kind == "discrete" else 1e-3  # half a step of 1000 is 0.015 where there is little noise
+    torch.testing.assert_close(-process.half_log_snr(t) - math.log(shift), -0.3 + 0.8 * normal, rtol=0, atol=tolerance)
+    ends = process.training_time(torch.tensor([0.0, 1 - 2**-24], dtype=torch.float64))
+    assert ends.isfinite().all()
+    assert 0 < ends[0] < ends[1] <= 1
+    if kind == "flow":
+        torch.testing.assert_close(t, torch.sigmoid(-0.3 + 0.8 * normal), rtol=0, atol=1e-3)
 
 
 def test_loss_is_float32_whatever_comes_in() -> None:

@@ -38,6 +38,11 @@ def load(tmp_path: Path) -> Callable[..., Recipe]:
     return read
 
 
+def test_shift_auto_is_the_root_of_the_values_over_4096(load: Callable[..., Recipe]) -> None:
+    levels = [{"shape": "32x32x3", "shift": "auto"}, {"shape": "8x8x64", "shift": "auto"}, {"shape": "2x2x16"}]
+    assert [level.shift for level in load(levels=levels).levels] == [pytest.approx((3072 / 4096) ** 0.5), 1.0, 1.0]
+
+
 def test_defaults_are_those_of_the_docs(load: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = load()
     assert recipe.name == "demo"  # the file's stem
@@ -173,6 +178,16 @@ def test_numbers_and_words_are_read_as_written(load: Callable[..., Recipe]) -> N
         ),
         ({"levels": [{"shape": "32x32x3"}, {"shape": "4x4x2", "sigma": [0, 1]}]}, "set denoiser.sigma_told: true"),
         ({"levels": [{"shape": "32x32x3", "shift": 0}]}, "levels[0].shift should be greater than 0, found 0"),
+        ({"training": {"muon": 1e-3, "shard": True}}, "training has muon, which takes whole matrices"),
+        ({"process": {"logit_normal": [0, 0]}}, "process.logit_normal[1] should be greater than 0, found 0"),
+        (
+            {"sampling": {"internal_guidance": {"scal": 1.5}}},
+            "sampling.internal_guidance.scal is not a key; did you mean sampling.internal_guidance.scale?",
+        ),
+        (
+            {"training": {"align": {"weigth": 1}}},
+            "training.align.weigth is not a key; did you mean training.align.weight?",
+        ),
         ({"denoiser": {"text": "77"}}, "denoiser.text should be tokens x width of the text store, such as 77x768"),
         (
             {"process": {"kind": "flow", "prediction": "eps"}},

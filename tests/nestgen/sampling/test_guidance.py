@@ -216,6 +216,33 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
             load_samplers(recipe.with_sampling({"autoguide": [None, None, autoguide]}), CPU)
 
 
+def test_internal_guidance_leads_away_from_the_side_head_in_one_call(trained: Trained, tmp_path: Path) -> None:
+    """D_side + w (D - D_side) within its interval, D outside; with guidance by the condition, its terms add up."""
+    recipe = load_recipe(trained(training={"side_loss": 0.25}))
+    guided = recipe.with_sampling({"internal_guidance": {"scale": 1.7, "interval": [0.3, 1]}})
+    sampler, recorder = recording(with_settings(load_samplers(guided, CPU)[0], guidance=0.0))
+    z, above = noise.normal(0, "z", range(3), (3, 8, 8)), noise.normal(0, "above", range(3), (6, 4, 4))
+    for n, w in ((300.0, 1.7), (299.0, 1.0)):
+        eps = eps_of(sampler, z, n, (above,))
+        assert len(recorder.calls) == 1
+        recorder.calls.clear()
+        last, side, _ = recorder.denoiser(z, torch.full((3,), n), above, all_outputs=True)
+        torch.testing.assert_close(eps, side + w * (last - side), rtol=1e-4, atol=1e-4)
+        assert (last - side).abs().max() > 0.01
+    both = eps_of(with_settings(sampler, guidance=0.5), z, 300.0, (above,))
+    last, side, _ = recorder.denoiser(z, torch.full((3,), 300.0), above, all_outputs=True)
+    null = recorder.denoiser(z, torch.full((3,), 300.0))
+    torch.testing.assert_close(both, last + 0.5 * (last - null) + 0.7 * (last - side), rtol=1e-4, atol=1e-4)
+    sample_folder(guided, tmp_path / "s")
+    card = read_json(tmp_path / "s" / "sample.json")["levels"][0]
+    assert card["internal_guidance"] == {"scale": 1.7, "interval": [0.3, 1.0]}
+
+
+def test_internal_guidance_needs_a_side_head(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match=r"has no side head for sampling\.internal_guidance; set training\.side_loss"):
+        load_samplers(recipe.with_sampling({"internal_guidance": {"scale": 1.5}}), CPU)
+
+
 def test_all_levels_above_condition_where_the_denoisers_were_trained_so(trained: Trained, tmp_path: Path) -> None:
     options = {"size": "nano", "condition_on": "all", "sigma_told": True}
     recipe = load_recipe(trained(denoiser=options)).with_sampling({"sigma": [0, 0.3, 0.7], "steps": 2})

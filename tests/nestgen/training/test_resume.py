@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -98,6 +99,31 @@ def test_changed_settings_are_refused_and_listed(toy: Callable[..., Recipe], exp
     with pytest.raises(UserError, match=r"labels was .* stores\.z0 was .*and is .*stores\.z1 was"):
         train(toy(steps=4), 0)
     assert parts(recipe) == before
+
+
+def test_a_checkpoint_of_before_an_option_goes_on_as_if_it_were_off(toy: Callable[..., Recipe]) -> None:
+    """Keys that came with later versions are not in its meta.json, nor in the configuration of its denoiser."""
+    train(toy("straight", steps=12), 0)
+    recipe = toy("older", steps=10)
+    train(recipe, 0)
+    file = run_dir(recipe, 0) / "checkpoints/00000010/meta.json"
+    meta = json.loads(file.read_text())
+    for section, keys in (
+        ("training", ("muon", "lr_decay", "side_loss", "align")),
+        ("denoiser", ("side_head", "aligned")),
+    ):
+        for key in keys:
+            del meta[section][key]
+    del meta["sha256"], meta["meta_sha256"]
+    file.write_text(json.dumps(meta))
+    train(toy("older", steps=12), 0)
+    assert parts(recipe) == parts(toy("straight", steps=12))
+    with pytest.raises(UserError, match=r"training\.side_loss was None and is 0\.5"):
+        train(toy("older", steps=13, side_loss=0.5), 0)
+    decayed = toy("decayed", steps=10, lr_decay="linear")
+    train(decayed, 0)
+    with pytest.raises(UserError, match=r"training\.steps was 10 and is 20"):
+        train(toy("decayed", steps=20, lr_decay="linear"), 0)
 
 
 def test_a_damaged_checkpoint_is_not_passed_over(

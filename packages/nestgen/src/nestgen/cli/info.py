@@ -89,9 +89,14 @@ def _training(recipe: Recipe) -> str:
 
 
 def _paper(recipe: Recipe) -> PublishedGrowth | None:
-    shapes = tuple(level.shape for level in recipe.levels)
+    shapes, sizes = tuple(level.shape for level in recipe.levels), {level.size for level in recipe.levels}
     return next(
-        (one for one in PAPER if one.size == recipe.denoiser.size and one.shapes[: len(shapes)] == shapes), None
+        (
+            one
+            for one in PAPER
+            if sizes <= {None, one.size} and one.size == recipe.denoiser.size and one.shapes[: len(shapes)] == shapes
+        ),
+        None,
     )
 
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 from nestgen.recipe.recipe import Recipe
 
-# size: (D, depth, heads). The first two are for CPUs, the others U-ViT's.
+# size: (D, depth, heads). The first three are for CPUs, the others U-ViT's.
 SIZES = {
     "nano": (128, 4, 4),
+    "mini": (160, 6, 5),
     "micro": (256, 8, 8),
     "small": (512, 12, 8),
     "medium": (768, 16, 12),
@@ -33,6 +34,13 @@ class DenoiserConfig:
     null_condition: Literal["zeros", "learned"] = "zeros"
     sigma_told: bool = False  # whether the noise on the conditions is embedded; the name stands in recipes, checkpoints
     qk_norm: bool = False
+    side_head: bool = False
+    aligned: int = 0  # channels of the stored features that the early blocks are aligned to
+
+    @property
+    def early(self) -> int:
+        """Blocks before the side head and the alignment: about a third of all, the middle one included."""
+        return max(1, round((self.depth + 1) / 3))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -43,7 +51,7 @@ class DenoiserConfig:
 def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
     """The configuration of a level's denoiser; the top level has no condition."""
     options = recipe.denoiser
-    dim, depth, heads = SIZES[options.size]
+    dim, depth, heads = SIZES[recipe.levels[level].size or options.size]
     return DenoiserConfig(
         shape=recipe.levels[level].shape,
         patch=recipe.levels[level].patch,
@@ -57,6 +65,8 @@ def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
         null_condition=options.null_condition,
         sigma_told=options.sigma_told and bool(recipe.conditions(level)),
         qk_norm=options.qk_norm,
+        side_head=recipe.training.side_loss is not None,
+        aligned=recipe.features.base_channels if recipe.training.align and level == 0 else 0,
     )
 
 

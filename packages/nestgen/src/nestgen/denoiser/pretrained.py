@@ -17,7 +17,16 @@ from torch import Tensor
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
 
-ADDED = ("sites.", "sigma_embed.", "null_condition", "null_further.", "null_context")  # to U-ViT, by this project
+ADDED = (  # to U-ViT, by this project
+    "sites.",
+    "sigma_embed.",
+    "null_condition",
+    "null_further.",
+    "null_context",
+    "side_norm.",
+    "side_pred.",
+    "align_conv.",
+)
 
 
 def read_weights(file: Path, denoiser: Denoiser) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from nestgen.denoiser.initialisation import STD, initialise_identity_path, initi
 from nestgen.recipe.recipe import Recipe
 
 SIGMA_SCALE = 100.0  # sigmas of 0..1.5 are embedded as 0..150, where sinusoids differ enough
+
+
+class Outputs(NamedTuple):
+    """All outputs of a denoiser; None where its configuration does not have them."""
+
+    prediction_BCHW: Tensor
+    side_BCHW: Tensor | None = None  # the prediction after `early` blocks, by a head of its own
+    features_BChw: Tensor | None = None  # the stored features as those blocks see them, on the grid of the tokens
 
 
 class Denoiser(nn.Module):
@@ -56,6 +64,11 @@ class Denoiser(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.decoder_pred = Linear(dim, config.patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
+        if config.side_head:
+            self.side_norm = nn.LayerNorm(dim)
+            self.side_pred = Linear(dim, config.patch**2 * channels)
+        if config.aligned:
+            self.align_conv = nn.Conv2d(dim, config.aligned, 3, padding=1)
         if config.condition_shapes:
             sites = 2 * len(range(0, half, 2)) + 2
             self.sites = nn.ModuleList(
@@ -71,6 +84,8 @@ class Denoiser(nn.Module):
         initialise_linear_layers(self)
         nn.init.trunc_normal_(self.pos_embed, std=STD)
         initialise_identity_path(self.patch_embed, self.out_blocks, self.decoder_pred, self.final_layer)
+        if self.config.side_head:  # lets the input through as well
+            self.side_pred.load_state_dict(self.decoder_pred.state_dict())
         for name, parameter in self.named_parameters():
             if name.startswith("null_"):
                 nn.init.trunc_normal_(parameter, std=STD)
@@ -89,8 +104,9 @@ class Denoiser(nn.Module):
         label_B: Tensor | None = None,
         context_BTD: Tensor | None = None,
         sigma_BK: Tensor | None = None,
-    ) -> Tensor:
-        """The prediction for z_BCHW, (B, C, H, W).
+        all_outputs: bool = False,
+    ) -> Tensor | Outputs:
+        """The prediction for z_BCHW, (B, C, H, W); with `all_outputs`, the others as well.
 
         time_B is the process's `time_embedding_input`. `condition` is the noised latent of the level above, or those of
         all levels that condition this one, the nearest first; None is the null condition for all samples, and so is
@@ -113,11 +129,22 @@ class Denoiser(nn.Module):
         for i, block in enumerate(self.in_blocks):
             x_BLD = self._run(block, join(x_BLD) if i % 2 == 0 else x_BLD)
             skips.append(x_BLD)
+        early_BLD = skips[self.config.early - 1][:, self.extras :]
         x_BLD = self._run(self.mid_block, join(x_BLD))
         for i, block in enumerate(self.out_blocks):
             x_BLD = self._run(block, join(x_BLD) if i % 2 == 0 else x_BLD, skips.pop())
         x_BLD = join(x_BLD)[:, self.extras :]
-        return self.final_layer(self._unpatchify(self.decoder_pred(self.norm(x_BLD))))
+        prediction_BCHW = self.final_layer(self._unpatchify(self.decoder_pred(self.norm(x_BLD))))
+        return Outputs(prediction_BCHW, *self._early_outputs(early_BLD)) if all_outputs else prediction_BCHW
+
+    def _early_outputs(self, x_BLD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The prediction and the features from the image tokens of the early blocks."""
+        side_BCHW = features_BChw = None
+        if self.config.side_head:
+            side_BCHW = self._unpatchify(self.side_pred(self.side_norm(x_BLD)))
+        if self.config.aligned:
+            features_BChw = self.align_conv(x_BLD.transpose(1, 2).unflatten(2, self.config.grid))
+        return side_BCHW, features_BChw
 
     def _run(self, module: nn.Module, *inputs: Any) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

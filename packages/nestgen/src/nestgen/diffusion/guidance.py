@@ -9,23 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestgen.denoiser.uvit import Denoiser
+from nestgen.denoiser.uvit import Denoiser, Outputs
 from nestgen.diffusion.process import Process
 from nestgen.recipe.level_sampling import LevelSampling
+from nestgen.recipe.sections import Interval
 
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
     """The latent that a denoiser predicts for one batch, with guidance: a `Denoise` of diffusion/solvers.py.
 
-    With d the denoiser's output, s the guidance and w the autoguidance of `settings`, the guided output is
+    With d the denoiser's output, s the guidance, w the autoguidance and v the internal guidance of `settings`, the guided
+    output is
 
-        d(conditional) + s (d(conditional) - d(unconditional)) + w (d(conditional) - weak(conditional)).
+        d(conditional) + s (d(conditional) - d(unconditional)) + w (d(conditional) - weak(conditional))
+            + (v - 1) (d(conditional) - side(conditional)).
 
     The second term is classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), whose two outputs are computed
-    in one batch; the third is autoguidance (Karras et al. 2024, arXiv 2406.02507). As the weights sum to 1, it does not
-    matter whether the networks predict noise, velocity or the latent. Networks in half precision get their inputs so; all
-    else is in the latents' own.
+    in one batch; the third is autoguidance (Karras et al. 2024, arXiv 2406.02507); the last is internal guidance (arXiv
+    2512.24176), by the denoiser's own side head in the same call: alone it makes side + v (d - side). As the weights sum
+    to 1, it does not matter whether the networks predict noise, velocity or the latent. Networks in half precision get their
+    inputs so; all else is in the latents' own.
 
     `conditions` are the noised latents (B, C, H, W) of the levels above, the nearest first. All tensors are on the
     denoiser's device.
@@ -41,25 +45,35 @@ class GuidedDenoiser:
 
     def __call__(self, z_BCHW: Tensor, t: Tensor) -> Tensor:
         """The predicted latent (B, C, H, W) at one time, a float64 scalar on the CPU."""
-        s, w = self._strengths(float(t))
+        s, w, v = self._strengths(float(t))
         latent_BCHW, z_BCHW = z_BCHW, z_BCHW.to(self.denoiser.pos_embed.dtype)
         time_B = self.process.time_embedding_input(t).to(z_BCHW.device).expand(len(z_BCHW))
         if s:
-            both_BCHW = self.denoiser(z_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), **self._with_unconditional)
-            conditional_BCHW, unconditional_BCHW = both_BCHW.chunk(2)
+            outputs = self._outputs(z_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), self._with_unconditional)
+            conditional_BCHW, unconditional_BCHW = outputs.prediction_BCHW.chunk(2)
             out_BCHW = conditional_BCHW + s * (conditional_BCHW - unconditional_BCHW)
         else:
-            out_BCHW = conditional_BCHW = self.denoiser(z_BCHW, time_B, **self._conditional)
+            outputs = self._outputs(z_BCHW, time_B, self._conditional)
+            out_BCHW = conditional_BCHW = outputs.prediction_BCHW
         if w and self.weak is not None:
             out_BCHW = out_BCHW + w * (conditional_BCHW - self.weak(z_BCHW, time_B, **self._conditional))
+        if v != 1 and outputs.side_BCHW is not None:
+            out_BCHW = out_BCHW + (v - 1) * (conditional_BCHW - outputs.side_BCHW[: len(z_BCHW)])
         return self.process.latent(out_BCHW.to(latent_BCHW.dtype), latent_BCHW, t)
 
-    def _strengths(self, t: float) -> tuple[float, float]:
-        """Guidance and autoguidance at a time."""
-        interval = self.settings.interval
-        if interval is not None and not interval.low <= t <= interval.high:
-            return 0.0, 0.0
-        return self.settings.guidance or 0.0, self.settings.autoguidance
+    def _outputs(self, z_BCHW: Tensor, time_B: Tensor, inputs: dict[str, Any]) -> Outputs:
+        outputs: Outputs = self.denoiser(z_BCHW, time_B, **inputs, all_outputs=True)
+        return outputs
+
+    def _strengths(self, t: float) -> tuple[float, float, float]:
+        """Guidance, autoguidance and internal guidance at a time."""
+        s, w, v = 0.0, 0.0, 1.0
+        if _within(self.settings.interval, t):
+            s, w = self.settings.guidance or 0.0, self.settings.autoguidance
+        internal = self.settings.internal_guidance
+        if internal is not None and _within(internal.interval, t):
+            v = internal.scale
+        return s, w, v
 
     @cached_property
     def _sigma_BK(self) -> Tensor | None:
@@ -95,3 +109,7 @@ class GuidedDenoiser:
             batch, device = len(self.conditions[0]), self.conditions[0].device
             twice["keep_B"] = torch.arange(2 * batch, device=device) < batch
         return twice
+
+
+def _within(interval: Interval | None, t: float) -> bool:
+    return interval is None or interval.low <= t <= interval.high

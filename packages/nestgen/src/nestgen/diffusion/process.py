@@ -1,8 +1,8 @@
 """The process z_t = alpha(t) z + sigma(t) eps, what a network predicts of it, and its loss.
 
-U-ViT's two diffusions and the straight path of flow matching; the network predicts eps, v or the flow's velocity, and
-from each of them follow the others. Times t are float64 tensors on the CPU, 0 < t <= 1: one per sample (B), or one for
-all of them (). The network's time embedding gets another number, `time_embedding_input(t)`.
+U-ViT's two diffusions and the straight path of flow matching; the network predicts eps, v, the flow's velocity or the
+latent itself, and from each of them follow the others. Times t are float64 tensors on the CPU, 0 < t <= 1: one per
+sample (B), or one for all of them (). The network's time embedding gets another number, `time_embedding_input(t)`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import ProcessOptions
 
 STEPS = 1000  # of the discrete process
 BETA_MIN, BETA_MAX = 0.1, 20.0  # of the continuous one
 GAMMA = 5.0  # of min-SNR weighting
+LEAST_SIGMA = 0.05  # in the weight of a predicted latent's error, which would have no bound
+LEAST_UNIFORM = 1e-7  # its normal number is 5.2 deviations below the mean
 
 
 @lru_cache(maxsize=1)
@@ -51,15 +54,24 @@ class Process:
         eps        eps
         v          alpha eps - sigma z      (Salimans and Ho 2022, arXiv 2202.00512)
         velocity   eps - z                  (the straight path's dz_t / dt)
+        x          z                        (Li and He 2025, arXiv 2511.13720)
+
+    The loss of x is that of the v or velocity that follows from it: an error of z is one of v times 1 / sigma, where
+    sigma counts as 0.05 at least.
 
     `shift` s multiplies sigma / alpha by s at every time: s > 1 gives a large latent, whose neighbours repeat each
     other, more noise (Hoogeboom et al. 2023, arXiv 2301.11093; for `flow` it is t -> s t / (1 + (s - 1) t), Esser et
     al. 2024, arXiv 2403.03206). `weighting` is of the loss over time.
+
+    `logit_normal` (mean, deviation) draws the times of training so that log(sigma / alpha), before the shift, is normal,
+    instead of drawing t uniformly: for `flow` t is logit-normal (Esser et al. 2024), for the others the noise levels are
+    those of Karras et al. 2022 (arXiv 2206.00364).
     """
 
     kind: Literal["discrete", "vp", "flow"] = "discrete"
-    prediction: Literal["eps", "v", "velocity"] = "eps"
+    prediction: Literal["eps", "v", "velocity", "x"] = "eps"
     weighting: Literal["uniform", "min-snr"] = "uniform"
+    logit_normal: tuple[float, float] | None = None
     shift: float = 1.0
 
     @property
@@ -68,8 +80,13 @@ class Process:
         return {"discrete": 1 / STEPS, "vp": 1e-4, "flow": 0.0}[self.kind]
 
     def training_time(self, uniform: Tensor) -> Tensor:
-        """Training times from uniform numbers in [0, 1): n / 1000 with n in 1..1000, or for continuous times t itself."""
+        """Training times from uniform numbers in [0, 1): n / 1000 with n in 1..1000, or any t for continuous times."""
         uniform = uniform.double()
+        if self.logit_normal is not None:
+            mean, deviation = self.logit_normal
+            log_noise_to_signal = mean + deviation * torch.special.ndtri(uniform.clamp(min=LEAST_UNIFORM))
+            t = self.time_of(-log_noise_to_signal - math.log(self.shift)).clamp(0, 1)
+            return (t * STEPS).round().clamp(min=1) / STEPS if self.kind == "discrete" else t
         return (torch.floor(uniform * STEPS) + 1) / STEPS if self.kind == "discrete" else uniform
 
     def time_embedding_input(self, t: Tensor) -> Tensor:
@@ -131,6 +148,8 @@ class Process:
         """The network's target (B, C, H, W), by `prediction`."""
         if self.prediction == "eps":
             return eps_BCHW
+        if self.prediction == "x":
+            return z_BCHW
         if self.prediction == "velocity":
             return eps_BCHW - z_BCHW
         alpha, sigma = self._alpha_sigma(t, z_BCHW)
@@ -141,12 +160,16 @@ class Process:
         if self.prediction == "eps":
             return output_BCHW
         alpha, sigma = self._alpha_sigma(t, output_BCHW)
+        if self.prediction == "x":
+            return (z_t_BCHW - alpha * output_BCHW) / sigma
         if self.prediction == "velocity":
             return (z_t_BCHW + alpha * output_BCHW) / (alpha + sigma)
         return (sigma * z_t_BCHW + alpha * output_BCHW) / (alpha**2 + sigma**2)
 
     def latent(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
         """The latent z in z_t that follows from a network's output, (B, C, H, W)."""
+        if self.prediction == "x":
+            return output_BCHW
         alpha, sigma = self._alpha_sigma(t, output_BCHW)
         if self.prediction == "eps":
             return (z_t_BCHW - sigma * output_BCHW) / alpha
@@ -159,9 +182,12 @@ class Process:
 
         `min-snr` weighs the error of the latent by min(SNR, 5), SNR = (alpha / sigma)^2 (Hang et al. 2023, arXiv
         2303.09556). The prediction's error is that of the latent times alpha / sigma for eps,
-        (alpha^2 + sigma^2) / sigma for v and (alpha + sigma) / sigma for velocity.
+        (alpha^2 + sigma^2) / sigma for v, (alpha + sigma) / sigma for velocity and itself for x.
         """
         alpha, sigma = self.alpha(t), self.sigma(t)
+        if self.prediction == "x":
+            inverse_variance = 1 / sigma.clamp(min=LEAST_SIGMA) ** 2
+            return inverse_variance if self.weighting == "uniform" else (alpha**2 * inverse_variance).clamp(max=GAMMA)
         if self.weighting == "uniform":
             return torch.ones_like(alpha)
         latent_weight = torch.minimum(alpha**2, GAMMA * sigma**2)  # times 1 / sigma^2, so that sigma may be 0
@@ -185,10 +211,10 @@ class Process:
 
 def level_process(recipe: Recipe, level: int) -> Process:
     """The process of a level."""
-    options = recipe.process
-    return Process(options.kind, options.prediction, options.weighting, recipe.levels[level].shift)
+    return Process(**recipe.process.model_dump(), shift=recipe.levels[level].shift)
 
 
 def process_from_meta(meta: dict[str, Any]) -> Process:
     """The process that a checkpoint's `meta` records."""
-    return Process(**meta["process"], shift=meta["levels"][meta["level"]]["shift"])
+    options = ProcessOptions.model_validate(meta["process"])
+    return Process(**options.model_dump(), shift=meta["levels"][meta["level"]]["shift"])

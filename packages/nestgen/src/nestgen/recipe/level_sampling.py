@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
-from nestgen.recipe.sections import FLOW_SAMPLERS, Interval
+from nestgen.recipe.sections import FLOW_SAMPLERS, InternalGuidance, Interval
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class LevelSampling:
     interval: Interval | None
     sigmas: tuple[float, ...]
     autoguidance: float = 0.0
+    internal_guidance: InternalGuidance | None = None
 
 
 def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
@@ -45,6 +46,7 @@ def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
         interval=options.of("guidance_interval", level),
         sigmas=tuple(_sigma(recipe, above) for above in recipe.conditions(level)),
         autoguidance=autoguide.scale if autoguide else 0.0,
+        internal_guidance=options.of("internal_guidance", level),
     )
 
 

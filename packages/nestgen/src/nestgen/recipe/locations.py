@@ -47,6 +47,11 @@ def named_store_path(root: Path | UPath, source: str, shape: tuple[int, ...]) ->
     return root / re.sub("[:/]", "-", source) / f"{shape_name(shape)}.zarr"
 
 
+def features_path(recipe: Recipe) -> Path | UPath:
+    """The base store: the encoder's features, before levels are made of them."""
+    return store_root(recipe) / re.sub("[:/]", "-", recipe.features.encoder) / "base.zarr"
+
+
 def resolve_path(root: Path, name: str) -> Path | UPath:
     """What a recipe in the folder `root` means by a name: an address if it has ://, else a path.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nestgen.recipe.sections import Autoguide, Level, Section
+from nestgen.recipe.sections import Align, Autoguide, InternalGuidance, Level, Section
 
 # What pydantic adds to a key's path where several types are allowed.
 UNION_MEMBERS = ("float", "tuple[", "constrained-float", "function-before[")
@@ -54,6 +54,8 @@ def _keys(recipe: type[Section]) -> dict[str, list[str]]:
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
         },
         "autoguide": list(Autoguide.model_fields),
+        "internal_guidance": list(InternalGuidance.model_fields),
+        "align": list(Align.model_fields),
     }
 
 

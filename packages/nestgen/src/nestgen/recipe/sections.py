@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,6 +15,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -69,7 +72,11 @@ class Features(Section):
     out: Annotated[str, Field(min_length=1)]
     encoder: str = "tiny"
     text_weights: str | None = None
+    base_channels: PositiveInt = 64
     z0: Annotated[str, Field(pattern=r"^(pixels|vae|taesd):[1-9]\d*$")] = "pixels:32"
+
+
+Size = Literal["nano", "mini", "micro", "small", "medium", "large"]
 
 
 class Level(Section):
@@ -80,6 +87,13 @@ class Level(Section):
     # Without a shape it does not matter: pydantic before 2.14 asks for the default of a level whose shape is an error.
     patch: PositiveInt = Field(default_factory=lambda data: 1 if min(data.get("shape", (4, 4))[:2]) < 4 else 2)
     shift: PositiveFloat = 1.0
+    size: Size | None = None  # of this level's denoiser, where it is not denoiser.size
+
+    @field_validator("shift", mode="before")
+    @classmethod
+    def _shift_of_the_shape(cls, shift: object, info: ValidationInfo) -> object:
+        """`auto` as the number it stands for: sqrt(values / 4096), that of Zheng et al. 2025 (arXiv 2510.11690)."""
+        return math.sqrt(math.prod(info.data["shape"]) / 4096) if shift == "auto" and "shape" in info.data else shift
 
     @model_validator(mode="after")
     def _fits(self) -> Level:
@@ -99,7 +113,7 @@ class Level(Section):
 class DenoiserOptions(Section):
     """What the denoisers of all levels have in common."""
 
-    size: Literal["nano", "micro", "small", "medium", "large"] = "small"
+    size: Size = "small"
     labels: NonNegativeInt = 0
     condition: Literal["replace", "residual"] = "replace"
     null_condition: Literal["zeros", "learned"] = "zeros"
@@ -113,10 +127,11 @@ class ProcessOptions(Section):
     """The diffusion process, what of it the network predicts, and how its loss is weighted over time."""
 
     kind: Literal["discrete", "vp", "flow"] = "discrete"
-    prediction: Literal["eps", "v", "velocity"] = Field(
+    prediction: Literal["eps", "v", "velocity", "x"] = Field(
         default_factory=lambda data: "velocity" if data.get("kind") == "flow" else "eps"
     )
     weighting: Literal["uniform", "min-snr"] = "uniform"
+    logit_normal: Annotated[tuple[float, PositiveFloat], BeforeValidator(as_tuple)] | None = None
 
     @model_validator(mode="after")
     def _prediction_determines_the_latent(self) -> ProcessOptions:
@@ -136,16 +151,27 @@ def _for_each_level(value: object) -> tuple[object, ...]:
 PerLevel = BeforeValidator(_for_each_level)
 
 
+class Align(Section):
+    """The loss that draws z_0's denoiser towards the stored features, and the share of the steps that have it."""
+
+    weight: PositiveFloat = 0.5
+    until: Annotated[float, Field(gt=0, le=1)] = 0.4
+
+
 class TrainingOptions(Section):
     """How a denoiser is trained."""
 
     steps: PositiveInt = 300_000
     batch: PositiveInt = 256
     lr: PositiveFloat = 2e-4
+    muon: PositiveFloat | None = None
+    lr_decay: Literal["linear", "cosine", "inverse-sqrt"] | None = None
     betas: Annotated[tuple[Decay, Decay], BeforeValidator(as_tuple)] = (0.9, 0.9)
     weight_decay: NonNegativeFloat = 0.03
     warmup: NonNegativeInt = 5000
     ema: Decay = 0.9999
+    side_loss: PositiveFloat | None = None
+    align: Align | None = None
     condition_drop: Probability = 0.5
     label_drop: Probability = 0.1
     text_drop: Probability = 0.1
@@ -180,6 +206,14 @@ class TrainingOptions(Section):
     def micro_batch_of(self, level: int) -> int | None:
         """Most samples in one forward pass of a level's denoiser; None for no limit."""
         return self.micro_batch[0 if len(self.micro_batch) == 1 else level]
+
+    @model_validator(mode="after")
+    def _muon_has_whole_gradients(self) -> TrainingOptions:
+        if self.muon is not None and (self.shard or self.precision == "fp16"):
+            raise ValueError(
+                "has muon, which takes whole matrices and unscaled gradients; set shard: false and precision bf16 or no"
+            )
+        return self
 
 
 class Interval(NamedTuple):
@@ -221,6 +255,13 @@ class Autoguide(Section):
         return self
 
 
+class InternalGuidance(Section):
+    """Guidance away from what the denoiser's own side head says; w = `scale`, within the times of `interval`."""
+
+    scale: Annotated[float, Field(ge=1)]
+    interval: Annotated[Any, BeforeValidator(_as_interval)] = None
+
+
 class SamplingOptions(Section):
     """How images are sampled. All but `guidance_decay` and `batch` are one value, or one per level with z_0 first."""
 
@@ -233,6 +274,7 @@ class SamplingOptions(Section):
     ] = (None,)
     sigma: Annotated[tuple[NonNegativeFloat | None, ...], PerLevel] = (None,)
     autoguide: Annotated[tuple[Autoguide | None, ...], PerLevel] = (None,)
+    internal_guidance: Annotated[tuple[InternalGuidance | None, ...], PerLevel] = (None,)
     batch: PositiveInt = 64
 
     def of(self, key: str, level: int) -> Any:

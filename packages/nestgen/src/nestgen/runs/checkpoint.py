@@ -4,7 +4,8 @@ A run's folder holds checkpoints/<step>/ with
 
     denoiser.safetensors    the weights, names as in U-ViT
     ema.safetensors         their average: what is sampled from
-    optimizer.safetensors   AdamW's moments, `<name>.exp_avg` and `<name>.exp_avg_sq`, and `step`
+    optimizer.safetensors   AdamW's moments, `<name>.exp_avg` and `<name>.exp_avg_sq`, and `step`; Muon's
+                            `<name>.momentum_buffer`
     power-*.safetensors     the power-function averages, if training.ema_snapshots is set (ema.py)
     meta.json               step, level, depth, denoiser (its configuration), process, levels (shape, sigma and
                             patch of each), stores (fingerprint by name: z0, z1, ..., labels), codec (of z_0),

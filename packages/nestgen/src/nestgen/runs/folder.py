@@ -17,7 +17,7 @@ from nestgen.files import atomic_write, folder_lock, write_json
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.runs import loss_log
-from nestgen.runs.checkpoint import Checkpoint, checkpoint_folders, newest
+from nestgen.runs.checkpoint import Checkpoint, checkpoint_folders, config_from_meta, newest
 from nestgen.stores.hierarchy import LevelStores
 from nestgen.text import short
 
@@ -45,7 +45,7 @@ def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | No
         "level": level,
         "depth": len(recipe.levels),
         "denoiser": asdict(denoiser_config(recipe, level)),
-        "process": recipe.process.model_dump(),
+        "process": recipe.process.model_dump(exclude_none=True),
         "levels": [one.model_dump() for one in recipe.levels],
         "stores": fingerprints,
         "codec": stores.z.attributes.get("codec"),
@@ -59,15 +59,18 @@ def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | No
 
 def _decisive(meta: dict[str, Any]) -> dict[str, Any]:
     """What decides the weights of a given step, by dotted name."""
-    level = meta["level"]
+    level, training = meta["level"], meta["training"]
+    # The number of steps is decisive where the learning rate or the alignment ends with it.
+    free = FREE - {"steps"} if training.get("lr_decay") in ("linear", "cosine") or training.get("align") else FREE
     above = range(level + 1, level + 1 + len(meta["denoiser"]["condition_shapes"]))
     parts = {
         "seed": {"": meta["seed"]},
         "init": {"": meta["init"]},
         f"levels[{level}]": {"shift": meta["levels"][level]["shift"]},
         **{f"levels[{one}]": {"sigma": meta["levels"][one]["sigma"]} for one in above},
-        "training": {key: value for key, value in meta["training"].items() if key not in FREE},
-        **{key: meta[key] or {} for key in ("denoiser", "process", "stores", "codec")},
+        "training": {key: value for key, value in training.items() if key not in free},
+        "denoiser": asdict(config_from_meta(meta)),  # with what later versions added
+        **{key: meta[key] or {} for key in ("process", "stores", "codec")},
     }
     return {f"{part}.{key}".rstrip("."): value for part, keys in parts.items() for key, value in keys.items()}
 

@@ -73,6 +73,8 @@ def _level(sampler: LevelSampler, conditions: ImageConditions) -> dict[str, Any]
     }
     if len(settings.sigmas) > 1:
         card["further_sigmas"] = list(settings.sigmas[1:])
+    if settings.internal_guidance is not None:
+        card["internal_guidance"] = settings.internal_guidance.model_dump()
     if weak is not None:
         card["autoguide"] = {"scale": settings.autoguidance, "step": weak.meta["step"], "sha256": weak.sha256}
     return card

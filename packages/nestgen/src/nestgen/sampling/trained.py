@@ -142,6 +142,10 @@ def _find(recipe: Recipe, level: int, runs: Path, step: Step) -> SavedLevel:
     folder = runs / run_dir(recipe, level).name
     checkpoint = _of_step(folder, level, step, "that was asked for")
     _check_recipe(recipe, level, checkpoint.meta, folder)
+    if recipe.sampling.of("internal_guidance", level) and not checkpoint.meta["denoiser"].get("side_head"):
+        raise UserError(
+            f"{folder} has no side head for sampling.internal_guidance; set training.side_loss and train it, or remove the key"
+        )
     autoguide = recipe.sampling.of("autoguide", level)
     weak = _weak(autoguide, recipe, level, checkpoint, runs) if autoguide and autoguide.scale else None
     return SavedLevel(level, SavedDenoiser(checkpoint), None if weak is None else SavedDenoiser(weak))
@@ -204,7 +208,7 @@ def with_weights(
 def _check_recipe(recipe: Recipe, level: int, meta: dict[str, Any], folder: Path) -> None:
     """Raises UserError where the recipe differs from what the checkpoint was trained with."""
     pairs: list[tuple[str, Any, Any]] = [
-        (f"process.{key}", meta["process"][key], value) for key, value in recipe.process.model_dump().items()
+        (f"process.{key}", meta["process"].get(key), value) for key, value in recipe.process.model_dump().items()
     ]
     pairs.append(
         (f"levels[{level}].shape", shape_name(meta["levels"][level]["shape"]), shape_name(recipe.levels[level].shape))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nestgen.errors import UserError
-from nestgen.recipe.locations import store_path, store_root
+from nestgen.recipe.locations import features_path, store_path, store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.stores.store import Store, open_store, remake
@@ -95,16 +95,22 @@ class LevelStores:
     above: tuple[Store, ...]  # the levels that condition this one, the nearest first
     labels: np.ndarray | None  # (rows,) int64
     captions: Captions | None
+    features: Store | None = None  # that the denoiser is aligned to
 
     def arrays(self) -> list[Store]:
         """All that takes memory; labels and offsets are read already."""
-        return [self.z, *self.above, *([self.captions.text] if self.captions else [])]
+        further = [self.captions.text] if self.captions else []
+        return [self.z, *self.above, *further, *([self.features] if self.features else [])]
 
     def in_memory(self) -> LevelStores:
         """The same stores, read whole into memory."""
         captions = self.captions and replace(self.captions, text=self.captions.text.in_memory())
         return replace(
-            self, z=self.z.in_memory(), above=tuple(store.in_memory() for store in self.above), captions=captions
+            self,
+            z=self.z.in_memory(),
+            above=tuple(store.in_memory() for store in self.above),
+            captions=captions,
+            features=self.features and self.features.in_memory(),
         )
 
 
@@ -113,4 +119,17 @@ def open_level(recipe: Recipe, level: int) -> LevelStores:
     z, *above = open_hierarchy(recipe, (level, *recipe.conditions(level)))
     labels = read_labels(recipe, z) if recipe.denoiser.labels else None
     captions = read_captions(recipe, z) if recipe.denoiser.text else None
-    return LevelStores(z, tuple(above), labels, captions)
+    features = _open_features(recipe, z) if recipe.training.align and level == 0 else None
+    return LevelStores(z, tuple(above), labels, captions, features)
+
+
+def _open_features(recipe: Recipe, reference: Store) -> Store:
+    """The base store, of as many channels as `features.base_channels`."""
+    store = open_store(features_path(recipe))
+    check_same_rows(reference, store)
+    if store.shape[-1] != recipe.features.base_channels:
+        raise UserError(
+            f"{store.path} has {store.shape[-1]} channels, but features.base_channels of {recipe.file} is "
+            f"{recipe.features.base_channels}; set it to {store.shape[-1]}"
+        )
+    return store

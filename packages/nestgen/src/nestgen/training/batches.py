@@ -16,11 +16,13 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nestgen import randomness
 from nestgen.diffusion.process import level_process
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import Level
 from nestgen.stores.hierarchy import LevelStores, open_level
 from nestgen.stores.latent import to_latent
 from nestgen.stores.remote import RemoteBlocks
@@ -74,6 +76,7 @@ class Batch:
     keep_B: Tensor | None = None  # false where the conditions are dropped
     label_B: Tensor | None = None
     context_BTD: Tensor | None = None  # embedded captions
+    features_BChw: Tensor | None = None  # the stored features, on the grid of the tokens
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, its times on the CPU."""
@@ -205,8 +208,14 @@ def make_batch(data: TrainingData, step: int, process: int = 0, processes: int =
         keep_B=uniform.keep_B >= options.condition_drop if conditions else None,
         label_B=label_B,
         context_BTD=context_BTD,
+        features_BChw=None if stores.features is None else _on_grid(stores.features, rows, views, recipe.levels[level]),
     )
     return batch.pin_memory() if pin else batch
+
+
+def _on_grid(features: Store, rows: np.ndarray, views: np.ndarray, level: Level) -> Tensor:
+    """Stored features of some rows, (B, C, h, w): the average of those in each token of a level."""
+    return F.adaptive_avg_pool2d(to_latent(features.read(rows, views), None, None), level.grid)
 
 
 def sample_sigma(sigma: float | tuple[float, float], u_B: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestgen.denoiser.uvit import Denoiser
+from nestgen.denoiser.uvit import Denoiser, Outputs
 from nestgen.diffusion.process import Process
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import ema
@@ -20,11 +21,24 @@ from nestgen.runs.checkpoint import Checkpoint, save_checkpoint
 from nestgen.runs.ema_snapshots import save_snapshot
 from nestgen.training.batches import Batch
 from nestgen.training.fsdp import full_tensor, shard, shard_as
+from nestgen.training.optimizers import make_optimizers
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
-    """Learning rate of the optimiser step that follows `step` steps: linear warm-up, then constant."""
-    return options.lr * min(1.0, (step + 1) / max(1, options.warmup))
+    """Learning rate of the optimiser step that follows `step` steps: linear warm-up, times the share left by decay."""
+    return options.lr * min(1.0, (step + 1) / max(1, options.warmup)) * _decayed_share(options, step)
+
+
+def _decayed_share(options: TrainingOptions, step: int) -> float:
+    done = step / options.steps
+    match options.lr_decay:
+        case "linear":
+            return min(1.0, 2 * (1 - done))
+        case "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        case "inverse-sqrt":
+            return math.sqrt(max(1, options.warmup) / max(1, options.warmup, step))
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -64,15 +78,7 @@ class Trainer:
         lengths = ema.LENGTHS if self.options.ema_snapshots else ()
         self.average = self._copy()
         self.power = {length: self._copy() for length in lengths}
-        optimizer = torch.optim.AdamW(
-            self.weights.values(),
-            lr=self.options.lr,
-            betas=self.options.betas,
-            weight_decay=self.options.weight_decay,
-            fused=True,
-        )
-        # The learning rate is set by hand: a prepared scheduler would count processes, not steps.
-        self.optimizer = accelerator.prepare(optimizer)
+        self.optimizers = make_optimizers(accelerator, self.weights, options)
         self.model = self.denoiser if self.sharded else accelerator.prepare(self.denoiser)
         if checkpoint:
             self._load(checkpoint)
@@ -82,25 +88,28 @@ class Trainer:
         batch = batch.to(self.accelerator.device)
         parts = batch.parts(self.micro_batch)
         shares = [len(part.z_BCHW) / len(batch.z_BCHW) for part in parts]
-        losses = [self._backward(part, share, part is parts[-1]) for part, share in zip(parts, shares)]
+        losses = [self._backward(part, share, step, part is parts[-1]) for part, share in zip(parts, shares)]
         # Gradients are sums over processes by now: all of them get the same norm.
-        self.accelerator.unscale_gradients(self.optimizer)
+        self.accelerator.unscale_gradients([one.optimizer for one in self.optimizers])
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = bool(full_tensor(norm).isfinite())
         if self.options.clip is not None and finite:
             torch.nn.utils.clip_grads_with_norm_(self.weights.values(), self.options.clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, step)
-        if finite or self.accelerator.scaler:  # a scaler skips by itself, and then scales less
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        for one in self.optimizers:
+            one.set_lr(learning_rate(self.options, step))
+            if finite or self.accelerator.scaler:  # a scaler skips by itself, and then scales less
+                one.optimizer.step()
+            one.optimizer.zero_grad()
         if finite:
             self._update_averages(step)
         return StepResult(torch.stack(losses).sum(), not finite)
 
-    def _backward(self, batch: Batch, share: float, last: bool) -> Tensor:
-        """Adds the gradients of a share of the batch; only with the last do the processes exchange them."""
+    def _backward(self, batch: Batch, share: float, step: int, last: bool) -> Tensor:
+        """Adds the gradients of a share of the batch; only with the last do the processes exchange them.
+
+        Returns that share of the prediction's loss alone, which is comparable between runs.
+        """
         z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
         time_B = self.process.time_embedding_input(batch.t_B).to(z_t_BCHW.device)
         if self.sharded:
@@ -108,10 +117,23 @@ class Trainer:
         alone = not last and not self.sharded
         with self.accelerator.no_sync(self.model) if alone else contextlib.nullcontext():
             with self.accelerator.autocast():
-                output_BCHW = self.model(z_t_BCHW, time_B, **batch.denoiser_inputs())
-            value = self.process.loss(output_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
-            self.accelerator.backward(value * share)
+                outputs: Outputs = self.model(z_t_BCHW, time_B, **batch.denoiser_inputs(), all_outputs=True)
+            value = self.process.loss(outputs.prediction_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+            self.accelerator.backward((value + self._further_losses(outputs, batch, step)) * share)
         return value.detach() * share
+
+    def _further_losses(self, outputs: Outputs, batch: Batch, step: int) -> Tensor | float:
+        """The weighted losses of the side head and of the alignment, where the recipe has them."""
+        total: Tensor | float = 0.0
+        if outputs.side_BCHW is not None and self.options.side_loss is not None:
+            side = self.process.loss(outputs.side_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+            total = total + self.options.side_loss * side
+        if outputs.features_BChw is not None and batch.features_BChw is not None and self.options.align is not None:
+            # 0 in the end, rather than left out: with several processes every weight needs a gradient
+            weight = self.options.align.weight * (step < self.options.align.until * self.options.steps)
+            cosine_Bhw = torch.cosine_similarity(outputs.features_BChw.float(), batch.features_BChw, 1)
+            total = total + weight * (1 - cosine_Bhw).mean()
+        return total
 
     @torch.no_grad()
     def _update_averages(self, step: int) -> None:
@@ -127,12 +149,7 @@ class Trainer:
     def save(self, folder: Path, meta: dict[str, Any], step: int, best: int | None) -> None:
         """Writes the checkpoint of a step: the main process does, the others wait for it. That of `best` stays."""
         buffers = dict(self.denoiser.named_buffers())
-        state = self.optimizer.state_dict()["state"]
-        optimizer = {
-            f"{name}.{key}": value
-            for number, name in enumerate(self.weights)
-            for key, value in state.get(number, {}).items()
-        }
+        optimizer = {name: value for one in self.optimizers for name, value in one.state().items()}
         parts = {"denoiser": self.weights | buffers, "ema": self.average | buffers, "optimizer": optimizer}
         for length, average in self.power.items():
             parts[f"power-{length:g}"] = average
@@ -167,16 +184,7 @@ class Trainer:
             tensors = checkpoint.load(part)
             for name, value in target.items():
                 value.copy_(shard_as(tensors[name], value))
-        tensors = checkpoint.load("optimizer")
-        state: dict[int, dict[str, Tensor]] = {
-            number: {
-                key: tensors[f"{name}.{key}"] if key == "step" else shard_as(tensors[f"{name}.{key}"], weight)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-            for number, (name, weight) in enumerate(self.weights.items())
-            if f"{name}.step" in tensors  # none where every step so far was skipped
-        }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for one in self.optimizers:
+            one.load(checkpoint.load("optimizer"))
         if self.accelerator.scaler and checkpoint.meta["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.meta["scaler"])

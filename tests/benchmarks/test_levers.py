@@ -1,0 +1,27 @@
+"""The arms of the levers' table are valid recipes, each other than the plain one in what its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.levers import ARMS, DATA, document_of, merged, recipe_at
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_arm_is_a_recipe_of_its_own(data: str, tmp_path: Path) -> None:
+    plain = recipe_at(tmp_path, document_of(data, tmp_path, [], 1))
+    assert plain.seed == 1
+    recipes = {name: recipe_at(tmp_path, document_of(data, tmp_path, changes, 1)) for name, changes in ARMS.items()}
+    assert recipes.pop("today") == plain
+    assert all(recipe != plain for recipe in recipes.values())
+    assert {len(recipe.levels) for recipe in recipes.values()} == {len(plain.levels)}
+
+
+def test_changes_reach_into_sections_and_into_every_level() -> None:
+    document = {"a": {"b": 1, "c": 2}, "levels": [{"shape": "2x2x2"}, {"shape": "1x1x2", "sigma": 1}]}
+    changed = merged(document, {"a": {"c": 3, "d": 4}, "levels": {"shift": "auto"}})
+    assert changed["a"] == {"b": 1, "c": 3, "d": 4}
+    assert changed["levels"] == [{"shape": "2x2x2", "shift": "auto"}, {"shape": "1x1x2", "sigma": 1, "shift": "auto"}]
+    assert document["a"] == {"b": 1, "c": 2}
