@@ -17,6 +17,7 @@ from featurize.extraction.fit import check_tolerance, measure_basis, provide_bas
 from featurize.extraction.levels import derive_level
 from featurize.extraction.networks import check_networks, describe_networks, heavy_imports
 from featurize.extraction.scan import list_requested, make_ledger, stored_crop, warn_of_shared_images
+from featurize.extraction.space import check_space
 from featurize.extraction.targets import Targets, crop_rule, other_basis, targets_of, with_basis
 from featurize.io.files import remove_leftovers, resolve_path
 from featurize.io.lock import root_lock
@@ -118,6 +119,7 @@ def _write(targets: Targets, features: Features, ledger: Ledger, run: Run, journ
     """Every array that is not sealed."""
     for spec in targets.written:
         check_fingerprint(spec)
+    check_space(targets, root_of(targets.base.path))
     write_array(targets.labels, ledger.labels)
     if not is_sealed(targets.labels.path):
         seal(targets.labels)
