@@ -62,7 +62,9 @@ def _option(name: str, text: str, **settings: Any) -> Any:
 @_option("--text-weights", "Weights of the text encoder.", metavar="FILE")
 @_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))
 @_option("--limit", "Take only the first images, this many.", type=click.IntRange(min=1))
-@_option("--split", "Split of scenes, COCO and ImageNet; folder: and wds: have none.", type=click.Choice(choices("split")))
+@_option(
+    "--split", "Split of scenes, COCO and ImageNet; folder: and wds: have none.", type=click.Choice(choices("split"))
+)
 @_option("--classes", "Only these of ImageNet's or a folder's classes: a list, or imagenet100.", metavar="FILE")
 @_option("--base-channels", "Channels stored in the base store.", type=click.IntRange(min=1))
 @_option(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import PurePosixPath
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from tqdm import tqdm
 
 from featurize.errors import UserError
@@ -65,7 +65,7 @@ def _braces(pattern: str) -> Iterable[str]:
         return [pattern]
     try:
         return list(braceexpand(pattern))
-    except UnbalancedBracesError:
+    except ValueError:
         raise UserError(f"The braces of {pattern} are not in pairs; write train-{{000..099}}.tar.") from None
 
 

@@ -93,8 +93,8 @@ def _from_positions(path: Path) -> dict[int, str]:
     positions: dict[int, int] = {}
     for pair in pairs:
         try:
-            name, position = pair
-            positions[_number(name)] = int(position)
+            name, written = pair
+            positions[_number(name)] = int(written)
         except ValueError:
             raise _damaged(path, " ".join(pair)) from None
     if all(number == position for number, position in positions.items()):
