@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,24 +20,9 @@ from nestgen.sampling.frozen import FrozenSource
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.trained import load_samplers
 from nestgen.stores.store import open_store
+from tests.nestgen.captions import Writer, stand_in, write_text
 
 Trained = Callable[..., Path]
-Writer = Callable[..., Path]
-
-
-def write_text(
-    root: Path, write: Writer, captions: list[int] | None = None, count: int = 4, encoder: int = 0
-) -> np.ndarray:
-    """A root of embedded captions: loose ones, or so many a picture."""
-    count = count if captions is None else sum(captions)
-    values = np.random.default_rng(count).normal(size=(count + 1, 3, 8)).astype("<f2")
-    values[0] = np.random.default_rng(encoder).normal(size=(3, 8))  # the empty caption's
-    keys = [f"picture-{row}" for row in range(count if captions is None else len(captions))]
-    write(root / "text" / "3x8.zarr", values, kind="text", keys=keys, null_row=0)
-    if captions is not None:
-        offsets = np.concatenate([[1], 1 + np.cumsum(captions)]).astype("<i8")
-        write(root / "text" / "offsets.zarr", offsets, kind="labels", keys=keys)
-    return values.astype(np.float32)
 
 
 @pytest.fixture
@@ -89,7 +72,7 @@ def test_captions_reach_the_denoisers_and_the_card(recipe: Recipe, tmp_path: Pat
     assert read_json(Path("given/sample.json"))["text"]["captions"] == "prompt i of image i"
     assert read_json(Path("plain/sample.json"))["text"] is None
     assert read_json(Path("plain/sample.json"))["levels"][2]["guidance"] == 1.0  # a caption is there to be dropped
-    run = CliRunner().invoke(main, ["sample", "--count", "3", "--out", "given"])
+    run = CliRunner().invoke(main, ["sample", "--count", "3", "--out", "given", "--overwrite"])
     assert "z_2 and below are sampled again, because text.captions was prompt i of image i" in run.output
 
 
@@ -108,16 +91,6 @@ def test_an_image_frozen_to_a_row_has_its_caption(recipe: Recipe, tmp_path: Path
         np.testing.assert_array_equal(context(source), text[rows])
     free, frozen = context(None), context(FrozenSource(1))
     np.testing.assert_array_equal(frozen, free[[0, 0, 0]])
-
-
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """A `featurize` on the path that does what `embed-text` is documented to do."""
-    script = tmp_path / "bin" / "featurize"
-    script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\n{body}")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(script.parent))
-    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
 
 
 def test_a_prompt_is_embedded_once_by_featurize(

@@ -24,6 +24,7 @@ from nestgen.sampling.conditions import Request
 from nestgen.sampling.sample import sample
 from nestgen.sharing import names
 from nestgen.sharing.portable import portable
+from tests.nestgen.captions import Writer, stand_in, write_text
 
 Trained = Callable[..., Path]
 
@@ -124,6 +125,36 @@ def test_holds_statistics_recipe_and_names_but_no_path_of_this_machine(trained: 
     )
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".other*"))
+
+
+def test_a_model_of_captions_keeps_its_empty_one_and_embeds_prompts(
+    trained: Trained, tmp_path: Path, store_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "stores" / "toy", store_writer, [1] * 40)
+    run = make_run(trained, tmp_path, denoiser={"size": "nano", "text": "3x8"})
+    pipe = NestedPipeline.from_run(run)
+    expected = pipe(prompts=tmp_path / "stores" / "toy", num_images=3).latents[0]
+    pipe.save_pretrained(tmp_path / "model")
+    assert "a caption" in (tmp_path / "model" / "README.md").read_text()
+    write_text(tmp_path / "elsewhere", store_writer, count=2)
+    stand_in(
+        tmp_path,
+        monkeypatch,
+        "import shutil, sys\n"
+        "assert open(sys.argv[3]).read() == 'a red ball\\na cat\\n', open(sys.argv[3]).read()\n"
+        f"shutil.copytree({str(tmp_path / 'elsewhere' / 'text')!r}, sys.argv[5] + '/text')\n",
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    again = NestedPipeline.from_pretrained(tmp_path / "model")
+    found = again(prompts=tmp_path / "stores" / "toy", num_images=3).latents[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    before = sorted(path.name for path in (tmp_path / "model").iterdir())
+    by_prompt = again(["a red\nball", "a cat"])
+    assert by_prompt.indices == (0, 1)
+    loose = again(prompts=tmp_path / "elsewhere", num_images=2).latents[0]
+    torch.testing.assert_close(by_prompt.latents[0], loose, rtol=0, atol=0)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before  # it may be read-only
+    assert list((tmp_path / "cache" / "nestgen" / "prompts").iterdir())
 
 
 def test_exported_again_it_is_the_same(trained: Trained, tmp_path: Path) -> None:

@@ -50,6 +50,19 @@ class Sigmas(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers, such as 1,0.5")
 
 
+class NumberOr(click.ParamType):
+    """A whole number, or a word."""
+
+    def __init__(self, name: str, word: str) -> None:
+        self.name, self.word = name, word
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or the word."""
+        if value != self.word and not value.isdecimal():
+            self.fail(f"{value!r} is neither a {self.name} number nor `{self.word}`")
+        return value if value == self.word else int(value)
+
+
 sigma_option = click.option(
     "--sigma", "sigmas", type=Sigmas(), help="Noise on levels 1, 2, ... as conditions, instead of the recipe's."
 )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import click
 
 from nestgen.cli.options import (
+    NumberOr,
     depth_option,
     recipe_of,
     recipe_option,
@@ -17,20 +18,6 @@ from nestgen.cli.options import (
     store_option,
     vae_option,
 )
-
-
-class NumberOr(click.ParamType):
-    """A whole number, or a word."""
-
-    def __init__(self, name: str, word: str) -> None:
-        self.name, self.word = name, word
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """The number, or the word."""
-        if value != self.word and not value.isdecimal():
-            self.fail(f"{value!r} is neither a {self.name} number nor `{self.word}`")
-        return value if value == self.word else int(value)
-
 
 freeze_option = click.option(
     "--freeze-from", type=int, metavar="K", help="Keep levels K and above; 1 by default with --like."

@@ -7,20 +7,8 @@ from typing import Any
 
 import click
 
-from nestgen.cli.options import Sigmas, vae_option
+from nestgen.cli.options import NumberOr, Sigmas, vae_option
 from nestgen.errors import UserError
-
-
-class Step(click.ParamType):
-    """The step of a checkpoint, or `best`."""
-
-    name = "step"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """The number, or `best`."""
-        if value != "best" and not value.isdecimal():
-            self.fail(f"{value!r} is neither a step nor `best`")
-        return value if value == "best" else int(value)
 
 
 def hierarchy_options(command: Any) -> Any:
@@ -31,7 +19,11 @@ def hierarchy_options(command: Any) -> Any:
             click.option(
                 "--sigma", "sigmas", type=Sigmas(), help="Noise on z_1, z_2, ... that it was trained with; one for all."
             ),
-            click.option("--step", type=Step(), help="Step of the checkpoints, or `best`; the newest by default."),
+            click.option(
+                "--step",
+                type=NumberOr("step", "best"),
+                help="Step of the checkpoints, or `best`; the newest by default.",
+            ),
             click.option("--ema-length", type=float, help="Average the weights over another share of the steps."),
             vae_option,
         ]
@@ -110,7 +102,7 @@ def export(
     of this machine. `nestgen sample --pretrained OUT` samples from it without stores, on any machine, the same images for
     the same seeds.
 
-    Example: nestgen export runs/demo --out demo-model --scores demo.json
+    Example: nestgen export runs/demo --out demo-model --scores samples/evaluation.json
     """
     import torch
 
