@@ -16,6 +16,8 @@ from featurize.extraction import block
 from featurize.extraction.extract import extract
 from featurize.integrity.verify import verify
 from featurize.recipe import read_request
+from featurize.store.metadata import spec_of
+from featurize.store.seal import unseal
 from tests.featurize.conftest import options
 from tests.featurize.extraction.test_extract import chunks
 
@@ -184,7 +186,7 @@ def test_whole_blocks_are_kept_where_the_file_system_wrote_the_names(
     assert chunks(left) == chunks(extraction)
 
 
-@pytest.mark.parametrize("damage", ["empty", "missing"])
+@pytest.mark.parametrize("damage", ["none", "empty", "missing"])
 @pytest.mark.parametrize("copy", ["whole", "missing"])
 def test_an_unfinished_array_without_its_zarr_json_goes_on(
     damage: str, copy: str, extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path
@@ -195,13 +197,10 @@ def test_an_unfinished_array_without_its_zarr_json_goes_on(
     for folder in ("2x2x8", "1x1x16"):
         shutil.rmtree(base.with_name(f"{folder}.zarr"))
         base.with_name(f"{folder}.seal.json").unlink()
-    from featurize.store.metadata import spec_of
-    from featurize.store.seal import unseal
-
     unseal(spec_of(base), {0})
     if damage == "empty":
         (base / "zarr.json").write_bytes(b"")
-    else:
+    elif damage == "missing":
         (base / "zarr.json").unlink()
     if copy == "missing":
         (base.with_suffix(".blocks") / "zarr.json.copy").unlink()

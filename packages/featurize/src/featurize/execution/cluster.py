@@ -27,8 +27,13 @@ def dask_cluster(scheduler: str) -> Iterator[Run]:
 
     # Read when `distributed` is first imported: its start and stop messages would break the progress line.
     dask.config.set({"logging": {"distributed": "critical", "tornado": "critical"}})
-    from distributed import Client
+    from distributed import Client, Security
 
+    if scheduler.startswith("tls://") and Security().get_connection_args("client").get("ssl_context") is None:
+        raise UserError(
+            f"{scheduler} wants a certificate, and Dask's configuration on this machine names none; docs/cluster.md shows how to "
+            "make one."
+        )
     try:
         client = Client(scheduler, timeout=f"{TIMEOUT}s", set_as_default=False)
     except (OSError, TimeoutError, ValueError):
