@@ -32,6 +32,8 @@ def configured(plan: Plan, file: Path, config: Mapping[str, Any]) -> Plan:
     """The plan of the recipe with the keys of --config in it. Raises RecipeError."""
     if unknown := sorted(config.keys() - set(CONFIG_KEYS)):
         raise RecipeError(f"there is no CONFIG key {unknown[0]!r}; the keys are {', '.join(CONFIG_KEYS)}")
+    if not str(config.get("gpus") or 0).isdecimal():
+        raise RecipeError(f"CONFIG gpus is {config['gpus']!r}, but must be how many GPUs there are")
     document = copy.deepcopy(dict(plan.document))
     document["features"] |= {key: config[key] for key in FEATURE_KEYS if key in config}
     if "pictures" in config:
@@ -113,7 +115,8 @@ def write_recipes(plan: Plan, file: Path, config: Mapping[str, Any]) -> None:
     """
     if config.get("data") and not Path("data").exists():
         Path("data").symlink_to(Path(config["data"]).resolve(), target_is_directory=True)
-    is_as_given = {"name": file.stem, **read_yaml(file)} == plan.document
+    given: Any = read_yaml(file)
+    is_as_given = {"name": file.stem, **given} == plan.document
     _write(Path("nested.yaml"), file.read_text(encoding="utf-8") if is_as_given else to_yaml(plan.document))
     for seed in plan.seeds:
         if seed is not None:

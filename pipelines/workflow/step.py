@@ -32,7 +32,7 @@ def main(words: list[str]) -> None:
 def hold(file: Path) -> int | None:
     """Lock a file for as long as this process lives, whatever it becomes: the descriptor, or None where another holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # another holds it, or this file system has no locks

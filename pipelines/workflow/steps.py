@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 from workflow.plan import Cell, Plan, ScoredBy, levels_of, sigma_name
 
+HERE = Path(__file__).parent
 POOLED = "1x1x64"  # level in which images are compared: mean-pooled features of the scoring encoder
 
 
 def word(text: object) -> str:
     """A text as one word of a rule's shell line: quoted for the shell, its braces not for Snakemake to replace."""
     return shlex.quote(str(text)).replace("{", "{{").replace("}", "}}")
+
+
+def shell_functions(programs: Path, gpus: int, launch: str | None) -> str:
+    """What every shell line of a rule begins with: the commands as functions, for `shell.prefix`.
+
+    `programs` is the folder of featurize, nestgen and python; with more than one of `gpus`, `on_gpu` gives its command one
+    for itself; `launch` is what starts `python -m nestgen train`.
+    """
+    python = shlex.quote(str(programs / "python"))
+    step = f"{python} -IS {shlex.quote(str(HERE / 'step.py'))}"
+    on_gpu = f"{step} --gpus {gpus}" if gpus > 1 else step
+    lines = {
+        "featurize": f'{step} {shlex.quote(str(programs / "featurize"))} "$@"',
+        "nestgen": f'{step} {shlex.quote(str(programs / "nestgen"))} "$@"',
+        "on_gpu": f'{on_gpu} {shlex.quote(str(programs))}/"$@"',
+        "train": f'{step} env {launch} -m nestgen train "$@"' if launch else 'on_gpu nestgen train "$@"',
+        "sigma_choice": f'{python} {shlex.quote(str(HERE / "sigma_choice.py"))} "$@"',
+        "report": f'{python} {shlex.quote(str(HERE / "report.py"))} "$@"',
+    }
+    functions = "".join(f"{name}() {{ {line}; }}; " for name, line in lines.items())
+    return functions.replace("{", "{{").replace("}", "}}") + "set -euo pipefail; "
 
 
 def encoder_folder(encoder: str) -> str:

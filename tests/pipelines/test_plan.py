@@ -240,6 +240,8 @@ def test_a_config_key_that_nothing_reads_is_refused(plan: Callable[..., Any], tm
 
     with pytest.raises(RecipeError, match="there is no CONFIG key 'gpu'; the keys are recipe, data"):
         configured(plan(), tmp_path / "small.yaml", {"gpu": 1})
+    with pytest.raises(RecipeError, match="CONFIG gpus is 'two', but must be how many GPUs there are"):
+        configured(plan(), tmp_path / "small.yaml", {"gpus": "two"})
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,37 @@ def test_a_step_without_a_program_is_a_sentence(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, "no-such-program: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "does"),
+    [
+        ("featurize extract 'a b'", "featurize extract|a b"),
+        ("OMP_NUM_THREADS=3 on_gpu nestgen sample", "nestgen sample 3"),
+        ("train --level 1", "env -m nestgen train"),
+    ],
+)
+def test_commands_of_the_rules_are_functions_of_the_shell(tmp_path: Path, line: str, does: str) -> None:
+    """With an environment and a clone whose paths hold spaces and quotes."""
+    from workflow.steps import shell_functions
+
+    programs = tmp_path / "an 'environment' {x}"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    for name in ("featurize", "nestgen", "launcher"):
+        (programs / name).write_text(
+            '#!/bin/sh\nprintf \'%s|\' "$(basename "$0") $1" "$2"\necho " $OMP_NUM_THREADS $*"\n'
+        )
+        (programs / name).chmod(0o755)
+    prefix = shell_functions(programs, 0, "launcher" if line.startswith("train") else None)
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", prefix.replace("{{", "{").replace("}}", "}") + line],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = does.replace("|", " ").split()
+    assert all(word in done.stdout for word in words if word != "env"), done.stdout

@@ -40,7 +40,7 @@ class Progress:
     ) -> None:
         self.accelerator, self.options, self.folder, self.flops = accelerator, options, folder, flops
         self.peak = peak_of(accelerator.device, options.precision)
-        self.skipped_in_a_row, self.reports = 0, 0
+        self.last, self.skipped_in_a_row, self.reports = last, 0, 0
         self.bar = tqdm(
             initial=first,
             total=last,
@@ -103,7 +103,7 @@ class Progress:
         self.bar.set_postfix_str(f"{shown}, {rate:.0f} samples/s, {speed}", refresh=False)
         self.reports += 1
         if self.reports == SETTLED and self.accelerator.is_main_process:
-            self.bar.write(time_left(self.bar.total - step, self.options.batch / rate))
+            self.bar.write(time_left(self.last - step, self.options.batch / rate))
         self._begin()
 
     def _mean(self) -> float | None:
