@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import random
 import signal
@@ -77,6 +79,30 @@ def test_it_tells_a_story_in_lines(finished: tuple[Path, str]) -> None:
     assert sum(line.startswith(("  Samples:", "  Levels:", "  Neighbours")) for line in lines) == 3
     assert len(lines[lines.index(f"Next, in {folder}:") :]) == 4
     assert "Finished jobid" in (folder / "workflow.log").read_text()
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_time_left(tmp_path: Path) -> None:
+    from workflow.plan import plan_of
+    from workflow.story import Story
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def logged(event: str, **extra: object) -> None:
+        story.emit(logging.makeLogRecord({"event": event, **extra}))
+
+    terminal = Terminal()
+    story = Story(plan_of(TINY, tmp_path / "tiny.yaml"), terminal)
+    logged("run_info", stats={"extract": 1, "train": 1, "all": 1, "total": 3})
+    logged("job_info", jobid=1, rule_name="extract", wildcards=None)
+    logged("job_finished", job_id=1)
+    logged("job_info", jobid=2, rule_name="train", wildcards={"run": "tiny", "denoiser": "z0-given-z1-sigma0.5"})
+    story.close()
+    shown = terminal.getvalue()
+    assert "Train the denoiser of z_0 given z_1\n" in shown
+    assert " 25 %|" in shown and "left" in shown
+    assert story.ran == 1
 
 
 def test_killed_at_random_times_it_ends_in_the_same(
