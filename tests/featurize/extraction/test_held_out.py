@@ -6,11 +6,13 @@ import logging
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
 from featurize.extraction.extract import extract
-from featurize.recipe import read_request
+from featurize.extraction.scan import list_requested
+from featurize.recipe import Features, read_request
 from featurize.store.ledger import read_ledger
 from tests.featurize.conftest import options, random_picture
 
@@ -33,6 +35,18 @@ def test_a_validation_folder_that_lacks_a_class_is_numbered_as_the_training_stor
     assert "Classes that it lacks are numbered after its own: 1 (first: another)" in caplog.text
     assert "whose basis is taken" not in caplog.text
     extract(request, workers=0, scheduler=None)  # finds all there
+
+
+def test_labels_without_names_are_remarked(extraction: Path, picture_folder: Path, tmp_path: Path) -> None:
+    """As those of stores of 0.1.0."""
+    old = shutil.copytree(extraction, tmp_path / "old")
+    table = pq.read_table(old / "rows.parquet")
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"classes"}
+    pq.write_table(table.replace_schema_metadata(metadata), old / "rows.parquet")
+    listing = list_requested(Features(out="x", source=f"folder:{picture_folder}", basis=str(old)))
+    assert listing.remarks == (
+        f"The labels of {old} have no names, so it is not checked that these number the same classes.",
+    )
 
 
 def test_images_that_the_other_store_holds_are_counted(

@@ -62,7 +62,13 @@ def list_requested(features: Features) -> Listing:
     if features.basis in (None, OWN_BASIS) or not listing.classes:
         return listing
     other = ledger_path(resolve_path(str(features.basis)))
-    return numbered_as(listing, read_ledger(other.parent).classes) if other.is_file() else listing
+    if not other.is_file():
+        return listing
+    stored = read_ledger(other.parent)
+    if not stored.classes and (stored.labels >= 0).any():  # of featurize 0.1.0, or numbers from a file
+        remark = f"The labels of {other.parent} have no names, so it is not checked that these number the same classes."
+        return replace(listing, remarks=(*listing.remarks, remark))
+    return numbered_as(listing, stored.classes)
 
 
 def warn_of_shared_images(ledger: Ledger, root: Path) -> None:
