@@ -305,6 +305,10 @@ def test_folders_that_are_something_else_or_damaged(trained: Trained, tmp_path: 
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "format": "nestgen-hierarchy/9"}))
     with pytest.raises(UserError, match="has format nestgen-hierarchy/9, and this nestgen reads"):
         NestedPipeline.from_pretrained(tmp_path / "model")
+    outside = {**config, "levels": [{**config["levels"][0], "weights": "../z0.safetensors"}, *config["levels"][1:]]}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(outside))
+    with pytest.raises(UserError, match=r"names \.\./z0\.safetensors, which is not in that folder"):
+        NestedPipeline.from_pretrained(tmp_path / "model")
     del config["levels"][0]["meta"]
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="is damaged"):

@@ -111,7 +111,7 @@ def read_exported(folder: Path) -> Exported:
         raise UserError(f"{folder} has format {config.get('format')}, and this nestgen reads {FORMAT}; export it again")
     try:
         codec = dict(config["codec"])
-        if (file := folder / codec.get("weights", "")).is_file():
+        if (file := folder / Path(codec.get("weights", "")).name).is_file():
             codec["weights"] = str(file)
         levels = tuple(
             SavedLevel(
@@ -141,6 +141,8 @@ def _cache() -> Path:
 
 def _saved(folder: Path, entry: dict[str, Any], codec: dict[str, Any] | None) -> SavedDenoiser:
     name = entry["weights"]
+    if Path(name).name != name:
+        raise UserError(f"config.json of {folder} names {name}, which is not in that folder; do not use it")
     if not (folder / name).is_file():
         raise UserError(f"{folder} has no {name}, which its config.json names; copy or export it again")
     meta = {**entry["meta"], "codec": codec, "sha256": {name: entry["sha256"]}}
