@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from featurize.io.files import json_sha256, write_json
 from featurize.reports.figure import encoders_of
+from featurize.store.seal import OWN_DIGEST
 from tests.featurize.conftest import MODEL, Outcome
 
 Command = Callable[..., Outcome]
@@ -29,7 +31,8 @@ def test_it_shows_the_shares_means_and_stds_of_the_stores(extraction: Path, tmp_
     root = shutil.copytree(extraction, tmp_path / "root")
     seal = root / f"timm-{MODEL}" / "base.seal.json"
     document = json.loads(seal.read_text()) | {"features": {"effective_rank": 12.5, "outlier_share": 0.02}}
-    seal.write_text(json.dumps(document))
+    del document[OWN_DIGEST]
+    write_json(seal, document | {OWN_DIGEST: json_sha256(document)})
     (facts,) = encoders_of(root)
     assert facts.name == f"timm:{MODEL}"
     assert len(facts.explained_K) == 48 and (np.diff(facts.explained_K) <= 0).all()
