@@ -63,10 +63,12 @@ def test_its_settings_are_u_vit_s(file: Path) -> None:
     assert recipe.sampling.of("steps", 0) == 50
     if data == "coco":
         assert (recipe.process.kind, training.betas, training.batch) == ("discrete", (0.9, 0.9), 256)
+        assert recipe.sampling.of("sampler", 0) == "dpm++-single"
         assert (recipe.sampling.of("guidance", 0), recipe.evaluation.count) == (1.0, 30_000)
         assert (recipe.denoiser.text is not None) == ("text" in file.stem)
     else:
         assert (recipe.process.kind, training.betas, training.batch) == ("vp", (0.99, 0.99), 1024)
+        assert recipe.sampling.of("sampler", 0) == "dpm-single"
         assert (recipe.sampling.of("guidance", 0), recipe.evaluation.count) == (0.4, 50_000)
         classes = {"imagenet": 1000}.get(data, 100) if file.stem.endswith("class") else 0
         assert recipe.denoiser.labels == classes

@@ -19,6 +19,7 @@ from nestgen.errors import UserError
 KINDS = ("discrete", "vp")
 Eps = Callable[[Tensor, Tensor], Tensor]  # what a network predicts of (z, the input of its time embedding)
 TOLD_PER_T = {"discrete": 1000, "vp": 999}
+END = {"discrete": 1 / 1000, "vp": 1e-4}  # the last time
 
 
 def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -46,8 +47,8 @@ def draw(eps: Eps, kind: str, z: Tensor, steps: int, sampler: str) -> Tensor:
     return sample_level(denoise(eps, kind), Process(kind), z, steps, sampler)  # type: ignore[arg-type]
 
 
-def published(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
-    """DPM-Solver++ `fast` of order 3 in plain float64, from the formulas of dpm_solver_pp.py."""
+def schedule(kind: str) -> tuple[Callable[[float], float], Callable[[float], float], Callable[[float], float]]:
+    """U-ViT's log alpha, sigma and lambda of a time, from their definitions."""
     n = np.arange(1, 1001)
     betas = np.linspace(np.sqrt(0.00085), np.sqrt(0.0120), 1000) ** 2
     table = np.log(np.cumprod(1 - betas)) / 2
@@ -63,22 +64,38 @@ def published(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
     def lam(t: float) -> float:
         return log_alpha(t) - float(np.log(sigma(t)))
 
+    return log_alpha, sigma, lam
+
+
+def time_of(kind: str, goal: float) -> float:
+    """The time of a lambda, by bisection: the inverse without its formula."""
+    lam = schedule(kind)[2]
+    low, high = END[kind], 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if lam(middle) < goal else (middle, high)
+    return low
+
+
+def plan(calls: int) -> list[int]:
+    """Orders of method `fast`."""
+    threes = calls // 3
+    return {0: [3] * (threes - 1) + [2, 1], 1: [3] * threes + [1], 2: [3] * threes + [2]}[calls % 3]
+
+
+def published(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
+    """DPM-Solver++ `fast` of order 3 in plain float64, from the formulas of dpm_solver_pp.py."""
+    log_alpha, sigma, lam = schedule(kind)
+
     def x(z: Tensor, t: float) -> Tensor:
         inputs = torch.full((len(z),), t * TOLD_PER_T[kind], dtype=torch.float64)
         return (z - sigma(t) * eps(z, inputs)) / np.exp(log_alpha(t))
 
     if kind == "discrete":
-        times = np.linspace(1, 1 / 1000, calls + 1)
-    else:  # bisection: the inverse without its formula
-        times = []
-        for goal in np.linspace(lam(1.0), lam(1e-4), calls + 1):
-            low, high = 0.5e-4, 1.1
-            for _ in range(200):
-                middle = (low + high) / 2
-                low, high = (low, middle) if lam(middle) < goal else (middle, high)
-            times.append(low)
-    plan = {0: [3] * (calls // 3 - 1) + [2, 1], 1: [3] * (calls // 3) + [1], 2: [3] * (calls // 3) + [2]}
-    for order in plan[calls % 3]:
+        times = list(np.linspace(1, 1 / 1000, calls + 1))
+    else:
+        times = [time_of(kind, goal) for goal in np.linspace(lam(1.0), lam(1e-4), calls + 1)]
+    for order in plan(calls):
         s, *inner, t = times[: order + 1]
         times = times[order:]
         h = lam(t) - lam(s)
@@ -101,6 +118,38 @@ def published(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
     return z
 
 
+def published_dpm(eps: Eps, kind: str, z: Tensor, calls: int) -> Tensor:
+    """DPM-Solver `fast` of order 3 in plain float64, from algorithms 1 and 2 of arXiv 2206.00927."""
+    log_alpha, sigma, lam = schedule(kind)
+
+    def told(z: Tensor, t: float) -> Tensor:
+        return eps(z, torch.full((len(z),), t * TOLD_PER_T[kind], dtype=torch.float64))
+
+    def moved(z: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
+        step = np.exp(lam(t) - lam(s)) - 1
+        return np.exp(log_alpha(t) - log_alpha(s)) * z - sigma(t) * step * noise
+
+    steps = plan(calls)
+    ends = np.linspace(lam(1.0), lam(END[kind]), len(steps) + 1)
+    for order, start, end in zip(steps, ends, ends[1:]):
+        h = end - start
+        s, t = time_of(kind, start), time_of(kind, end)
+        noise_s = told(z, s)
+        if order == 1:
+            z = moved(z, s, t, noise_s)
+        if order == 2:
+            middle = time_of(kind, start + h / 2)
+            change = told(moved(z, s, middle, noise_s), middle) - noise_s
+            z = moved(z, s, t, noise_s) - sigma(t) * (np.exp(h) - 1) * change
+        if order == 3:
+            third, later = time_of(kind, start + h / 3), time_of(kind, start + 2 * h / 3)
+            change = told(moved(z, s, third, noise_s), third) - noise_s
+            inner = (np.exp(2 * h / 3) - 1) / (2 * h / 3) - 1
+            change = told(moved(z, s, later, noise_s) - 2 * sigma(later) * inner * change, later) - noise_s
+            z = moved(z, s, t, noise_s) - 3 / 2 * sigma(t) * ((np.exp(h) - 1) / h - 1) * change
+    return z
+
+
 def difference(a: Tensor, b: Tensor) -> float:
     """Relative L2."""
     return float((a - b).double().norm() / b.double().norm())
@@ -108,14 +157,56 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("calls", [1, 2, 3, 4, 20, 27, 50])
-def test_single_step_is_the_published_algorithm(kind: str, calls: int) -> None:
+@pytest.mark.parametrize(("sampler", "algorithm"), [("dpm++-single", published), ("dpm-single", published_dpm)])
+def test_single_step_is_the_published_algorithm(
+    sampler: str, algorithm: Callable[[Eps, str, Tensor, int], Tensor], kind: str, calls: int
+) -> None:
     z = noise(0, 8, 3, 4, 4)
-    expected = published(network, kind, z, calls)
+    expected = algorithm(network, kind, z, calls)
     # 1e-6, not rounding: the network gets float32 times
-    assert difference(draw(network, kind, z, calls, "dpm++-single"), expected) < 1e-6
-    in_float32 = draw(network, kind, z.float(), calls, "dpm++-single")
+    assert difference(draw(network, kind, z, calls, sampler), expected) < 1e-6
+    in_float32 = draw(network, kind, z.float(), calls, sampler)
     assert in_float32.dtype == torch.float32
     assert difference(in_float32, expected) < 5e-6
+
+
+def test_dpm_single_takes_17_equal_steps_of_log_snr() -> None:
+    process, times = Process("vp"), []
+
+    def record(z: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        return z
+
+    sample_level(record, process, noise(4, 2, 1, 2, 2), 50, "dpm-single")
+    lam = process.half_log_snr(torch.stack(times)).numpy()
+    step = np.diff(process.half_log_snr(torch.tensor([1.0, 1e-4], dtype=torch.float64)).numpy())[0] / 17
+    np.testing.assert_allclose(np.diff(lam[::3]), step, rtol=1e-9)
+    np.testing.assert_allclose(np.diff(lam[:49]), step / 3, rtol=1e-9)
+    np.testing.assert_allclose(lam[49] - lam[48], step / 2, rtol=1e-9)  # the last step is of order 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dpm_single_converges_by_its_order(kind: str) -> None:
+    mean = torch.tensor([0.7, -1.0], dtype=torch.float64)[:, None, None]
+    std = torch.tensor([0.4, 1.5], dtype=torch.float64)[:, None, None]
+    eps, solution = gaussian(kind, mean, std, END[kind])
+    z = noise(2, 64, 2, 1, 1)
+    # calls of 22, 44 and 88 steps; the last step of order 2 does not lower the order of the whole
+    errors = [difference(draw(eps, kind, z, calls, "dpm-single"), solution(z)) for calls in (65, 131, 263)]
+    found = [np.log2(one / other) for one, other in zip(errors, errors[1:])]
+    assert all(2.8 < order < 3.5 for order in found), found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_at_50_calls_of_vp_the_solver_of_the_latent_is_nearer(seed: int) -> None:
+    """What docs/sampling.md says of `dpm++-single` beside `dpm-single`, whichever of them takes the 900 calls."""
+    z = noise(seed, 8, 3, 4, 4)
+    for reference in ("dpm-single", "dpm++-single"):
+        exact = draw(network, "vp", z, 900, reference)
+        latent, of_noise = (
+            difference(draw(network, "vp", z, 50, one), exact) for one in ("dpm++-single", "dpm-single")
+        )
+        assert latent < of_noise < 0.01
 
 
 # Where 999 is a multiple of the steps, diffusers' whole-numbered times are ours; elsewhere it rounds them.
@@ -198,7 +289,14 @@ def gaussian(kind: str, mean: Tensor, std: Tensor, last: float) -> tuple[Eps, Ca
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("sampler", "error_at_50"),
-    [("dpm++-single", 0.01), ("dpm++-multi", 0.03), ("unipc", 0.03), ("ddim", 0.05), ("heun", 0.03)],
+    [
+        ("dpm-single", 0.01),
+        ("dpm++-single", 0.01),
+        ("dpm++-multi", 0.03),
+        ("unipc", 0.03),
+        ("ddim", 0.05),
+        ("heun", 0.03),
+    ],
 )
 def test_converges_to_the_exact_solution(kind: str, sampler: str, error_at_50: float) -> None:
     mean = torch.tensor([0.7, -1.0], dtype=torch.float64)[:, None, None]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nestgen.errors import UserError
+from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.locations import run_dir, store_path
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import Section
@@ -97,6 +98,15 @@ def test_depth_cuts_levels_and_what_is_listed_for_each(load: Callable[..., Recip
     assert listed.depth(1).sampling.sampler == ("heun",)
 
 
+def test_the_default_sampler_is_u_vits_of_the_process(load: Callable[..., Recipe]) -> None:
+    for kind, sampler in (("discrete", "dpm++-single"), ("vp", "dpm-single"), ("flow", "heun")):
+        assert level_sampling(load(process={"kind": kind}), 0).sampler == sampler
+    kept = load(process={"kind": "vp"}, sampling={"sampler": "dpm++-single"})
+    assert level_sampling(kept, 0).sampler == "dpm++-single"
+    with pytest.raises(UserError, match="is dpm-single, which a flow does not have"):
+        level_sampling(load(process={"kind": "flow"}, sampling={"sampler": "dpm-single"}), 0)
+
+
 def test_other_sigmas(load: Callable[..., Recipe]) -> None:
     recipe = load().with_sigmas([1.5, 0])
     assert [level.sigma for level in recipe.levels] == [0, 1.5, 0]
@@ -160,7 +170,7 @@ def test_numbers_and_words_are_read_as_written(load: Callable[..., Recipe]) -> N
         ({"levels": [{"shape": "32x32x3", "sigma": -1}]}, "levels[0].sigma should be greater than or equal to 0"),
         ({"sampling": {"guidance": [1, 2]}}, "sampling.guidance lists 2 values for 3 levels"),
         ({"sampling": {"steps": [3, 0, 1]}}, "sampling.steps[1] should be greater than 0, found 0"),
-        ({"sampling": {"sampler": "eluer"}}, "sampling.sampler should be 'dpm++-single', 'dpm++-multi'"),
+        ({"sampling": {"sampler": "eluer"}}, "sampling.sampler should be 'dpm-single', 'dpm++-single', 'dpm++-multi'"),
         ({"sampling": {"guidance_interval": [0.8, 0.1]}}, "sampling.guidance_interval[0] should be two times within"),
         ({"sampling": {"sigma": [1, 0, 0]}}, "sampling.sigma[0]: z_0 conditions nothing, so it has no sigma"),
         ({"sampling": {"autoguide": {"scale": 1}}}, "sampling.autoguide names no denoiser; give run"),

@@ -48,54 +48,101 @@ def time_grid(process: Process, steps: int) -> Tensor:
     """
     if process.kind != "vp":
         return torch.linspace(1.0, process.end_time, steps + 1, dtype=torch.float64)
+    return process.time_of(_log_snr_grid(process, steps))
+
+
+def _log_snr_grid(process: Process, steps: int) -> Tensor:
+    """Equal steps (steps + 1) of lambda, half the log-SNR, from time 1 to the process's `end_time`, float64."""
     start, end = process.half_log_snr(torch.tensor([1.0, process.end_time], dtype=torch.float64)).tolist()
-    return process.time_of(torch.linspace(start, end, steps + 1, dtype=torch.float64))
+    return torch.linspace(start, end, steps + 1, dtype=torch.float64)
 
 
 def orders(steps: int) -> list[int]:
     """Orders of the single steps that spend `steps` calls: threes, and at least one lower order at the end.
 
-    50 is 16 threes and a two; 6 is a three, a two and a one. As method `fast` of U-ViT's dpm_solver_pp.py.
+    50 is 16 threes and a two; 6 is a three, a two and a one. As `fast` of U-ViT's dpm_solver_pp.py and
+    dpm_solver_pytorch.py.
     """
     threes, rest = divmod(steps, 3)
     return [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1]
 
 
 def _dpm_solver_pp_single(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
-    """DPM-Solver++ in single steps of order 3 (Lu et al. 2022, arXiv 2211.01095), U-ViT's sampler.
+    """DPM-Solver++ in single steps of order 3 (Lu et al. 2022, arXiv 2211.01095), U-ViT's sampler on COCO.
 
-    The ODE from time s to t is z_t = sigma_t / sigma_s z_s + alpha_t * (integral of e^(lambda - lambda_t) x over
-    lambda from s to t), with x the predicted latent. A step of order n spans n intervals of the time grid, calls
-    the network once on each, and models x as a polynomial. The last latent is not denoised once more.
+    A step of order n spans n intervals of the time grid. The last latent is not denoised once more.
     """
     times = time_grid(process, steps)
-    alpha, sigma, lam = (f(times).tolist() for f in (process.alpha, process.sigma, process.half_log_snr))
+    alpha, sigma, lam = process.alpha(times), process.sigma(times), process.half_log_snr(times)
 
-    def first_order(z: Tensor, x: Tensor, i: int, j: int) -> Tensor:
-        return sigma[j] / sigma[i] * z - alpha[j] * expm1(lam[i] - lam[j]) * x
+    def latent(z: Tensor, i: int) -> Tensor:
+        return denoise(z, times[i])
+
+    return _single_steps(latent, alpha.tolist(), sigma.tolist(), lam.tolist(), z, orders(steps))
+
+
+def _dpm_solver_single(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
+    """DPM-Solver in single steps of order 3 (Lu et al. 2022, arXiv 2206.00927), U-ViT's sampler on ImageNet.
+
+    As above with the predicted noise in place of the latent. All steps are equally long in lambda, also those of lower
+    order, and a step of order n calls the network at its start and at each further n-th of it.
+    """
+    plan = orders(steps)
+    grid = _log_snr_grid(process, len(plan)).tolist()
+    parts = [
+        torch.linspace(start, end, order + 1, dtype=torch.float64)[:-1]
+        for start, end, order in zip(grid, grid[1:], plan)
+    ]
+    lam = torch.cat([*parts, torch.tensor(grid[-1:], dtype=torch.float64)])
+    times = process.time_of(lam)
+    alpha, sigma = process.alpha(times).tolist(), process.sigma(times).tolist()
+
+    def noise(z: Tensor, i: int) -> Tensor:
+        return (z - alpha[i] * denoise(z, times[i])) / sigma[i]
+
+    return _single_steps(noise, sigma, alpha, (-lam).tolist(), z, plan)
+
+
+def _single_steps(
+    predict: Callable[[Tensor, int], Tensor],
+    weight: list[float],
+    other: list[float],
+    rate: list[float],
+    z: Tensor,
+    plan: list[int],
+) -> Tensor:
+    """Single steps of the orders in `plan`; `predict(z, i)` calls the network at point i of the grid.
+
+    The ODE from s to t is z_t = other_t / other_s z_s + weight_t * (integral of e^(rate - rate_t) p over rate from s
+    to t), with p the predicted latent for (weight, other, rate) = (alpha, sigma, lambda), and the predicted noise for
+    (sigma, alpha, -lambda). A step of order n has n points of the grid and models p as a polynomial.
+    """
+
+    def first_order(z: Tensor, p: Tensor, i: int, j: int) -> Tensor:
+        return other[j] / other[i] * z - weight[j] * expm1(rate[i] - rate[j]) * p
 
     i = 0
-    for order in orders(steps):
+    for order in plan:
         end = i + order
-        h = lam[end] - lam[i]
-        x_0 = denoise(z, times[i])
-        z_end = first_order(z, x_0, i, end)
+        h = rate[end] - rate[i]
+        p_0 = predict(z, i)
+        z_end = first_order(z, p_0, i, end)
         if order > 1:
-            r_1 = (lam[i + 1] - lam[i]) / h
-            x_1 = denoise(first_order(z, x_0, i, i + 1), times[i + 1])
+            r_1 = (rate[i + 1] - rate[i]) / h
+            p_1 = predict(first_order(z, p_0, i, i + 1), i + 1)
         if order == 2:
-            z_end = z_end - 0.5 / r_1 * alpha[end] * expm1(-h) * (x_1 - x_0)
+            z_end = z_end - 0.5 / r_1 * weight[end] * expm1(-h) * (p_1 - p_0)
         if order == 3:
-            r_2 = (lam[i + 2] - lam[i]) / h
-            z_2 = first_order(z, x_0, i, i + 2) + r_2 / r_1 * alpha[i + 2] * _phi_2(r_2 * h) * (x_1 - x_0)
-            x_2 = denoise(z_2, times[i + 2])
-            z_end = z_end + alpha[end] * _phi_2(h) / r_2 * (x_2 - x_0)
+            r_2 = (rate[i + 2] - rate[i]) / h
+            z_2 = first_order(z, p_0, i, i + 2) + r_2 / r_1 * weight[i + 2] * _phi_2(r_2 * h) * (p_1 - p_0)
+            p_2 = predict(z_2, i + 2)
+            z_end = z_end + weight[end] * _phi_2(h) / r_2 * (p_2 - p_0)
         z, i = z_end, end
     return z
 
 
 def _phi_2(h: float) -> float:
-    """(e^-h - 1) / h + 1, the weight of the slope of x."""
+    """(e^-h - 1) / h + 1, the weight of the prediction's slope."""
     return expm1(-h) / h + 1
 
 
@@ -177,6 +224,7 @@ def _unipc(denoise: Denoise, process: Process, z: Tensor, steps: int) -> Tensor:
 
 
 SAMPLERS: dict[str, Callable[[Denoise, Process, Tensor, int], Tensor]] = {
+    "dpm-single": _dpm_solver_single,
     "dpm++-single": _dpm_solver_pp_single,
     "dpm++-multi": _dpm_solver_pp_multi,
     "unipc": _unipc,

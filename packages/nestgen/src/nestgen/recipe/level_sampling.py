@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
-from nestgen.recipe.sections import FLOW_SAMPLERS, InternalGuidance, Interval
+from nestgen.recipe.sections import FLOW_SAMPLERS, InternalGuidance, Interval, Sampler
+
+# By kind of process: U-ViT's own on COCO (`discrete`) and on ImageNet (`vp`).
+DEFAULT_SAMPLER: dict[str, Sampler] = {"discrete": "dpm++-single", "vp": "dpm-single", "flow": "heun"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,8 @@ class LevelSampling:
 def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
     """The sampling settings of a level. Raises UserError for a sampler that the recipe's process does not have."""
     options, top = recipe.sampling, level + 1 == len(recipe.levels)
-    flow = recipe.process.kind == "flow"
-    sampler = options.of("sampler", level) or ("heun" if flow else "dpm++-single")
-    if flow and sampler not in FLOW_SAMPLERS:
+    sampler = options.of("sampler", level) or DEFAULT_SAMPLER[recipe.process.kind]
+    if recipe.process.kind == "flow" and sampler not in FLOW_SAMPLERS:
         raise UserError(
             f"sampling.sampler of {recipe.file} is {sampler}, which a flow does not have; set {' or '.join(FLOW_SAMPLERS)}"
         )

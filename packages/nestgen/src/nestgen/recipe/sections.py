@@ -237,7 +237,7 @@ def _intervals(value: object) -> tuple[object, ...]:
     return (value,) if pair or value is None else _for_each_level(value)
 
 
-Sampler = Literal["dpm++-single", "dpm++-multi", "unipc", "ddim", "euler", "heun"]
+Sampler = Literal["dpm-single", "dpm++-single", "dpm++-multi", "unipc", "ddim", "euler", "heun"]
 FLOW_SAMPLERS = ("euler", "ddim", "heun")  # the others divide by the signal, of which a flow has none at its start
 
 
