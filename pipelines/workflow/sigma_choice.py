@@ -34,7 +34,8 @@ def best(cards: tuple[Path, ...], space: str | None, out: Path) -> None:
 def choose(cards: Mapping[str, Mapping[str, Any]], space: str | None) -> dict[str, Any]:
     """The σ with the smallest Fréchet distance, averaged over the seeds; of equal ones the smaller.
 
-    `cards` are score cards of `nestgen evaluate` by their cell's name. Raises ClickException where a card lacks the space.
+    `cards` are score cards of `nestgen evaluate` by their cell's name. Raises ClickException where a card lacks the space,
+    and for FIDs that were measured in different ways.
     """
     spaces = [[score["space"] for score in card["scores"]] for card in cards.values()]
     common = [name for name in spaces[0] if all(name in others for others in spaces)]
@@ -43,10 +44,16 @@ def choose(cards: Mapping[str, Mapping[str, Any]], space: str | None) -> dict[st
     space = space or common[-1]
     distances: dict[tuple[float, ...], list[float]] = {}
     names: dict[tuple[float, ...], str] = {}
+    scores = {name: next(one for one in card["scores"] if one["space"] == space) for name, card in cards.items()}
+    ways = sorted({score.get("inception", "tensorflow") for score in scores.values()})
+    if len(ways) > 1:
+        raise click.ClickException(
+            f"the score cards measure {space} as in {' and '.join(ways)}, which are not comparable; "
+            "remove their files evaluation.json and run again"
+        )
     for name, card in cards.items():
         sigmas = tuple(float(level["condition_sigma"]) for level in card["samples"]["levels"][:-1])
-        distance = next(score["frechet_distance"] for score in card["scores"] if score["space"] == space)
-        distances.setdefault(sigmas, []).append(distance)
+        distances.setdefault(sigmas, []).append(scores[name]["frechet_distance"])
         names.setdefault(sigmas, name)  # of the first seed
     means = {sigmas: sum(values) / len(values) for sigmas, values in distances.items()}
     smallest = min(means, key=lambda sigmas: (means[sigmas], sigmas))

@@ -165,6 +165,17 @@ def test_cards_without_a_common_space_choose_nothing() -> None:
         choose({"a": card(1, 0)}, "Inception")
 
 
+def test_fids_of_two_ways_into_inception_choose_nothing() -> None:
+    from click import ClickException
+
+    from workflow.sigma_choice import choose
+
+    old, new = card(1, 0), card(2, 0.5)
+    new["scores"][-1]["inception"] = "pytorch-fid"
+    with pytest.raises(ClickException, match="as in pytorch-fid and tensorflow, which are not comparable"):
+        choose({"a": old, "b": new}, None)
+
+
 def test_a_recipe_is_read_and_written_as_yaml_1_2(tmp_path: Path) -> None:
     """In YAML 1.1 `no` is False and `2e-4` a text, so the workflow would run another recipe than `nestgen train` reads."""
     from workflow.plan import read_plan

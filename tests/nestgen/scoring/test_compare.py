@@ -61,6 +61,7 @@ def test_cards_stand_side_by_side_named_by_what_differs(tmp_path: Path) -> None:
         (("scores", 2, "reference", "sha256"), "b" * 64, "reference in tiny 1x1x64 is aaaaaaaaaaaa"),
         (("scores", 0, "dimensions"), 8, "dimensions in z_0"),
         (("scores", 1, "weights_sha256"), "c", "weights_sha256 in z_1"),
+        (("scores", 1, "inception"), "pytorch-fid", "inception in z_1 is tensorflow and pytorch-fid"),
         (("protocol",), "coco30k", "evaluation protocol is None and coco30k"),
         (("samples", "pictures"), "jpg", "image format and rounding is png and jpg"),
         (("samples", "label"), 3, "class of the samples is None and 3"),
@@ -74,6 +75,12 @@ def test_unlike_cards_are_refused_with_the_reason(tmp_path: Path, path: tuple[An
     place[path[-1]] = value
     with pytest.raises(UserError, match=why):
         compare(write(tmp_path, card(), other))
+
+
+def test_a_card_without_the_way_into_inception_is_tensorflow_s(tmp_path: Path) -> None:
+    other = card()
+    other["scores"][0]["inception"] = "tensorflow"
+    assert compare(write(tmp_path, card(), other))
 
 
 def test_what_is_no_card_is_refused(tmp_path: Path) -> None:

@@ -314,6 +314,9 @@ def test_a_protocol_fixes_count_and_reference(recipe: Recipe, samples: Path, tmp
         scores(following("coco30k"), samples)
     with pytest.raises(ValueError, match="has count 9, but protocol coco30k takes 30000 samples"):
         EvaluationOptions.model_validate({"protocol": "coco30k", "count": 9})
+    assert (recipe.evaluation.inception, following("coco30k").evaluation.inception) == ("tensorflow", "pytorch-fid")
+    with pytest.raises(ValueError, match="has inception tensorflow, but protocol coco30k takes pytorch-fid"):
+        EvaluationOptions.model_validate({"protocol": "coco30k", "inception": "tensorflow"})
 
 
 def test_command_prints_a_line_a_score_and_never_says_fid(

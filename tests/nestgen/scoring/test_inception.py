@@ -23,6 +23,8 @@ from nestgen.recipe.recipe import load_recipe
 from nestgen.sampling.conditions import Request
 from nestgen.sampling.sample import sample
 from nestgen.scoring import inception
+from nestgen.scoring.compare import compare
+from nestgen.scoring.evaluate import References, evaluate
 from nestgen.scoring.frechet import fit_gaussian, frechet_distance, gaussian_distance
 from nestgen.scoring.inception import folder_features, load_inception, published_moments
 
@@ -39,6 +41,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         torch.manual_seed(0)
         network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # torch's own initial weights make features of 1e-6 for every image
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     torch.save(network.state_dict(), path)
     return path
 
@@ -60,9 +65,53 @@ def test_features_are_torch_fidelitys(weights: Path, tmp_path: Path) -> None:
     )
     pictures = np.stack([np.asarray(Image.open(tmp_path / "a" / f"{number}.png")) for number in range(5)])
     expected = network(torch.from_numpy(pictures).permute(0, 3, 1, 2))[0].numpy()
-    found = folder_features(tmp_path / "a", load_inception(weights))
+    found = folder_features(tmp_path / "a", load_inception(weights, "tensorflow"))
     assert found.shape == (5, 2048)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def by_torchvision(folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """pytorch-fid's features of the images of a folder, in float64, by torchvision's network with its two repairs.
+
+    Average pools don't count the padding, and that of the last block is a maximum.
+    """
+    from torchvision.models.inception import Inception3
+    from torchvision.transforms.functional import to_tensor
+
+    average = torch.nn.functional.avg_pool2d
+
+    def pool(x: torch.Tensor, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+        if x.shape[1] == 2048:
+            return torch.nn.functional.max_pool2d(x, kernel_size, stride, padding)
+        return average(x, kernel_size, stride, padding, count_include_pad=False)
+
+    network = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    network.fc = torch.nn.Identity()
+    images = torch.stack([to_tensor(Image.open(path)) for path in sorted(folder.iterdir())]).double()
+    # bilinear with half-pixel centres, by hand: pixel i of 299 lies at (i + 1/2) n / 299 - 1/2, within the image
+    for dim in (2, 3):
+        n = images.shape[dim]
+        at = ((torch.arange(299, dtype=torch.float64) + 0.5) * n / 299 - 0.5).clamp(0, n - 1)
+        low = at.floor().long()
+        share = (at - low).view(-1, 1) if dim == 2 else at - low
+        pair = images.index_select(dim, low), images.index_select(dim, (low + 1).clamp(max=n - 1))
+        images = pair[0] * (1 - share) + pair[1] * share
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch.nn.functional, "avg_pool2d", pool)
+        return network.double().eval()(images * 2 - 1).numpy()
+
+
+@pytest.mark.parametrize("side", [(24, 24), (320, 310)])
+def test_features_as_in_pytorch_fid_are_those_of_its_network(
+    side: tuple[int, int], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "a", 3, side, 0)
+    found = folder_features(tmp_path / "a", load_inception(weights, "pytorch-fid"))
+    np.testing.assert_allclose(found, by_torchvision(tmp_path / "a", weights, monkeypatch), rtol=1e-4, atol=1e-6)
+    other = folder_features(tmp_path / "a", load_inception(weights, "tensorflow"))
+    assert np.linalg.norm(found - other) > 3e-3 * np.linalg.norm(found)
+    assert np.linalg.norm(found[0] - found[1]) > 0.1 * np.linalg.norm(found[0])  # and the weights see the image
 
 
 def test_pictures_of_another_shape_are_cropped_and_resized(weights: Path, tmp_path: Path) -> None:
@@ -121,6 +170,8 @@ def test_evaluate_adds_torch_fidelitys_fid_where_weights_and_pictures_are(
     assert score["weights_sha256"] == sha256_of(weights)
     assert score["reference"]["rows"] == 4
     assert "\nInception    FID " in printed
+    assert printed.rstrip().endswith("2048 dimensions, Inception as in tensorflow")
+    assert score["inception"] == "tensorflow"
     assert run()[0]["space"] == "z_0"  # neither is there
     for options, sentence in (
         (("--inception", str(weights)), "an FID needs real pictures"),
@@ -131,6 +182,28 @@ def test_evaluate_adds_torch_fidelitys_fid_where_weights_and_pictures_are(
     ):
         result = CliRunner().invoke(main, ["evaluate", "--samples", "s", *options])
         assert (result.exit_code, sentence in result.output) == (1, True), result.output
+
+
+def test_the_card_says_which_way_into_inception_and_the_two_are_not_compared(
+    weights: Path, trained: Trained, tmp_path: Path
+) -> None:
+    cards = []
+    write_pictures(tmp_path / "real", 4, (8, 8), 2)
+    file = trained(sampling={"steps": 1})
+    sample(load_recipe(file), tmp_path / "s", Request(3, 0, 3))
+    for kind in ("tensorflow", "pytorch-fid"):
+        recipe = load_recipe(file)
+        options = recipe.evaluation.model_copy(update={"inception": kind})
+        cards.append(tmp_path / f"{kind}.json")
+        references = References(pictures=tmp_path / "real", inception=weights)
+        evaluate(recipe.model_copy(update={"evaluation": options}), tmp_path / "s", references, cards[-1])
+    first, second = (read_json(card)["scores"][-1] for card in cards)
+    assert (first["inception"], second["inception"]) == ("tensorflow", "pytorch-fid")
+    features = [folder_features(tmp_path / one, load_inception(weights, "pytorch-fid")) for one in ("s", "real")]
+    assert second["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-6)
+    assert first["frechet_distance"] != pytest.approx(second["frechet_distance"], rel=1e-5)  # nor is its cache shared
+    with pytest.raises(UserError, match="inception in Inception is tensorflow and pytorch-fid"):
+        compare(cards)
 
 
 class Harmful:
@@ -154,10 +227,10 @@ def test_a_pickle_runs_no_code(weights: Path, tmp_path: Path) -> None:
     harmful = tmp_path / "weights.pth"
     torch.save({"a": Harmful(tmp_path / "ran")}, harmful)
     with pytest.raises(UserError, match="does not hold Inception's weights"):
-        load_inception(harmful)
+        load_inception(harmful, "tensorflow")
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Harmful(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()  # it would have
     torch.save({"conv": torch.zeros(3)}, harmful)
     with pytest.raises(UserError, match="does not hold Inception's weights"):
-        load_inception(harmful)
+        load_inception(harmful, "tensorflow")

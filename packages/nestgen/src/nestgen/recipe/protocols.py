@@ -6,15 +6,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Name = Literal["coco30k", "imagenet100-50k", "imagenet50k"]
+Inception = Literal["tensorflow", "pytorch-fid"]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What an evaluation fixes. `held_out`: against a reference root of its own, else against the training rows."""
+    """What an evaluation fixes. `held_out`: against a reference root of its own, else against the training rows.
+
+    `inception` is how images reach Inception (scoring/inception.py): U-ViT, whose numbers stand beside the paper's,
+    measures FIDs as pytorch-fid does.
+    """
 
     count: int
     held_out: bool
     policy: str
+    inception: Inception = "pytorch-fid"
 
     def violation(self, card: dict[str, Any], held_out: bool) -> str | None:
         """Why samples with this card, against such a reference, do not follow the protocol; None if they do."""

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from nestgen.recipe.protocols import PROTOCOLS
+from nestgen.recipe.protocols import PROTOCOLS, Inception
 from nestgen.recipe.protocols import Name as Protocol
 
 
@@ -299,12 +299,20 @@ class EvaluationOptions(Section):
     )
     reference: str | None = None
     pictures: str | None = None
+    inception: Inception = Field(
+        default_factory=lambda data: PROTOCOLS[data["protocol"]].inception if data.get("protocol") else "tensorflow"
+    )
 
     @model_validator(mode="after")
-    def _protocol_fixes_the_count(self) -> EvaluationOptions:
+    def _agrees_with_the_protocol(self) -> EvaluationOptions:
         if self.protocol and self.count != PROTOCOLS[self.protocol].count:
             raise ValueError(
                 f"has count {self.count}, but protocol {self.protocol} takes {PROTOCOLS[self.protocol].count} samples; "
                 "leave count out"
+            )
+        if self.protocol and self.inception != PROTOCOLS[self.protocol].inception:
+            raise ValueError(
+                f"has inception {self.inception}, but protocol {self.protocol} takes "
+                f"{PROTOCOLS[self.protocol].inception}; leave inception out"
             )
         return self

@@ -11,7 +11,8 @@ from nestgen.files import atomic_write, read_json, write_json
 from nestgen.text import short, table
 
 # Keys of a score that say how it was measured. Scores of one space are comparable if all of these agree.
-MEASURED = ("samples", "dimensions", "pooled_from", "weights_sha256")
+MEASURED = ("samples", "dimensions", "pooled_from", "inception", "weights_sha256")
+UNSAID = {"inception": "tensorflow"}  # of cards that were written before there was another
 SHOWN = ("frechet_distance", "kid", "precision", "recall", "density", "coverage")
 
 
@@ -41,7 +42,9 @@ def check_comparable(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> 
             raise UserError(f"{paths[0]} and {path} cannot be compared: they have no space in common")
         for one, other in common:
             where = f" in {one['space']}"
-            pairs += [(f"{key}{where}", one.get(key), other.get(key)) for key in MEASURED]
+            pairs += [
+                (f"{key}{where}", one.get(key, UNSAID.get(key)), other.get(key, UNSAID.get(key))) for key in MEASURED
+            ]
             pairs.append((f"reference{where}", one["reference"]["sha256"], other["reference"]["sha256"]))
         for what, one, other in pairs:
             if one != other:

@@ -150,4 +150,6 @@ def _line(score: dict[str, Any]) -> str:
         parts.append(f"real to real {score['floor']['frechet_distance']:.4g}")
     against = f"{rows} rows of {where}" if rows is not None else str(where)
     on = f"{score['samples']} samples against {against}, {score['dimensions']} dimensions"
+    if "inception" in score:
+        on += f", Inception as in {score['inception']}"
     return f"{score['space']:<12} {', '.join(parts)}; {on}"

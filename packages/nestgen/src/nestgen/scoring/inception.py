@@ -1,4 +1,8 @@
-"""The Inception network whose features make an FID, through torch-fidelity."""
+"""The Inception network whose features make an FID, through torch-fidelity.
+
+There are two ways of an image into it, whose features differ by about 1e-3: TensorFlow 1's, which is that of the first
+FIDs and of torch-fidelity, and pytorch-fid's, which is U-ViT's. FIDs of one are not to be compared with those of the other.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
+from nestgen.recipe.protocols import Inception
 from nestgen.sampling.descent import default_device
 from nestgen.scoring.frechet import Gaussian, gaussian_of_moments
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names what it downloads
+SIDE = 299  # of the images that it takes
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH = 32
 
@@ -44,8 +52,12 @@ def find_weights(file: Path | None) -> Path | None:
     return file
 
 
-def load_inception(weights: Path) -> Features:
-    """The network. Raises UserError for a file that does not hold it."""
+def load_inception(weights: Path, kind: Inception) -> Features:
+    """The network with its way in. Raises UserError for a file that does not hold it.
+
+    `tensorflow` is torch-fidelity's: TensorFlow 1's bilinear resize of pixels 0..255 to 299 x 299, whose corners are
+    those of the image, then (p - 128) / 128. `pytorch-fid` is `pytorch_fid_input`.
+    """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
@@ -60,12 +72,24 @@ def load_inception(weights: Path) -> Features:
         ) from None
     device = default_device()
     network = network.to(device)
+    layers = nn.Sequential(*list(network.children())[:-1])  # its forward's, in order, up to the features
 
     @torch.inference_mode()
     def features(images_BHWC: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(device))[0].cpu().numpy()
+        images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(device)
+        if kind == "pytorch-fid":
+            return layers(pytorch_fid_input(images_BCHW)).flatten(1).cpu().numpy()
+        return network(images_BCHW)[0].cpu().numpy()
 
     return features
+
+
+def pytorch_fid_input(images_BCHW: Tensor) -> Tensor:
+    """What pytorch-fid gives the network of uint8 images: bilinear to (B, 3, 299, 299) with half-pixel centres and
+    without antialias, and 0..255 scaled to -1..1.
+    """
+    unit_BCHW = images_BCHW.float() / 255
+    return 2 * F.interpolate(unit_BCHW, size=(SIDE, SIDE), mode="bilinear", align_corners=False) - 1
 
 
 @contextmanager

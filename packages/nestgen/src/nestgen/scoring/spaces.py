@@ -109,10 +109,14 @@ def inception_space(recipe: Recipe, pictures: Path, weights: Path, samples: Path
     if not pictures.exists():
         raise UserError(f"there are no pictures {pictures}; --pictures is a folder of them, or an .npz of mu and sigma")
     moments = published_moments(pictures) if pictures.is_file() else None
-    network = load_inception(weights)
+    network = load_inception(weights, recipe.evaluation.inception)
     samples_ND = folder_features(samples, network)
     origin: dict[str, Any] = {"pictures": str(pictures), "sha256": digest_of(pictures), "rows": None}
-    about = {"weights_sha256": sha256_of(weights), "dimensions": samples_ND.shape[1]}
+    about = {
+        "inception": recipe.evaluation.inception,
+        "weights_sha256": sha256_of(weights),
+        "dimensions": samples_ND.shape[1],
+    }
     if moments is not None:
         return Space("Inception", samples_ND, lambda: Statistics(moments), origin, about)
     side = int(read_images(samples, 1).shape[1])

@@ -116,7 +116,8 @@ def _scores(scores: Mapping[str, dict[str, Any]]) -> str:
     for name, card in scores.items():
         for score in card["scores"]:
             numbers = " | ".join("" if score.get(key) is None else f"{score[key]:.3g}" for key in _SCORES)
-            rows.append(f"| [{name}](scores/{name}.json) | {score['space']} | {numbers} | {score['samples']:,} |")
+            space = f"{score['space']}, {score['inception']}" if "inception" in score else score["space"]
+            rows.append(f"| [{name}](scores/{name}.json) | {space} | {numbers} | {score['samples']:,} |")
     return "\n".join(["## Scores", "", *rows])
 
 
