@@ -14,15 +14,16 @@ import click
 
 from nestgen.denoiser.config import denoiser_config
 from nestgen.denoiser.flops import count, training_petaflops
+from nestgen.errors import UserError
 from nestgen.recipe.recipe import load_recipe
 from nestgen.recipe.yaml import read_yaml
+from nestgen.scoring.compare import FID, inception_of
 from workflow import evidence
 from workflow.plan import Cell, Plan, read_plan
 
 PIPELINES = Path(__file__).parents[1]
 NOT_RUN = "not run"
 count_once = functools.cache(count)  # recipes share most of their denoisers
-FID = "Inception"  # the space whose Fréchet distance is called FID
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The collected results of a recipe: its score cards by the cell's name."""
+    """The collected results of a recipe: its score cards by the cell's name, and the `evaluation.inception` of their FIDs."""
 
     plan: Plan
     recipe: Path
     folder: Path
     cards: dict[str, dict[str, Any]]
+    inception: str | None
 
     @property
     def was_run(self) -> bool:
@@ -98,9 +100,14 @@ def main(names: Sequence[str], experiments: Path, out: Path) -> None:
 
 
 def read_outcome(recipe: Path, folder: Path) -> Outcome:
-    """The collected results of a recipe, if there are any."""
+    """The collected results of a recipe, if there are any. Raises ClickException for FIDs of two kinds."""
     plan = read_plan(recipe)
-    return Outcome(plan, recipe, folder, evidence.score_cards(plan, folder))
+    cards = evidence.score_cards(plan, folder)
+    try:
+        inception = inception_of(score for card in cards.values() for score in card["scores"])
+    except UserError as error:
+        raise click.ClickException(f"{folder}: {error}") from None
+    return Outcome(plan, recipe, folder, cards, inception)
 
 
 def page(outcomes: Mapping[str, Outcome], name: str, paper: Mapping[str, Any]) -> str:
@@ -168,7 +175,8 @@ def scores(outcome: Outcome, fid: Mapping[str, float]) -> str:
     others = [space for space in outcome.spaces if space != FID]
     measured_fid = bool(fid) or FID in outcome.spaces
     head = ["L", "σ of the top level"]
-    head += ["paper's FID", "FID here", "difference"] if measured_fid else []
+    here_by = "FID here" if outcome.inception is None else f"FID here ({outcome.inception})"
+    head += ["paper's FID", here_by, "difference"] if measured_fid else []
     head += [f"Fréchet distance, {space}" for space in others] or ([] if measured_fid else ["Fréchet distance"])
     rows = [head, ["---"] * len(head)]
     for cell in outcome.plan.cells(seed=outcome.plan.seeds[0]):
@@ -187,6 +195,8 @@ def compared(outcome: Outcome, other: Outcome, depth: int) -> str:
     """The best score of this recipe beside another's best at one depth, in the spaces that both have."""
     name = other.plan.name
     common = [space for space in outcome.spaces if space in other.spaces]
+    if outcome.inception != other.inception:
+        common = [space for space in common if space != FID]
     lines = []
     for space in common:
         ours, theirs = outcome.best(max(outcome.plan.depths), space), other.best(depth, space)

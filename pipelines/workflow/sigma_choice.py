@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from nestgen.errors import UserError
+from nestgen.scoring.compare import inception_of
+
 existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -45,12 +48,10 @@ def choose(cards: Mapping[str, Mapping[str, Any]], space: str | None) -> dict[st
     distances: dict[tuple[float, ...], list[float]] = {}
     names: dict[tuple[float, ...], str] = {}
     scores = {name: next(one for one in card["scores"] if one["space"] == space) for name, card in cards.items()}
-    ways = sorted({score.get("inception", "tensorflow") for score in scores.values()})
-    if len(ways) > 1:
-        raise click.ClickException(
-            f"the score cards measure {space} as in {' and '.join(ways)}, which are not comparable; "
-            "remove their files evaluation.json and run again"
-        )
+    try:
+        inception_of(scores.values())
+    except UserError as error:
+        raise click.ClickException(str(error)) from None
     for name, card in cards.items():
         sigmas = tuple(float(level["condition_sigma"]) for level in card["samples"]["levels"][:-1])
         distances.setdefault(sigmas, []).append(scores[name]["frechet_distance"])

@@ -170,7 +170,7 @@ def test_fids_of_two_ways_into_inception_choose_nothing() -> None:
 
     from workflow.sigma_choice import choose
 
-    old, new = card(1, 0), card(2, 0.5)
+    old, new = card(1, 0, space="Inception"), card(2, 0.5, space="Inception")
     new["scores"][-1]["inception"] = "pytorch-fid"
     with pytest.raises(ClickException, match="as in pytorch-fid and tensorflow, which are not comparable"):
         choose({"a": old, "b": new}, None)

@@ -67,6 +67,32 @@ def test_what_was_not_run_has_no_number_of_ours(tmp_path: Path) -> None:
     assert "Training: not run" in page
 
 
+def test_fids_of_two_ways_into_inception_do_not_stand_together(tmp_path: Path) -> None:
+    from workflow.results import main
+
+    experiments, names = tmp_path / "experiments", ("imagenet100-rcg-uncond", "imagenet100-8x8x256-uncond")
+    for recipe in names:
+        write_card(experiments, recipe, "L2", {"z_0": 8.0, "Inception": 33.0})
+    page = write_pages(experiments, tmp_path / "out", *names)[names[0]]
+    assert "FID here (tensorflow)" in page
+    assert "Inception: 33 here, 33 there; z_0: 8 here, 8 there" in page
+    card = experiments / names[0] / "samples/L2/evaluation.json"
+    scored = json.loads(card.read_text())
+    scored["scores"][1]["inception"] = "pytorch-fid"
+    card.write_text(json.dumps(scored))
+    page = write_pages(experiments, tmp_path / "out", *names)[names[0]]
+    assert "FID here (pytorch-fid)" in page
+    assert "Inception: 33 here" not in page
+    assert "z_0: 8 here, 8 there" in page
+    write_card(experiments, "coco-uncond", "L1", {"Inception": 33.0})
+    write_card(experiments, "coco-uncond", "L2-sigma0", {"Inception": 20.0})
+    card = experiments / "coco-uncond/samples/L1/evaluation.json"
+    card.write_text(card.read_text().replace('"space"', '"inception": "pytorch-fid", "space"'))
+    arguments = ["coco-uncond", "--experiments", str(experiments), "--out", str(tmp_path / "out")]
+    run = CliRunner().invoke(main, arguments)
+    assert (run.exit_code, "as in pytorch-fid and tensorflow, which are not comparable" in run.output) == (1, True)
+
+
 def test_measured_scores_stand_beside_the_papers(tmp_path: Path) -> None:
     experiments = tmp_path / "experiments"
     write_card(experiments, "coco-uncond", "L1", {"z_0": 8.0, "clip 1x1x64": 4.0, "Inception": 33.0})

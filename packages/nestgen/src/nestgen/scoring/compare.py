@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from nestgen.text import short, table
 # Keys of a score that say how it was measured. Scores of one space are comparable if all of these agree.
 MEASURED = ("samples", "dimensions", "pooled_from", "inception", "weights_sha256")
 UNSAID = {"inception": "tensorflow"}  # of cards that were written before there was another
+FID = "Inception"  # the space whose Fréchet distance is called so
 SHOWN = ("frechet_distance", "kid", "precision", "recall", "density", "coverage")
 
 
@@ -49,6 +50,17 @@ def check_comparable(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> 
         for what, one, other in pairs:
             if one != other:
                 raise UserError(f"{paths[0]} and {path} cannot be compared: {what} is {short(one)} and {short(other)}")
+
+
+def inception_of(scores: Iterable[Mapping[str, Any]]) -> str | None:
+    """`evaluation.inception` of the FIDs among scores; None without FIDs. Raises UserError where they differ."""
+    kinds = sorted({score.get("inception", UNSAID["inception"]) for score in scores if score["space"] == FID})
+    if len(kinds) > 1:
+        raise UserError(
+            f"the score cards have FIDs by Inception as in {' and '.join(kinds)}, which are not comparable; "
+            "score all samples in one way with `nestgen evaluate`"
+        )
+    return kinds[0] if kinds else None
 
 
 def compare(paths: Sequence[Path]) -> str:
