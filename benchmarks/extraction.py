@@ -28,7 +28,7 @@ from benchmarks.photos import random_vit, write_shards
 from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
 from featurize.encoders import EncoderSpec, load_encoder
 from featurize.extraction.extract import extract
-from featurize.images.crop import crop
+from featurize.images.crop import SQUARE, InputSpec, crop
 from featurize.images.decode import decode
 from featurize.recipe import read_request
 from featurize.sources import list_images, read
@@ -167,10 +167,7 @@ def _ready(source: str, count: int, side: int, interpolation: str) -> torch.Tens
     """The normalised tensors (count, 3, side, side) of the images' centred squares."""
     crops = []
     for source_image in list_images(source, "train", count).images:
-        image = decode(read(source_image))
-        short = min(image.size)
-        left, upper = (image.width - short) // 2, (image.height - short) // 2
-        crops.append(crop(image, (left, upper, left + short, upper + short), side, interpolation))
+        crops.append(crop(decode(read(source_image)), SQUARE, InputSpec(side, interpolation)))
     if len(crops) < count:
         raise click.ClickException(f"{source} holds {len(crops)} pictures; give a smaller --pictures.")
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()

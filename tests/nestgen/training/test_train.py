@@ -85,7 +85,7 @@ def test_load_denoiser_is_the_average_of_the_weights(toy: Callable[..., Recipe])
         assert torch.equal(value, ema[name])
     assert (meta["step"], meta["level"], meta["depth"]) == (12, 0, 2)
     assert meta["process"] == {"kind": "discrete", "prediction": "eps", "weighting": "uniform"}
-    assert meta["levels"][1] == {"shape": [2, 2, 3], "sigma": 0.5, "patch": 1, "shift": 1.0}
+    assert meta["levels"][1] == {"shape": [2, 2, 3], "sigma": 0.5, "patch": 1, "shift": 1.0, "size": None}
     assert meta["codec"] == {"name": "vae", "size": 32, "moments": True, "scale": 0.5}
     assert sorted(meta["stores"]) == ["labels", "z0", "z1"]
     with pytest.raises(UserError, match=r"no trained denoiser in .*z1-top; run `nestgen train --level 1`"):

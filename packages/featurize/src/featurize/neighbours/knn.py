@@ -94,6 +94,7 @@ def knn_viz(
         lambda position: ledger.images[int(rows[position])],
         lambda position: pixels.thumbnail(position, THUMBNAIL),
         out,
+        ledger.classes,
     )
     document = {
         "root": str(compared[0].root),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +43,13 @@ def draw_sheet(
     image_of: Callable[[int], SourceImage],
     thumbnail_of: Callable[[int], np.ndarray],
     out: Path,
+    classes: Sequence[str] = (),
 ) -> None:
     """For each query a band: in every panel the lines' names at the left, the query framed, its neighbours after it.
 
     Labels or captions stand below; a label is green where it is the query's and red where it is not.
-    `image_of` and `thumbnail_of` (uint8, THUMBNAIL a side) give what stands at a position.
+    `image_of` and `thumbnail_of` (uint8, THUMBNAIL a side) give what stands at a position; `classes` are the labels'
+    names, where they have names.
     """
     cell = THUMBNAIL + GAP
     neighbours = panels[0].lines[0].neighbours_QK.shape[1]
@@ -77,7 +79,7 @@ def draw_sheet(
                         edges = (left - 1, y0 + 1, left + THUMBNAIL, y0 + 2 + THUMBNAIL)
                         draw.rectangle(edges, outline="crimson", width=2)
                     image = image_of(index)
-                    text = "\n".join(_wrapped(_legend(image), font, THUMBNAIL, text_lines))
+                    text = "\n".join(_wrapped(_legend(image, classes), font, THUMBNAIL, text_lines))
                     at = (left, y0 + THUMBNAIL + GAP)
                     draw.text(at, text, fill=_colour(query_image, image) if place else PLAIN, font=font, spacing=1)
     for number in range(1, len(queries)):
@@ -89,8 +91,10 @@ def draw_sheet(
         sheet.save(temporary, format="PNG")
 
 
-def _legend(image: SourceImage) -> str:
-    return image.captions[0] if image.captions else "" if image.label is None else f"class {image.label}"
+def _legend(image: SourceImage, classes: Sequence[str]) -> str:
+    if image.captions or image.label is None:
+        return image.captions[0] if image.captions else ""
+    return classes[image.label] if 0 <= image.label < len(classes) else f"class {image.label}"
 
 
 def _colour(query: SourceImage, neighbour: SourceImage) -> str:
