@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from featurize.images.grey import grey_to_8_bits
 from featurize.images.jpeg import load_jpeg, why_unreadable
 from featurize.images.profile import to_srgb
 from featurize.images.reasons import BadImage
+from featurize.images.tiff import silence_libtiff
 
 # Pillow has further formats; some of them run other programs (EPS) or are not used by data sets.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -83,6 +85,8 @@ def examine(data: bytes, profile: Profile = "ignore") -> Decoded:
         if image.format in ("JPEG", "MPO"):
             pixels, warning = load_jpeg(image, data)
         else:
+            if image.format == "TIFF":
+                silence_libtiff()
             image.load()
             mode = image.mode
         return Decoded(_upright(_to_rgb(pixels, image, profile), image), mode, warning)
@@ -94,7 +98,12 @@ def examine(data: bytes, profile: Profile = "ignore") -> Decoded:
     except Image.DecompressionBombError:  # twice MAX_PIXELS and more, found by Pillow itself
         raise BadImage(f"too many pixels, the limit is {MAX_PIXELS // 10**6} million") from None
     except Exception as error:  # OSError, ValueError, SyntaxError, IndexError, struct.error...
-        raise BadImage(f"its pixels can't be decoded ({' '.join(str(error).split())})"[:200]) from None
+        words = " ".join(str(error).split())
+        if re.match(
+            r"decoder error|(broken|unrecognized) data stream", words
+        ):  # Pillow's words for what a library refuses
+            words = "the compressed data are damaged"
+        raise BadImage(f"its pixels can't be decoded ({words})"[:200]) from None
 
 
 def _open(data: bytes) -> Image.Image:
