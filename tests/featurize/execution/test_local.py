@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from featurize.errors import UserError
 from featurize.execution.devices import cores, device_of_worker
 from featurize.execution.engine import engine
 from featurize.execution.interrupt import finishing_tasks
-from featurize.execution.local import MAX_DEATHS
+from featurize.execution.local import MAX_DEATHS, _serve
 from featurize.execution.tasks import Run, in_order, ordered_map, run_here
 
 
@@ -163,6 +164,17 @@ with engine(2, None) as run:
     while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:  # also the one that sleeps
         time.sleep(0.02)
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_a_worker_whose_pipe_is_closed_ends_without_a_word() -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(0, there))
+    process.start()
+    there.close()
+    here.close()
+    process.join(60)
+    assert process.exitcode == 0  # an error would be 1, with its traceback
 
 
 def test_cores_heed_a_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,13 +141,14 @@ def _serve(number: int, pipe: Connection) -> None:
     devices.become_worker(number)
     devices.keep_memory()
     threading.Thread(target=_end_with_main_process, daemon=True).start()
-    while True:
-        function, task = pipe.recv()
-        try:
-            answer: tuple[bool, Any] = (True, call(function, task))
-        except BaseException as error:
-            answer = (False, _portable(error))
-        pipe.send(answer)
+    with suppress(EOFError, ConnectionError):  # the main process has closed its end: there is nothing more to do
+        while True:
+            function, task = pipe.recv()
+            try:
+                answer: tuple[bool, Any] = (True, call(function, task))
+            except BaseException as error:
+                answer = (False, _portable(error))
+            pipe.send(answer)
 
 
 def _end_with_main_process() -> None:
