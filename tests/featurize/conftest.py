@@ -131,3 +131,10 @@ def options(pictures: Path, weights: Path, out: Path, **more: object) -> dict[st
         "z0": "pixels:16",
         **more,
     }
+
+
+def as_words(request: dict[str, object]) -> list[object]:
+    """Those options as words of the command line, with the levels of the fixture `extraction` and no worker."""
+    names = ("encoder", "weights", "out", "views", "z0")
+    words = [word for name in names for word in (f"--{name}", request[name])]
+    return [*words, "--levels", "2x2x8,1x1x16", "--workers", 0]

@@ -28,7 +28,7 @@ from featurize.extraction import loader, scan
 from featurize.extraction.extract import extract
 from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
-from tests.featurize.conftest import MODEL, MODEL_ARGS, options, random_picture
+from tests.featurize.conftest import MODEL, MODEL_ARGS, as_words, options, random_picture
 
 ENCODER = f"timm-{MODEL}"
 
@@ -154,19 +154,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
     """A limit on the size of a file is the full disk that a test can have without being root."""
     root = tmp_path / "full"
     request = options(picture_folder, vit_weights, root)
-    words = [
-        "--encoder",
-        request["encoder"],
-        "--weights",
-        vit_weights,
-        "--out",
-        root,
-        "--views",
-        2,
-        "--z0",
-        "pixels:16",
-    ]
-    words += ["--levels", "2x2x8,1x1x16", "--workers", 0]
+    words = as_words(request)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
     code, _, errors = begin(tmp_path, "featurize", "extract", request["source"], *words, before=limit).ended()
     assert code == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.featurize.conftest import options
+from tests.featurize.conftest import as_words, options
 from tests.featurize.extraction.test_extract import chunks
 
 SIZES = (1, 5, 10, 16, 24, 40, 56, 70, 90, 110, 130)  # pages of 4 kB
@@ -43,19 +43,7 @@ def test_a_full_disk_is_one_sentence_at_every_stage(
     monkeypatch.setattr("featurize.extraction.extract.check_space", lambda targets, root: None)
     root = small_disk(1) / "root"
     request = options(picture_folder, vit_weights, root)
-    words = [
-        "--encoder",
-        request["encoder"],
-        "--weights",
-        vit_weights,
-        "--out",
-        root,
-        "--views",
-        2,
-        "--z0",
-        "pixels:16",
-    ]
-    words += ["--levels", "2x2x8,1x1x16", "--workers", 0]
+    words = as_words(request)
     stages = set()
     for pages in SIZES:
         small_disk(pages)
