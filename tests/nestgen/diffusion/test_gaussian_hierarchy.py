@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.uvit import Outputs
 from nestgen.diffusion.process import Process
@@ -83,7 +83,7 @@ def exact_noise(monkeypatch: pytest.MonkeyPatch) -> None:
         first = D * streams.index(stream)
         return torch.from_numpy(white[list(index), first : first + D]).view(len(index), *shape)
 
-    monkeypatch.setattr(noise, "normal", normal)
+    monkeypatch.setattr(randomness, "normal", normal)
 
 
 def hierarchy(kind: str, sampler: str, steps: int) -> tuple[LevelSampler, ...]:
@@ -112,14 +112,14 @@ def solution(kind: str) -> np.ndarray:
         process = optimal.process
         condition = None
         if above is not None:
-            noised = above + SIGMA * noise.normal(0, f"sample/condition/z{level + 1}", range(IMAGES), (D,)).numpy()
+            noised = above + SIGMA * randomness.normal(0, f"sample/condition/z{level + 1}", range(IMAGES), (D,)).numpy()
             condition = (torch.from_numpy(noised),)
         mean, covariance = optimal.posterior(condition, IMAGES)
         values, vectors = np.linalg.eigh(covariance)
         times = torch.tensor([1.0, process.end_time], dtype=torch.float64)
         (a_1, a_0), (s_1, s_0) = process.alpha(times).tolist(), process.sigma(times).tolist()
         stretch = np.sqrt((a_0**2 * values + s_0**2) / (a_1**2 * values + s_1**2))
-        z = noise.normal(0, f"sample/z{level}", range(IMAGES), (D,)).numpy()
+        z = randomness.normal(0, f"sample/z{level}", range(IMAGES), (D,)).numpy()
         above = a_0 * mean + (z - a_1 * mean) @ (vectors * stretch) @ vectors.T
     assert above is not None
     return above

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.diffusion.process import Process
 
 KINDS: list[Any] = ["discrete", "vp", "flow"]
@@ -97,7 +97,7 @@ def test_times_of_training_and_what_the_network_is_told() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_add_noise(kind: Any) -> None:
     process, t = Process(kind), torch.tensor([0.1, 0.9], dtype=torch.float64)
-    z, eps = noise.normal(0, "z", [0, 1], (3, 2, 2)), noise.normal(0, "e", [0, 1], (3, 2, 2))
+    z, eps = randomness.normal(0, "z", [0, 1], (3, 2, 2)), randomness.normal(0, "e", [0, 1], (3, 2, 2))
     found = process.add_noise(z, eps, t)
     assert found.dtype == torch.float32
     for i in range(2):

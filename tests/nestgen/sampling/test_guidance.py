@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.recipe.locations import run_dir
@@ -99,7 +99,7 @@ def eps_of(
 def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
     recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4}))
     sampler, recorder = recording(with_settings(load_samplers(recipe, CPU)[1], guidance=0.7))
-    z, above = noise.normal(0, "z", range(5), (6, 4, 4)), noise.normal(0, "above", range(5), (4, 2, 2))
+    z, above = randomness.normal(0, "z", range(5), (6, 4, 4)), randomness.normal(0, "above", range(5), (4, 2, 2))
     time, label = torch.full((5,), 300.0), torch.tensor([0, 1, 2, 3, 0])
     eps = eps_of(sampler, z, 300.0, (above,), label)
     assert len(recorder.calls) == 1
@@ -116,7 +116,7 @@ def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
 def test_what_a_batch_has_in_common_is_computed_once(trained: Trained) -> None:
     recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4, "sigma_told": True}))
     sampler, recorder = recording(with_settings(load_samplers(recipe, CPU)[1], guidance=0.7))
-    z, above = noise.normal(0, "z", range(2), (6, 4, 4)), noise.normal(0, "above", range(2), (4, 2, 2))
+    z, above = randomness.normal(0, "z", range(2), (6, 4, 4)), randomness.normal(0, "above", range(2), (4, 2, 2))
     guided = sampler.guided((above,), torch.tensor([1, 3]))
     for t in (0.9, 0.4):
         guided(z, torch.tensor(t, dtype=torch.float64))
@@ -135,14 +135,14 @@ def test_the_top_is_guided_by_its_label_only(trained: Trained, classes: int, top
 
 def test_the_condition_is_noised_as_in_training(recipe: Recipe) -> None:
     samplers = load_samplers(recipe, CPU)
-    z_1 = noise.normal(1, "test", range(200), (6, 4, 4))
+    z_1 = randomness.normal(1, "test", range(200), (6, 4, 4))
     sampler, recorder = recording(with_settings(samplers[0], guidance=0.0, steps=1))
     sample_images([sampler], range(200), ImageConditions(0), {1: z_1})
     (condition,) = recorder.calls[0][1]["condition"]
     added = condition - z_1
     assert abs(added.std() - 0.5) < 0.01
     for stream in ("sample/z0", "sample/z1"):  # independent of the noise that the levels start from
-        level = noise.normal(0, stream, range(200), (6, 4, 4))
+        level = randomness.normal(0, stream, range(200), (6, 4, 4))
         assert abs(torch.corrcoef(torch.stack([added.flatten(), level.flatten()]))[0, 1]) < 0.03
 
 
@@ -177,7 +177,7 @@ def test_guidance_holds_within_its_interval_and_decays_downwards(recipe: Recipe)
     samplers = load_samplers(changed, CPU)
     assert [sampler.settings.guidance for sampler in samplers] == [0.5, 1.0, None]
     sampler, recorder = recording(samplers[1])
-    z, above = noise.normal(0, "z", range(2), (6, 4, 4)), noise.normal(0, "above", range(2), (4, 2, 2))
+    z, above = randomness.normal(0, "z", range(2), (6, 4, 4)), randomness.normal(0, "above", range(2), (4, 2, 2))
     for n, batch in ((150.0, 2), (200.0, 4), (600.0, 4), (650.0, 2)):
         eps_of(sampler, z, n, (above,))
         assert len(recorder.calls[-1][0][0]) == batch  # twice the images where it is guided
@@ -202,7 +202,7 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
     guided = recipe.with_sampling({"autoguide": [None, None, {"scale": 0.8, "run": "weak"}]})
     top = load_samplers(guided, CPU)[2]
     assert top.weak is not None
-    z = noise.normal(0, "z", range(3), (4, 2, 2))
+    z = randomness.normal(0, "z", range(3), (4, 2, 2))
     eps, plain = eps_of(top, z, 500.0), eps_of(load_samplers(recipe, CPU)[2], z, 500.0)
     torch.testing.assert_close(eps, plain - 0.8 * 0.5, rtol=1e-4, atol=1e-4)  # d + w (d - (d + 0.5))
     sample_folder(guided, tmp_path / "s")
@@ -221,7 +221,7 @@ def test_internal_guidance_leads_away_from_the_side_head_in_one_call(trained: Tr
     recipe = load_recipe(trained(training={"side_loss": 0.25}))
     guided = recipe.with_sampling({"internal_guidance": {"scale": 1.7, "interval": [0.3, 1]}})
     sampler, recorder = recording(with_settings(load_samplers(guided, CPU)[0], guidance=0.0))
-    z, above = noise.normal(0, "z", range(3), (3, 8, 8)), noise.normal(0, "above", range(3), (6, 4, 4))
+    z, above = randomness.normal(0, "z", range(3), (3, 8, 8)), randomness.normal(0, "above", range(3), (6, 4, 4))
     for n, w in ((300.0, 1.7), (299.0, 1.0)):
         eps = eps_of(sampler, z, n, (above,))
         assert len(recorder.calls) == 1
@@ -249,7 +249,7 @@ def test_all_levels_above_condition_where_the_denoisers_were_trained_so(trained:
     samplers = load_samplers(recipe, CPU)
     assert [sampler.settings.sigmas for sampler in samplers] == [(0.3, 0.7), (0.7,), ()]
     sampler, recorder = recording(with_settings(samplers[0], guidance=0.5))
-    above = {1: noise.normal(1, "1", range(50), (6, 4, 4)), 2: noise.normal(1, "2", range(50), (4, 2, 2))}
+    above = {1: randomness.normal(1, "1", range(50), (6, 4, 4)), 2: randomness.normal(1, "2", range(50), (4, 2, 2))}
     sample_images([sampler], range(50), ImageConditions(0), above)
     (z, _), given = recorder.calls[0]
     assert len(z) == 100

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.cli.main import main
 from nestgen.files import read_json
 from nestgen.recipe.recipe import Recipe, load_recipe
@@ -80,7 +80,7 @@ def test_too_few_real_rows_are_said(recipe: Recipe, tmp_path: Path) -> None:
 def test_nearest_rows_are_those_of_a_full_search(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestgen.scoring.memorisation.BLOCK", 7)
     store = open_hierarchy(recipe)[1]
-    queries = noise.normal(3, "q", range(6), (6, 4, 4))
+    queries = randomness.normal(3, "q", range(6), (6, 4, 4))
     real = torch.from_numpy(store.load()[:, 0].astype(np.float32)).permute(0, 3, 1, 2)
     full = torch.cdist(queries.flatten(1).double(), real.flatten(1).double())
     distance, row = nearest_rows(queries, store, 3, 0)

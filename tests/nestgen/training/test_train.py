@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.process import Process
 from nestgen.errors import UserError
@@ -272,7 +272,7 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     )
     path = recipe.root / "stores/toy/pixels/2x2x3.zarr"
     shutil.rmtree(path)
-    values = (0.7 * noise.normal(0, "data", range(4096), (1, 2, 2, 3))).numpy().astype("<f2")
+    values = (0.7 * randomness.normal(0, "data", range(4096), (1, 2, 2, 3))).numpy().astype("<f2")
     keys = [str(row) for row in range(4096)]
     codec = {"name": "pixels", "size": 2, "moments": False, "scale": 1.0}
     store_writer(path, values, kind="z0", keys=keys, block_rows=512, latent_shape=[2, 2, 3], codec=codec)
@@ -280,8 +280,8 @@ def test_gaussian_data_is_learned_to_the_known_loss(
     denoiser, _ = load_denoiser(run_dir(recipe, 0))
 
     process, n = Process("discrete"), 8000
-    t = process.training_time(noise.uniform(1, "t", range(n), ()))
-    z, eps = 0.7 * noise.normal(1, "z", range(n), (3, 2, 2)), noise.normal(1, "eps", range(n), (3, 2, 2))
+    t = process.training_time(randomness.uniform(1, "t", range(n), ()))
+    z, eps = 0.7 * randomness.normal(1, "z", range(n), (3, 2, 2)), randomness.normal(1, "eps", range(n), (3, 2, 2))
     z_t = process.add_noise(z, eps, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     best = (sigma / (0.49 * alpha**2 + sigma**2)).float()[:, None, None, None] * z_t
@@ -312,8 +312,8 @@ def test_64_rows_are_learned_by_heart_and_sampled_back(experiment: Callable[...,
     rows_BCHW = torch.from_numpy(stored).permute(0, 3, 1, 2)
 
     process, n, classes = sampler.trained.process, 32 * 64, torch.arange(64)
-    z, eps = rows_BCHW.repeat(32, 1, 1, 1), noise.normal(1, "eps", range(n), (3, 4, 4))
-    t = process.training_time(noise.uniform(1, "t", range(n), ()))
+    z, eps = rows_BCHW.repeat(32, 1, 1, 1), randomness.normal(1, "eps", range(n), (3, 4, 4))
+    t = process.training_time(randomness.uniform(1, "t", range(n), ()))
     z_t, told = process.add_noise(z, eps, t), process.time_embedding_input(t)
     with torch.inference_mode():
         reached = process.loss(sampler.trained.denoiser(z_t, told, label_B=classes.repeat(32)), z, eps, t).item()

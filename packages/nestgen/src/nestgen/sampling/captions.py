@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import atomic_write
 from nestgen.recipe.recipe import Recipe
@@ -47,11 +47,11 @@ class Prompts:
         bounds = self.offsets.load()
         counts = np.diff(bounds)
         if rows is None:
-            order = noise.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
+            order = randomness.generator(seed, "sample/captioned", 0).permutation(np.flatnonzero(counts))
             row_B = order[np.asarray(indices, np.int64) % len(order)]
         else:
             row_B = np.asarray(rows, np.int64)
-        u_B = noise.uniform(seed, "sample/caption", indices, ()).numpy()
+        u_B = randomness.uniform(seed, "sample/caption", indices, ()).numpy()
         text_rows = bounds[row_B] + np.floor(u_B * counts[row_B]).astype(np.int64)
         return np.where(counts[row_B], text_rows, 0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.captions import Prompts, check_encoder, check_takes_captions, open_prompts
@@ -73,7 +73,7 @@ class ImageConditions:
         if self.frozen is not None and self.frozen.root is not None:
             first = self.stores[self.frozen.freeze_from]
             return labels_of_rows(self.frozen.root, first, self.frozen.rows(indices), self.classes)
-        return (noise.uniform(self.seed, "sample/label", self._sources(indices), ()) * self.classes).long()
+        return (randomness.uniform(self.seed, "sample/label", self._sources(indices), ()) * self.classes).long()
 
     def context(self, indices: Sequence[int]) -> Tensor | None:
         """Embedded captions (B, T, D) float32, those of the rows that images are frozen to where they have any."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.diffusion.solvers import sample_level
 from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.real import real_latents
@@ -50,7 +50,7 @@ def sample_images(
                 None if context_BTD is None else context_BTD[:n],
             ),
             sampler.trained.process,
-            noise.normal(conditions.seed, f"sample/z{level}", indices, (c, h, w)).to(sampler.device),
+            randomness.normal(conditions.seed, f"sample/z{level}", indices, (c, h, w)).to(sampler.device),
             settings.steps,
             settings.sampler,
             lambda call, t, x_BCHW: callback(level, call, t, x_BCHW),
@@ -74,7 +74,7 @@ def _noised(sampler: LevelSampler, z: Mapping[int, Tensor], indices: Sequence[in
     """The levels above, the nearest first, noised as in training; none at the top."""
     for level, sigma in enumerate(sampler.settings.sigmas, sampler.level + 1):
         assert level in z, f"z_{level} is neither frozen nor sampled"
-        noise_BCHW = noise.normal(seed, f"sample/condition/z{level}", indices, z[level].shape[1:])
+        noise_BCHW = randomness.normal(seed, f"sample/condition/z{level}", indices, z[level].shape[1:])
         yield z[level].cpu() + sigma * noise_BCHW
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.recipe.locations import store_path
 from nestgen.recipe.recipe import Recipe
@@ -78,7 +78,7 @@ def real_latents(store: Store, rows: Sequence[int], seed: int) -> Tensor:
     h, w, c = store.latent_shape
     index = np.asarray(rows, np.int64)
     stored = store.read(index, np.zeros_like(index))
-    posterior_BCHW = noise.normal(seed, "evaluate/posterior", index.tolist(), (c, h, w))
+    posterior_BCHW = randomness.normal(seed, "evaluate/posterior", index.tolist(), (c, h, w))
     return to_latent(stored, store.attributes.get("codec"), posterior_BCHW)
 
 

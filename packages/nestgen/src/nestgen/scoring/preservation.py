@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.images import read_images
@@ -42,7 +42,7 @@ def preservation(
     root, count = Path(top["store"]).parent.parent, card["count"]
     rows = np.arange(count) if top["row"] == "each" else np.full(count, top["row"])
     store, real, _ = open_encoded(recipe, encoded, root)
-    shifts = noise.generator(recipe.seed, "kept/others", 0).integers(1, real.rows, count)
+    shifts = randomness.generator(recipe.seed, "kept/others", 0).integers(1, real.rows, count)
     others = (rows + shifts) % real.rows  # any row but the own
     samples_ND = features(store, np.arange(count))
     of_class, class_by_chance = _class(recipe, root, encoded, samples_ND, rows)

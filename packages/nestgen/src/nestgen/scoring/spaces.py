@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from upath import UPath
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
 from nestgen.images import read_images
@@ -147,7 +147,7 @@ def _stores_space(
 
     def floor(count: int) -> np.ndarray:
         assert training is not None
-        order = noise.generator(recipe.seed, "evaluate/floor", 0).permutation(training.rows)
+        order = randomness.generator(recipe.seed, "evaluate/floor", 0).permutation(training.rows)
         return in_blocks(training, order[:count])
 
     about = {"dimensions": samples_ND.shape[1], "pooled_from": shape_name(real.latent_shape)}
