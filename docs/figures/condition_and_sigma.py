@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from nestgen import randomness as noise
+from nestgen import randomness
 from nestgen.diffusion.process import level_process
 from nestgen.recipe.locations import resolve_path, run_dir, store_path
 from nestgen.recipe.recipe import load_recipe
@@ -44,14 +44,14 @@ def main(file: Path, rows: int, out: Path) -> None:
     chosen, views = np.arange(rows), np.zeros(rows, np.int64)
 
     def normal(name: str, shape: tuple[int, int, int]) -> torch.Tensor:
-        return noise.normal(1, name, range(rows), (shape[2], *shape[:2]))
+        return randomness.normal(1, name, range(rows), (shape[2], *shape[:2]))
 
     shape, given = z_store.latent_shape, above.latent_shape
     z_BCHW = to_latent(z_store.read(chosen, views), z_store.attributes["codec"], normal("posterior", shape))
     true_BCHW = to_latent(above.read(chosen, views), None, None)
     eps_BCHW, added_BCHW = normal("eps", shape), normal("condition", given)
     t_B = process.time((torch.arange(rows, dtype=torch.float64) + 0.5) / rows)[
-        noise.generator(1, "t", 0).permutation(rows)
+        randomness.generator(1, "t", 0).permutation(rows)
     ]
     z_t_BCHW, told_B = process.add_noise(z_BCHW, eps_BCHW, t_B), process.time_embedding_input(t_B)
 
