@@ -21,7 +21,7 @@ ORDER = {
     ),
     "featurize": (
         "errors versions io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "
-        "integrity neighbours reports cli"
+        "integrity access neighbours reports cli"
     ),
 }
 FILES = {package: sorted((PACKAGES / package / "src" / package).rglob("*.py")) for package in ORDER}
