@@ -11,21 +11,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import psutil
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.distributed import DistBackendError, DistNetworkError, TCPStore
+from torch.distributed import DistBackendError, DistNetworkError
 
 from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs.checkpoint import newest
 from nestgen.training.accelerator import lost_processes
-from nestgen.training.launch import LOST, PARENT_PIPE, _exit_code, launch
+from nestgen.training.launch import LOST, PARENT_PIPE, _exit_code, launch, process_environment
 from nestgen.training.train import train
+from tests.conftest import Begin, Begun
 from tests.nestgen.training_runs import TRAIN, apart, log, parts, wait_for_checkpoint
 
 Fork = Callable[..., BaseProcess]
@@ -33,23 +37,13 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture
-def together(fork: Fork) -> Callable[..., list[BaseProcess]]:
+def together(fork: Fork, tmp_path: Path) -> Callable[..., list[BaseProcess]]:
     """Starts the processes of a training as `launch` does, but from imported ones, which costs no seconds."""
-    stores = []
+    numbers = count()
 
     def run(recipe: Recipe, processes: int = 2) -> list[BaseProcess]:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        stores.append(store)  # it lives as long as the test
-        common = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        return [fork(TRAIN, common | rank, recipe=recipe) for rank in ranks]
+        store = tmp_path / f"store-{next(numbers)}"
+        return [fork(TRAIN, process_environment(rank, processes, store), recipe=recipe) for rank in range(processes)]
 
     return run
 
@@ -103,14 +97,26 @@ def test_shards_agree_with_the_whole(toy: Callable[..., Recipe], together: Calla
     assert 0 < apart(whole, sharded) < 1e-3
 
 
-def test_one_command_starts_and_ends_them(toy: Callable[..., Recipe], begin: Callable) -> None:
-    """`nestgen train --processes 2`, stopped by Ctrl-C; then begun again, with the first process killed."""
+def test_one_command_starts_and_ends_them(toy: Callable[..., Recipe], begin: Begin) -> None:
+    """`nestgen train --processes 2`, stopped by Ctrl-C; then begun again, with the first process killed.
+
+    All the while no other machine reaches it.
+    """
+    listening: set[str] = set()
+
+    def watch(parent: Begun) -> int | None:
+        with suppress(psutil.NoSuchProcess):
+            main = psutil.Process(parent.process.pid)
+            for process in (main, *main.children(recursive=True)):
+                listening.update(one.laddr.ip for one in process.net_connections("inet") if one.status == "LISTEN")
+        return parent.process.exitcode
+
     recipe = toy("launched", steps=10_000, batch=4, checkpoint_every=5)
     for number in (signal.SIGINT, signal.SIGKILL):
         before = newest(run_dir(recipe, 0))
         parent = begin(recipe.root, "nestgen", "train", "--level=0", "--processes=2", f"--recipe={recipe.file}")
         try:
-            wait_for_checkpoint(recipe, before.step + 1 if before else 1, lambda parent=parent: parent.process.exitcode)
+            wait_for_checkpoint(recipe, before.step + 1 if before else 1, lambda parent=parent: watch(parent))
             children = psutil.Process(parent.process.pid).children(recursive=True)
             assert len(children) == 2
             os.kill(parent.process.pid, number)
@@ -124,6 +130,7 @@ def test_one_command_starts_and_ends_them(toy: Callable[..., Recipe], begin: Cal
             assert code == 130, errors
             assert errors.count("stopped after step") == 1
             assert "Traceback" not in errors
+    assert listening == {"127.0.0.1"}  # gloo's
 
 
 def test_the_fault_of_one_process_is_told_once(toy: Callable[..., Recipe], capfd: pytest.CaptureFixture[str]) -> None:

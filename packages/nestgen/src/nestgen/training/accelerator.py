@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import Backend, DistNetworkError, DistStoreError, FileStore
 
 from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
-from nestgen.training.launch import stop_with_the_parent
+from nestgen.training.launch import STORE_FILE, stop_with_the_parent
 
 # What Accelerate's configuration may ask for, and another training would follow from.
 REFUSED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
@@ -42,6 +42,8 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
             raise UserError(f"training.trackers names {tracker}, which is not installed; install nestgen[{tracker}]")
     # Unless `cpu` is set, Accelerate takes every process that torchrun starts on a CPU for the only one.
     on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    if STORE_FILE in os.environ:
+        _join_the_others()
     try:
         accelerator = Accelerator(
             mixed_precision=options.precision,
@@ -64,6 +66,15 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
             "set a multiple of them"
         )
     return accelerator
+
+
+def _join_the_others() -> None:
+    """Begins torch's process group among those that `launch` started, through the file they share; Accelerate takes it."""
+    processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    store = FileStore(os.environ[STORE_FILE], processes)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    backend = Backend.default_device_backend_map[device.type if device else "cpu"]
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=TIMEOUT)
 
 
 def with_actual_precision(recipe: Recipe) -> Recipe:

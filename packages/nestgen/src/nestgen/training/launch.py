@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -22,6 +23,7 @@ from nestgen.errors import UserError
 
 LOST = 75  # exit code of a process that ended because another one did
 PARENT_PIPE = "NESTGEN_PARENT_PIPE"  # number of the pipe that breaks when the parent is gone
+STORE_FILE = "NESTGEN_STORE_FILE"  # where the processes tell each other their addresses
 GRACE = 60.0  # seconds that the others have to end by themselves once one has failed
 STOP = (
     600.0  # seconds that the step under way and its checkpoint may take after a signal: a process that hangs hears none
@@ -33,31 +35,16 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs `nestgen ARGUMENTS` in so many processes; returns the exit code of the training.
 
     Each gets an equal share of the CPU's cores unless OMP_NUM_THREADS says otherwise, and a GPU of its own where there
-    are any. SIGINT and SIGTERM are passed on, and the processes end by themselves when this one is gone. This process
-    holds the store where they find each other, at a port that the system chose, so that no other training can be there.
+    are any. SIGINT and SIGTERM are passed on, and the processes end by themselves when this one is gone.
     """
-    from torch.distributed import TCPStore  # takes seconds to import
-
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     read_end, write_end = os.pipe()
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch's word for: the launcher holds the store
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        PARENT_PIPE: str(read_end),
-    }
-    if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo may look long for an address of the host's name
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nestgen-")))
         errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(1, processes)]
         started = [
             subprocess.Popen(
                 [sys.executable, "-m", "nestgen", *arguments],
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                env=process_environment(rank, processes, folder / "store") | {PARENT_PIPE: str(read_end)},
                 stderr=errors[rank - 1] if rank else None,
                 stdout=subprocess.DEVNULL if rank else None,
                 stdin=subprocess.DEVNULL,
@@ -76,6 +63,19 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
                     process.wait()
             os.close(write_end)
         return _exit_code(codes, errors)
+
+
+def process_environment(rank: int, processes: int, store: Path) -> dict[str, str]:
+    """The environment of one of the processes of a training on this machine, which no other user can join or reach.
+
+    They find each other by a file in a folder of this user's, where torch's TCPStore would listen at every address of
+    the machine and let anybody write, and they listen on the loopback alone unless the environment names an interface.
+    """
+    defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    if sys.platform == "linux":
+        defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {**defaults, **os.environ, **{name: str(number) for name, number in numbers.items()}, STORE_FILE: str(store)}
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
