@@ -124,6 +124,8 @@ def test_a_checkpoint_of_before_an_option_goes_on_as_if_it_were_off(toy: Callabl
     train(decayed, 0)
     with pytest.raises(UserError, match=r"training\.steps was 10 and is 20"):
         train(toy("decayed", steps=20, lr_decay="linear"), 0)
+    train(toy("decayed", steps=20, lr_decay="linear"), 0, requested=("steps",))
+    assert newest(run_dir(decayed, 0)).step == 20  # type: ignore[union-attr]
 
 
 def test_a_damaged_checkpoint_is_not_passed_over(

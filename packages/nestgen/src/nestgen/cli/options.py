@@ -100,7 +100,9 @@ def _set_option(section: str, examples: str) -> Callable[[Callable[..., Any]], C
 
 set_option = _set_option("sampling", "steps=20, guidance='[0.5, 1, 0]', sampler=heun, ...")
 training_set_option = _set_option(
-    "training", "batch=64, ... A run that goes on takes lr, warmup and clip only from here if they change."
+    "training",
+    "batch=64, ... A run that goes on takes another lr, warmup or clip, and other steps where lr_decay ends with them, "
+    "only from here.",
 )
 
 

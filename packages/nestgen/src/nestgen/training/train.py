@@ -39,7 +39,7 @@ def train(recipe: Recipe, level: int, init: Path | None = None, requested: Colle
     """Trains D_level to `training.steps`, going on from the newest checkpoint of its run.
 
     `init` is a file with the first weights (denoiser/pretrained.py). `requested` are training options that may be others
-    than those the run was started with: lr, warmup and clip. Raises UserError for what cannot be trained, and
+    than those the run was started with: lr, warmup, clip and steps. Raises UserError for what cannot be trained, and
     KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint of the step under way is written.
     """
     if not 0 <= level < len(recipe.levels):
