@@ -16,7 +16,7 @@ IMAGES = {
     "samples.png": "The same seeds at each depth.",
     "table.png": "Fréchet distance over depth and σ.",
     "hierarchy.png": "Levels frozen from k up, the rest sampled anew.",
-    "knn.png": "Nearest neighbours at each level.",
+    "knn.png": "Nearest neighbours at each level: a label in green is the query's, in red another.",
     "knn-overlap.png": "Share of nearest neighbours that two levels have in common.",
 }
 SOURCE_IMAGES = "knn.png"  # shows images of the source; photos have their own licence terms and are not copied

@@ -5,19 +5,44 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import jinja2
-import matplotlib
-from matplotlib import pyplot
-from matplotlib.figure import Figure
+from PIL import Image
 
+from nestgen.images import image_path
 from nestgen.recipe.yaml import read_yaml
+from workflow import sentences
+from workflow.charts import loss_curves, score_bars
+from workflow.sentences import SpaceScores
 
-matplotlib.use("Agg")
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+THUMBNAIL = 128  # pixels a side of an image in a row, at most
+SHEET = 2400  # pixels a side of a sheet, at most
+LOSSLESS = 2**19  # pixels up to which nothing is lost
+REAL = Path("real")  # the folder of real images, and of the same decoded from z_0
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image, what it is called, and where it lies."""
+
+    address: str
+    name: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """Images side by side, and the sheet of more of the same kind, if there is one."""
+
+    title: str
+    images: tuple[Thumbnail, ...]
+    sheet: str | None
 
 
 @click.command()
@@ -27,43 +52,48 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
     """Write the report of the experiment in the working directory: CELLS are the best hierarchies of each depth."""
     cards = [json.loads(Path(f"samples/{cell}/evaluation.json").read_text()) for cell in cells]
-    hierarchy = json.loads(Path("hierarchy.json").read_text())
-    page = (
-        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-        .from_string(TEMPLATE.read_text(encoding="utf-8"))
-        .render(
-            recipe=read_yaml(Path("nested.yaml")),
-            recipe_text=Path("nested.yaml").read_text(),
-            knn=json.loads(Path("knn.json").read_text()),
-            hierarchy=hierarchy,
-            preserved=next((row["kept"] for row in hierarchy["rows"] if "kept" in row), None),
-            spaces=score_table(cards),
-            best=[(card["samples"]["depth"], _sigmas(card)) for card in cards],
-            table=table(Path("table.json")),
-            card=cards[-1]["samples"],
-            image=image_address,
-            losses=figure_address(loss_curves(runs)),
-            scores=figure_address(score_bars(cards)),
-        )
+    depths = [card["samples"]["depth"] for card in cards]
+    hierarchy, knn = (json.loads(Path(name).read_text()) for name in ("hierarchy.json", "knn.json"))
+    recipe: Any = read_yaml(Path("nested.yaml"))
+    scores = score_table(cards)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        recipe=recipe,
+        recipe_text=Path("nested.yaml").read_text(),
+        knn=knn,
+        hierarchy=hierarchy,
+        preserved=next((row["kept"] for row in hierarchy["rows"] if "kept" in row), None),
+        spaces=scores,
+        depths=depths,
+        best=[(card["samples"]["depth"], _sigmas(card)) for card in cards],
+        table=table(Path("table.json")),
+        card=cards[-1]["samples"],
+        say=sentences,
+        image=image_address,
+        rows=[*real_rows(len(_shown(cells[0]))), *map(sample_row, cells, depths)],
+        losses=loss_curves(runs),
+        bars=score_bars(scores, depths) if any(one.complete for one in scores) else "",
     )
     draft = out.with_name(f".{out.name}.tmp")
     draft.write_text(page, encoding="utf-8")
     draft.replace(out)
 
 
-def score_table(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per space: its name, dimensions, the floor (real against real), and the distance for each L or None."""
-    lines: dict[str, dict[str, Any]] = {}
+def score_table(cards: Sequence[dict[str, Any]]) -> list[SpaceScores]:
+    """The distances of each space over the cards' depths, and their floor by the last card."""
+    lines: dict[str, dict[int, dict[str, Any]]] = {}
     for card in cards:
         for score in card["scores"]:
-            line = lines.setdefault(
-                score["space"],
-                {"space": score["space"], "dimensions": score["dimensions"], "floor": None, "distances": {}},
-            )
-            line["distances"][card["samples"]["depth"]] = score["frechet_distance"]
-            line["floor"] = score.get("floor", {}).get("frechet_distance")
+            lines.setdefault(score["space"], {})[card["samples"]["depth"]] = score
     depths = [card["samples"]["depth"] for card in cards]
-    return [line | {"distances": [line["distances"].get(depth) for depth in depths]} for line in lines.values()]
+    table = []
+    for space, by_depth in lines.items():
+        last = by_depth[max(by_depth)]
+        distances = tuple(by_depth[depth]["frechet_distance"] if depth in by_depth else None for depth in depths)
+        table.append(SpaceScores(space, last["dimensions"], distances, last.get("floor", {}).get("frechet_distance")))
+    return table
 
 
 def _sigmas(card: dict[str, Any]) -> list[float]:
@@ -82,51 +112,40 @@ def table(path: Path) -> dict[str, Any] | None:
     return {**scores, "sigmas": sigmas, "lines": lines}
 
 
-def score_bars(cards: list[dict[str, Any]]) -> Figure:
-    """Fréchet distance over L in the encoder's space and in z_0's, each relative to L = 1."""
-    figure, axes = pyplot.subplots(figsize=(5, 2.6), layout="constrained")
-    depths = [card["samples"]["depth"] for card in cards]
-    complete = [line for line in score_table(cards) if None not in line["distances"]]
-    for number, line in enumerate(complete):
-        heights = [distance / line["distances"][0] for distance in line["distances"]]
-        positions = [depth + (number - (len(complete) - 1) / 2) * 0.35 for depth in depths]
-        axes.bar(positions, heights, width=0.33, label=line["space"])
-    axes.set_xticks(depths, [f"L = {depth}" for depth in depths])
-    axes.set_ylabel("Fréchet distance / that of L = 1")
-    axes.legend(frameon=False)
-    return figure
+def sample_row(cell: str, depth: int) -> ImageRow:
+    """The first samples of a hierarchy, and the sheet of 64 of them."""
+    files = _shown(cell)
+    named = [Thumbnail(thumbnail_address(file), f"L = {depth}, image {int(file.stem)}", file) for file in files]
+    return ImageRow(f"L = {depth}", tuple(named), image_address(Path(f"samples/{cell}-sheet.png")))
 
 
-def loss_curves(runs: Path) -> Figure:
-    """Training loss over steps of every denoiser of a run."""
-    figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
-    for log in sorted(runs.glob("*/log.jsonl")):
-        records = [json.loads(line) for line in log.read_text().splitlines()]
-        steps, losses = zip(*[(record["step"], record["loss"]) for record in records])
-        axes.plot(steps, losses, label=log.parent.name.replace("z", "z_", 1).replace("-z", " z_").replace("-", " "))
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (mean squared error on ε)")
-    axes.set_ylim(bottom=0, top=1.1)
-    axes.legend(frameon=False)
-    return figure
+def real_rows(count: int) -> list[ImageRow]:
+    """Real images, and the same through the codec of z_0."""
+    rows = []
+    for folder, title in (("images", "real"), ("decoded", "real, through the codec")):
+        files = sorted((REAL / folder).glob("[0-9]*.png"))[:count]
+        named = [Thumbnail(thumbnail_address(file), f"{title}, row {int(file.stem)}", file) for file in files]
+        rows.append(ImageRow(title, tuple(named), None))
+    return rows
 
 
-def figure_address(figure: Figure) -> str:
-    """The figure as a data: URL."""
+def _shown(cell: str) -> list[Path]:
+    """As many of the samples as are beside each other in samples.png."""
+    files = (image_path(Path("samples") / cell, index) for index in range(10))
+    return [file for file in files if file.is_file()]
+
+
+def thumbnail_address(path: Path) -> str:
+    """An image file as a data: URL, made smaller where it is larger than a thumbnail."""
+    return image_address(path, THUMBNAIL)
+
+
+def image_address(path: str | Path, side: int = SHEET) -> str:
+    """An image file as a data: URL of WebP, no wider than `side`."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    if image.width > side:
+        image = image.resize((side, max(1, round(image.height * side / image.width))), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    pyplot.close(figure)
-    return _address(buffer.getvalue())
-
-
-def image_address(path: str) -> str:
-    """An image file as a data: URL."""
-    return _address(Path(path).read_bytes())
-
-
-def _address(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-if __name__ == "__main__":
-    main()
+    image.save(buffer, format="WEBP", lossless=image.width * image.height <= LOSSLESS, quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

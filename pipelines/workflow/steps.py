@@ -32,7 +32,7 @@ def shell_functions(programs: Path, gpus: int, launch: str | None) -> str:
         "on_gpu": f'{on_gpu} {shlex.quote(str(programs))}/"$@"',
         "train": f'{step} env {launch} -m nestgen train "$@"' if launch else 'on_gpu nestgen train "$@"',
         "sigma_choice": f'{python} {shlex.quote(str(HERE / "sigma_choice.py"))} "$@"',
-        "report": f'{python} {shlex.quote(str(HERE / "report.py"))} "$@"',
+        "report": f'{python} {shlex.quote(str(HERE.parent / "report.py"))} "$@"',
     }
     functions = "".join(f"{name}() {{ {line}; }}; " for name, line in lines.items())
     return functions.replace("{", "{{").replace("}", "}}") + "set -euo pipefail; "
@@ -57,6 +57,11 @@ def level_shapes(plan: Plan) -> list[str]:
     """Levels to extract with the levels' own encoder: those above z_0, and the pooled one if it scores as well."""
     shapes = [level["shape"] for level in plan.levels[1:]]
     return list(dict.fromkeys([*shapes, *([POOLED] if scorer(plan).encoder == own_encoder(plan) else [])]))
+
+
+def image_side(plan: Plan) -> int:
+    """Pixels a side of the images that z_0 is made from."""
+    return int(str(plan.features.get("z0", "pixels:32")).partition(":")[2])
 
 
 def seals(plan: Plan, denoiser: str) -> list[str]:

@@ -33,6 +33,8 @@ STEPS: dict[str, tuple[int, str]] = {
     "choose": (1, "Choose the σ of L = {depth} by its scores"),
     "table": (1, "Table of scores over depth and σ"),
     "hierarchy": (2, "What does each level decide? Freeze it and draw the rest anew"),
+    "real_images": (1, "Real images to stand beside the samples"),
+    "real_decoded": (1, "What the codec of z_0 leaves of them"),
     "sheet": (1, "The same seeds at each depth, side by side"),
     "report": (1, "Write report.html"),
 }

@@ -38,7 +38,9 @@ def test_classes_scored_by_an_encoder_that_did_not_make_the_levels(rehearsed: An
     assert spaces(folder, "L2") == ["z_1", "z_0", "pixels 1x1x64"]
     assert (folder / "runs/imagenet100-rcg-class-rehearsal/z0-given-z1-sigma0/loss.png").is_file()
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6  # samples, scores, hierarchy, neighbours, their overlap, losses
+    # Ten images of each: real, through the codec, L = 2; the samples' sheet; levels, neighbours, their overlap.
+    assert page.count("data:image/webp;base64,") == 3 * 10 + 1 + 3
+    assert page.count("<svg ") == 1  # losses; of one depth no bars
 
 
 def test_captions_from_the_text_tower_to_the_samples(rehearsed: Any) -> None:

@@ -33,6 +33,7 @@ class Expected:
     @property
     def jobs(self) -> dict[str, int]:
         jobs = {"all": 1, "report": 1, "sheet": 1, "hierarchy": 1, "knn": 1, "extract": 1, "train": self.trained}
+        jobs |= {"real_images": 1, "real_decoded": 1}
         jobs |= {"sample": self.scored, "sample_like": self.deepest - 1}
         jobs |= dict.fromkeys(("encode_samples", "evaluate"), self.scored + self.deepest - 1)
         jobs |= {"extract_reference": 1} if self.held else {}

@@ -28,6 +28,7 @@ for command in (
     extraction.embed_text,
     stores.info,
     stores.ls,
+    stores.images,
     stores.verify,
     stores.repair,
     neighbours.knn_viz,

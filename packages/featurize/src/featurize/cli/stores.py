@@ -1,4 +1,4 @@
-"""The commands on existing stores: `info`, `ls`, `verify` and `repair`."""
+"""The commands on existing stores: `info`, `ls`, `images`, `verify` and `repair`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,27 @@ def ls(folder: str | None) -> None:
 
     default = "stores" if Path("stores").is_dir() else "."
     click.echo(list_stores(resolve_path(folder or default)))
+
+
+@click.command()
+@click.argument("root", required=False)
+@recipe_option
+@click.option(
+    "--count", type=click.IntRange(1), default=64, show_default=True, help="How many, from row 0 on, at most."
+)
+@click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="Pixels a side.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for 000000.png, ...")
+def images(root: str | None, recipe: Path | None, count: int, size: int, out: Path) -> None:
+    """Write images of the store ROOT (the recipe's without it) as files.
+
+    Each is the square that the encoder saw, read from its source again. Row 0 is 000000.png.
+
+    Example: featurize images stores/photos-train --count 10 --size 128 --out real
+    """
+    from featurize.reports.images import write_images
+
+    where = _root(root, recipe)
+    click.echo(f"{write_images(where, out, count, size)} images of {where} in {out}")
 
 
 @click.command()

@@ -61,6 +61,7 @@ for command in (
     sampling.sample,
     sampling.hierarchy,
     sampling.sheet,
+    sampling.decode,
     sharing.export,
     sharing.explore,
     scoring.evaluate,

@@ -1,4 +1,4 @@
-"""`sample`, and the sheets of images: `hierarchy` and `sheet`."""
+"""`sample`, `decode` for real images, and the sheets of images: `hierarchy` and `sheet`."""
 
 from __future__ import annotations
 
@@ -205,3 +205,27 @@ def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None
     if len(names) != len(folders):
         raise click.BadParameter(f"{len(names)} titles for {len(folders)} folders", param_hint="--titles")
     write_image(folders_sheet(folders, names, count), out)
+
+
+@click.command()
+@click.option(
+    "--count", type=click.IntRange(1), default=64, show_default=True, help="How many, from row 0 on, at most."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for 000000.png, ...")
+@store_option
+@recipe_option
+@vae_option
+def decode(count: int, out: Path, store: Path | None, recipe_file: Path | None, vae: Path | None) -> None:
+    """Decodes real images from their z_0.
+
+    They are the bound of what samples can look like: what the codec loses of an image no sample has.
+
+    Example: nestgen decode --store stores/scenes-val --count 10 --out decoded
+    """
+    from nestgen.recipe.recipe import load_recipe
+    from nestgen.sampling.decoded import write_decoded
+    from nestgen.sampling.real import training_root
+
+    recipe = load_recipe(recipe_file)
+    where = store or training_root(recipe)
+    print(f"{write_decoded(recipe, where, out, count, vae)} images of {where}, decoded, in {out}")

@@ -180,7 +180,7 @@ def _draw(entries: Sequence[dict[str, Any]], title: str, out: Path) -> None:
     axes.set_xticks(depths, [f"L = {depth}" for depth in depths])
     axes.set_ylabel(title)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)  # beside the plot, so that it covers nothing
     axes.grid(alpha=0.3)
     with atomic_write(out) as draft:
         figure.savefig(draft, dpi=120, format="png")
