@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.photos import random_vit, write_shards
+from benchmarks.photos import random_vae, random_vit, write_shards
 from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
+from featurize.codecs import load_codec, parse_codec
 from featurize.encoders import EncoderSpec, load_encoder
+from featurize.execution.precision import inference
 from featurize.extraction.extract import extract
 from featurize.images.crop import SQUARE, InputSpec, crop
 from featurize.images.decode import decode
@@ -47,6 +50,9 @@ Use = list[tuple[datetime, float]]  # of a GPU: when, and the share of the time 
 @click.option("--model", default="vit_base_patch16_224", show_default=True, help="A timm model, with random weights.")
 @click.option("--levels", default="8x8x64,6x6x56,4x4x48,2x2x40", show_default=True, help="Levels derived.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--z0", default="pixels:32", show_default=True, metavar="CODEC:SIDE", help="Codec of z_0.")
+@click.option("--z0-weights", help="Weights of a codec that has some. [default: Stable Diffusion's VAE, random]")
+@click.option("--z0-precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), multiple=True, help="Also with so many, once they are running.")
 @rounds_option
 @out_option
@@ -56,6 +62,9 @@ def main(
     model: str,
     levels: str,
     precision: str,
+    z0: str,
+    z0_weights: str | None,
+    z0_precision: str,
     workers: tuple[int, ...],
     rounds: int,
     out: Path | None,
@@ -73,19 +82,23 @@ def main(
         if source is None:
             write_shards(folder / "shards", pictures)
             source, what = f"wds:{folder / 'shards'}/*.tar", "generated JPEGs of 500x375"
+        if z0_weights is None and not z0.startswith("pixels"):
+            z0_weights = str(random_vae(folder))
         spec = EncoderSpec(f"timm:{model}", str(weights), "{}", precision)
         encoder = load_encoder(spec, device)
-        x_BCHW = _ready(source, pictures, encoder.input_size, encoder.interpolation).to(device)
+        codec = load_codec(replace(parse_codec(z0, z0_weights, None, precision=z0_precision), device=device))
+        x_BHWC = _ready(source, pictures, codec.input)
+        x_BCHW = torch.from_numpy(_ready(source, pictures, InputSpec(encoder.input_size, encoder.interpolation)))
+        x_BCHW = x_BCHW.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous().to(device)
         logs: dict[int, list[Path]] = {}
         used: dict[int, list[Use]] = {}
 
         def bare(turn: int) -> None:
-            with (
-                torch.inference_mode(),
-                torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=precision != "float32"),
-            ):
-                for start in range(0, len(x_BCHW), BATCH):
+            for start in range(0, len(x_BCHW), BATCH):
+                with inference(device, precision):
                     encoder.forward(x_BCHW[start : start + BATCH])
+                if codec.name != "pixels":
+                    codec.encode(x_BHWC[start : start + BATCH])
             if device != "cpu":
                 torch.cuda.synchronize()
 
@@ -93,7 +106,8 @@ def main(
             root = folder / f"root-{turn}-{workers}"
             options = {
                 "source": source, "out": str(root), "encoder": spec.name, "weights": str(weights), "precision": precision,
-                "limit": pictures, "basis": basis, "basis_tolerance": 1.0, "z0": "pixels:32",
+                "limit": pictures, "basis": basis, "basis_tolerance": 1.0,
+                "z0": z0, "z0_weights": z0_weights, "z0_precision": z0_precision,
             }  # fmt: skip
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), _watching(device) as use:
                 extract(read_request(None, options, levels), workers, scheduler=None)
@@ -142,7 +156,7 @@ def main(
     where = "cpu, one thread each" if device == "cpu" else torch.cuda.get_device_name(device)
     body = (
         f"{pictures} {what} through {model} in {precision} on {where}, medians of {rounds}; "
-        f"levels {levels}, z_0 pixels:32. The basis is there already.\n\n"
+        f"levels {levels}, z_0 {z0} in {z0_precision}. The basis is there already.\n\n"
         + table(
             (
                 "",
@@ -163,14 +177,14 @@ def main(
     report("Whole extraction beside the bare forward pass", body, ("torch", "timm", "pillow", "numpy"), out)
 
 
-def _ready(source: str, count: int, side: int, interpolation: str) -> torch.Tensor:
-    """The normalised tensors (count, 3, side, side) of the images' centred squares."""
+def _ready(source: str, count: int, spec: InputSpec) -> np.ndarray:
+    """The images' centred squares, uint8 (count, side, side, 3)."""
     crops = []
     for source_image in list_images(source, "train", count).images:
-        crops.append(crop(decode(read(source_image)), SQUARE, InputSpec(side, interpolation)))
+        crops.append(crop(decode(read(source_image)), SQUARE, spec))
     if len(crops) < count:
         raise click.ClickException(f"{source} holds {len(crops)} pictures; give a smaller --pictures.")
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return np.stack(crops)
 
 
 def _name(workers: int) -> str:

@@ -37,7 +37,7 @@ class Stage:
 
 NANO = "--size nano --batch 1 --rounds 1"
 EXTRACTION = "--pictures 4096 --workers 8 --rounds 2"
-TINY_EXTRACTION = "--pictures 8 --model test_vit --levels 2x2x8 --workers 1 --rounds 1"
+TINY_EXTRACTION = "--pictures 8 --model test_vit --levels 2x2x8 --rounds 1"
 STAGES = (
     Stage(
         "step-small",
@@ -53,6 +53,20 @@ STAGES = (
         "extraction",
         f"{EXTRACTION} --precision bfloat16",
         TINY_EXTRACTION,
+    ),
+    Stage(
+        "extract-vae",
+        "the paper's own z_0, vae:256, beside the ViT, both in bfloat16",
+        "extraction",
+        "--pictures 4096 --workers 4 --rounds 1 --precision bfloat16 --z0 vae:256 --z0-precision bfloat16",
+        f"{TINY_EXTRACTION} --z0 vae:32 --z0-weights tiny --z0-precision bfloat16",
+    ),
+    Stage(
+        "precision",
+        "errors of bfloat16, and of the GPU, against float32 on the processor",
+        "precision",
+        "--pictures 64",
+        "--pictures 2 --model test_vit --batch 2",
     ),
     Stage("resume", "a training that goes on from a checkpoint", "resume", "--steps 200 --size small", "--steps 4"),
     Stage(

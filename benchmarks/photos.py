@@ -10,8 +10,11 @@ import numpy as np
 import timm
 import torch
 import webdataset
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
+
+from featurize.checkpoints.autoencoder_kl import SD_CONFIG
 
 ImageSize = tuple[int, int]
 DISTINCT = 256  # images; after that they repeat, as making one takes longer than everything that is measured
@@ -38,6 +41,13 @@ def jpeg(index: int, size: ImageSize) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+def random_vae(folder: Path) -> Path:
+    """Stable Diffusion's autoencoder with random weights, in diffusers' layout."""
+    torch.manual_seed(0)
+    AutoencoderKL.from_config(SD_CONFIG).save_pretrained(folder / "vae")
+    return folder / "vae"
 
 
 def random_vit(folder: Path, model: str) -> Path:

@@ -21,6 +21,7 @@ from benchmarks import (
     gpu_day,
     memory,
     peers,
+    precision,
     reads,
     sample,
     side_by_side,
@@ -73,6 +74,19 @@ def test_extraction(run: Callable[..., str]) -> None:
     text = run(extraction, "--pictures", 40, "--model", MODEL, "--levels", "2x2x8", "--workers", 1, "--rounds", 1)
     assert "| featurize extract, 1 worker |" in text and "decode" in text
     assert re.search(r"featurize extract, 1 worker is \d\.\d\d on the clock of bare", text)
+
+
+def test_the_papers_z_0_is_extracted_tiny(run: Callable[..., str]) -> None:
+    """The options of a day's stage without a GPU, in this process."""
+    [stage] = [stage for stage in gpu_day.STAGES if stage.name == "extract-vae"]
+    text = run(extraction, *stage.tiny.split())
+    assert "z_0 vae:32 in bfloat16" in text and "| bare forward pass |" in text
+
+
+def test_precision(run: Callable[..., str]) -> None:
+    text = run(precision, "--pictures", 2, "--model", MODEL, "--batch", 2)
+    assert re.search(r"tiny +\| CPU with \w+ +\| float32 +\| 1\.000000 +\| 1\.000000 +\| 0 ", text)
+    assert re.search(r"vae:64, scenes +\| CPU with \w+ +\| bfloat16 +\| -\d\d\.\d dB", text)
 
 
 def test_memory(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ class Features(BaseModel):
     z0_crop: Literal["same", "lanczos", "adm"] = "same"
     z0_weights: str | None = None
     z0_scale: float | None = None
+    z0_precision: Literal["float32", "bfloat16"] = "float32"
     text: Literal["clip"] | None = None
     text_weights: str | None = None
     views: int = Field(default=1, ge=1, le=2)

@@ -58,6 +58,7 @@ def _option(name: str, text: str, **settings: Any) -> Any:
 )
 @_option("--z0-weights", "The codec's weights: a name, a folder or a file; tiny for the embedded VAE.", metavar="PATH")
 @_option("--z0-scale", "Latent scale. Without this the codec's own, and 0.23010 for SD's VAE on COCO.", type=float)
+@_option("--z0-precision", "Precision of the codec's network.", type=click.Choice(choices("z0_precision")))
 @_option("--text", "Embed the captions as well: clip (ViT-L/14, 77x768).", type=click.Choice(["clip"]))
 @_option("--text-weights", "Weights of the text encoder.", metavar="FILE")
 @_option("--views", "2 encodes the horizontal flip as well.", type=click.IntRange(1, 2))

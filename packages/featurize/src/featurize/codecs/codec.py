@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurize.checkpoints.autoencoder_kl import SD_SCALE
 from featurize.errors import UserError
+from featurize.execution.precision import inference
 from featurize.images.crop import InputSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class CodecSpec:
     """Which codec a user requests, as `codec:side`. `sd_scale` is the scale of Stable Diffusion's VAE on this source,
-    which `scale` overrides. `crop` is "same" for the crop that the encoder sees, or names one of images.crop.OWN_CROPS."""
+    which `scale` overrides. `crop` is "same" for the crop that the encoder sees, or names one of images.crop.OWN_CROPS.
+    `precision` is that of the network, "float32" or "bfloat16"."""
 
     name: str
     size: int
@@ -25,6 +30,7 @@ class CodecSpec:
     device: str = "cpu"
     sd_scale: float = SD_SCALE
     crop: str = "same"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,35 @@ def described(
     identity = {key: value for key, value in attributes.items() if key != "weights"} | {"interpolation": interpolation}
     if spec.crop != "same":
         identity["crop"] = spec.crop
+    if spec.precision != "float32":  # of earlier versions all are
+        identity["precision"] = spec.precision
     return CodecDescription(spec.name, spec.size, interpolation, latent_shape, stored_channels, attributes, identity)
 
 
 def loaded(description: CodecDescription, encode: Callable[[np.ndarray], np.ndarray]) -> Codec:
     """The described codec with its network."""
     return Codec(**vars(description), encode=encode)
+
+
+def encode_with(
+    model: nn.Module, spec: CodecSpec, latent_of: Callable[[Tensor], Tensor]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`Codec.encode` by a network, which is moved to the spec's device: `latent_of` takes x_BCHW in -1..1 to (B, C, h, w).
+
+    In bfloat16 its weights lie channels last, as the kernels for it want them; in float32 values are those of earlier versions.
+    """
+    import torch
+
+    layout = torch.channels_last if spec.precision == "bfloat16" else torch.contiguous_format
+    model.eval().requires_grad_(False).to(spec.device).to(memory_format=layout)  # type: ignore[call-overload]
+
+    def encode(x_BHWC: np.ndarray) -> np.ndarray:
+        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+        with inference(spec.device, spec.precision):
+            z_BCHW = latent_of(x_BCHW)
+        return z_BCHW.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    return encode
 
 
 def cells_per_side(spec: CodecSpec, factor: int) -> int:

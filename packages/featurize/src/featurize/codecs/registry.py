@@ -21,7 +21,12 @@ def kinds() -> dict[str, Kind]:
 
 
 def parse_codec(
-    text: str, weights: str | None, scale: float | None, source: str | None = None, crop: str = "same"
+    text: str,
+    weights: str | None,
+    scale: float | None,
+    source: str | None = None,
+    crop: str = "same",
+    precision: str = "float32",
 ) -> CodecSpec:
     """`pixels:32` or `vae:256` as a spec. From COCO, Stable Diffusion's VAE gets U-ViT's scale for it."""
     name, _, side = text.partition(":")
@@ -30,10 +35,13 @@ def parse_codec(
         raise UserError(f"There is no codec '{text}' for z_0; write {forms}, the side in pixels, like pixels:32.")
     if not kinds()[name].needs_weights and (weights or scale):
         raise UserError(f"The codec {name} has no weights and no scale; leave --z0-weights and --z0-scale out.")
+    if not kinds()[name].needs_weights and precision != "float32":
+        raise UserError(f"The codec {name} has no network to compute in {precision}; leave --z0-precision out.")
     if scale is not None and not 0 < scale < float("inf"):
         raise UserError(f"--z0-scale {scale} can't be a latent scale; give a positive number like {SD_SCALE}.")
     coco = source is not None and source.partition(":")[0] in COCO_SOURCES
-    return CodecSpec(name, int(side), weights, scale, sd_scale=COCO_SCALE if coco else SD_SCALE, crop=crop)
+    sd_scale = COCO_SCALE if coco else SD_SCALE
+    return CodecSpec(name, int(side), weights, scale, sd_scale=sd_scale, crop=crop, precision=precision)
 
 
 def describe_codec(spec: CodecSpec) -> CodecDescription:

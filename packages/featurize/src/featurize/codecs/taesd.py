@@ -9,11 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featurize.checkpoints.downloads import PUBLISHED, find_weights
 from featurize.checkpoints.files import fit, read_description, read_state_dict, sha256_of
-from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
+from featurize.codecs.codec import (
+    Codec,
+    CodecDescription,
+    CodecSpec,
+    Kind,
+    cells_per_side,
+    described,
+    encode_with,
+    loaded,
+)
 from featurize.errors import UserError
 from featurize.io.home import expand_home
 
@@ -66,7 +73,6 @@ def describe(spec: CodecSpec) -> CodecDescription:
 
 def build(spec: CodecSpec, description: CodecDescription) -> Codec:
     """diffusers' AutoencoderTiny."""
-    import torch
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
     file = Path(description.attributes["weights"])
@@ -77,15 +83,7 @@ def build(spec: CodecSpec, description: CodecDescription) -> Codec:
             f"The configuration of {file} builds no AutoencoderTiny: {str(error).splitlines()[0]}."
         ) from None
     fit(model, read_state_dict(file), file, f"{FLAG} names an AutoencoderTiny in diffusers' layout")
-    model.eval().requires_grad_(False).to(spec.device)
-
-    def encode(x_BHWC: np.ndarray) -> np.ndarray:
-        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        with torch.inference_mode():
-            z_BCHW = model.encode(x_BCHW).latents
-        return z_BCHW.permute(0, 2, 3, 1).float().cpu().numpy()
-
-    return loaded(description, encode)
+    return loaded(description, encode_with(model, spec, lambda x_BCHW: model.encode(x_BCHW).latents))
 
 
 KIND = Kind(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from featurize.checkpoints.autoencoder_kl import SD_SCALE, describe_autoencoder, load_autoencoder
 from featurize.checkpoints.files import sha256_of
-from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, cells_per_side, described, loaded
+from featurize.codecs.codec import (
+    Codec,
+    CodecDescription,
+    CodecSpec,
+    Kind,
+    cells_per_side,
+    described,
+    encode_with,
+    loaded,
+)
 
 FLAG = "--z0-weights"
 
@@ -31,18 +38,8 @@ def describe(spec: CodecSpec) -> CodecDescription:
 
 def build(spec: CodecSpec, description: CodecDescription) -> Codec:
     """diffusers' AutoencoderKL."""
-    import torch
-
     vae = load_autoencoder(describe_autoencoder(spec.weights, FLAG), FLAG)
-    vae.eval().requires_grad_(False).to(spec.device)
-
-    def encode(x_BHWC: np.ndarray) -> np.ndarray:
-        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        with torch.inference_mode():
-            moments = vae.encode(x_BCHW).latent_dist.parameters
-        return moments.permute(0, 2, 3, 1).float().cpu().numpy()
-
-    return loaded(description, encode)
+    return loaded(description, encode_with(vae, spec, lambda x_BCHW: vae.encode(x_BCHW).latent_dist.parameters))
 
 
 KIND = Kind(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.checkpoints.downloads import RemoteFile
 from featurize.checkpoints.files import sha256_of
 from featurize.errors import UserError
+from featurize.execution.precision import inference
 from featurize.images.crop import CropRule
 
 if TYPE_CHECKING:
@@ -204,7 +205,6 @@ def encode(encoder: Encoder, x_BHWC: Any, device: str, precision: str) -> Tensor
     x_BCHW = torch.from_numpy(x_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)
     mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
-    half = precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+    with inference(device, precision):
         f_BHWD = encoder.forward((x_BCHW - mean) / std)
     return f_BHWD.float()

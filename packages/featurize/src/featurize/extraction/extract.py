@@ -15,6 +15,7 @@ from featurize.extraction.block import Log, write_images
 from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.fit import check_tolerance, measure_basis, provide_basis
 from featurize.extraction.levels import derive_level
+from featurize.extraction.made_on import noting_device
 from featurize.extraction.networks import check_networks, describe_networks, heavy_imports
 from featurize.extraction.scan import list_requested, make_ledger, stored_crop, warn_of_shared_images
 from featurize.extraction.space import check_space
@@ -74,9 +75,10 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     images = len(listing.images) if ledger is None else ledger.rows + ledger.refused
     if workers is None and images <= FEW_IMAGES:
         workers = 0
+    device = None
     with engine(workers, scheduler, heavy_imports(features)) as run:
         if targets is None or not targets.are_written:
-            list(run(check_networks, [features]))
+            [(_, device)] = run(check_networks, [features])
         with root_lock(root, wait), finishing_tasks():
             journal = Journal(log_path(root))
             journal("start", request=request.model_dump(mode="json"), pictures=images)
@@ -101,7 +103,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
                         "%s was begun with the official crop of featurize 0.1.0, which differs from torchvision's by one grey "
                         "level in 0.3 %% of the values, and goes on with it; another --out gets torchvision's.", root,
                     )  # fmt: skip
-                paths = _write(targets_of(request, root, networks, ledger), features, ledger, run, journal)
+                paths = _write(targets_of(request, root, networks, ledger), features, ledger, run, journal, device)
                 remove_leftovers(root)
                 journal("end")
             except KeyboardInterrupt:
@@ -115,11 +117,15 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     return paths
 
 
-def _write(targets: Targets, features: Features, ledger: Ledger, run: Run, journal: Log) -> list[Path]:
-    """Every array that is not sealed."""
+def _write(
+    targets: Targets, features: Features, ledger: Ledger, run: Run, journal: Log, device: str | None
+) -> list[Path]:
+    """Every array that is not sealed; images are encoded on `device`, None where none are."""
     for spec in targets.written:
         check_fingerprint(spec)
     check_space(targets, root_of(targets.base.path))
+    if device is not None:
+        targets = noting_device(targets, features, device)
     write_array(targets.labels, ledger.labels)
     if not is_sealed(targets.labels.path):
         seal(targets.labels)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from featurize.codecs import CodecDescription, CodecSpec, describe_codec, load_codec, parse_codec
 from featurize.codecs import kinds as codec_kinds
 from featurize.encoders import EncoderDescription, EncoderSpec, describe_encoder, kind_of, load_encoder
+from featurize.execution.devices import device_of_worker
+from featurize.execution.precision import device_name
 from featurize.recipe import Features
 from featurize.text.tower import IMPORTS as TEXT_IMPORTS
 from featurize.text.tower import load_text_encoder, text_spec
@@ -29,7 +31,14 @@ def encoder_spec(features: Features) -> EncoderSpec:
 
 def codec_spec(features: Features) -> CodecSpec:
     """The codec of `z_0` that a recipe or the command line names."""
-    return parse_codec(features.z0, features.z0_weights, features.z0_scale, features.source, features.z0_crop)
+    return parse_codec(
+        features.z0,
+        features.z0_weights,
+        features.z0_scale,
+        features.source,
+        features.z0_crop,
+        features.z0_precision,
+    )
 
 
 def describe_networks(features: Features) -> Networks:
@@ -37,12 +46,13 @@ def describe_networks(features: Features) -> Networks:
     return Networks(describe_encoder(encoder_spec(features)), describe_codec(codec_spec(features)))
 
 
-def check_networks(features: Features) -> None:
-    """Load all networks once: weights that don't fit are found before any image is read."""
+def check_networks(features: Features) -> str:
+    """Load all networks once: weights that don't fit are found before any image is read. The name of the worker's device."""
     load_encoder(encoder_spec(features), "cpu")
     load_codec(codec_spec(features))
     if features.text is not None:
         load_text_encoder(text_spec(features), "cpu")
+    return device_name(device_of_worker())
 
 
 def heavy_imports(features: Features) -> list[str]:

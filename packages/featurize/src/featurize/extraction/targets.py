@@ -239,6 +239,8 @@ def _z0_spec(root: Path, ledger: Ledger, features: Features, rows_per_block: int
                 "z0_crop": features.z0_crop,
                 "icc": features.icc,
                 "z0_weights": features.z0_weights,
+                # Not in stores of earlier versions, which are float32.
+                **({} if features.z0_precision == "float32" else {"z0_precision": features.z0_precision}),
                 "z0_scale": None if codec.name == "pixels" else codec.attributes["scale"],
                 "views": features.views,
             },

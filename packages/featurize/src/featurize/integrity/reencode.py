@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featurize.errors import UserError
+from featurize.execution.precision import AGREEMENT
 from featurize.execution.tasks import Run
 from featurize.extraction.block import BlockTask, encode_batch
 from featurize.extraction.loader import Clock, batch_of
@@ -18,8 +19,6 @@ from featurize.store.ledger import Ledger, read_ledger
 from featurize.store.metadata import ArraySpec, spec_of
 from featurize.store.read import open_array, read_rows
 
-# Relative distance of a row from its second encoding: float16's rounding is 3e-4, bfloat16's 8e-3 and differs by processor.
-TOLERANCE = {"float32": 5e-3, "bfloat16": 5e-2}
 ROWS_PER_TASK = 32
 
 
@@ -56,7 +55,7 @@ def _check(spec: ArraySpec, ledger: Ledger, rows: list[int], run: Run) -> Iterat
     except UserError as error:
         yield Finding(spec.path, f"can't be encoded again: {error}")
         return
-    limit = TOLERANCE[features.precision]
+    limit = AGREEMENT[features.precision if is_base else features.z0_precision]
     for index in sorted(distances):
         for row, distance in zip(parts[index], distances[index]):
             if not distance <= limit:
