@@ -16,11 +16,11 @@ MOST_LINES, MOST_MODULES = 400, 14
 # package's own `__init__` and `__main__`.
 ORDER = {
     "nestgen": (
-        "errors text files tensors randomness images recipe stores denoiser diffusion runs sampling sharing pipeline "
+        "errors text memory files tensors randomness images recipe stores denoiser diffusion runs sampling sharing pipeline "
         "scoring training explore cli"
     ),
     "featurize": (
-        "errors versions io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "
+        "errors versions plugins io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "
         "integrity access neighbours reports cli"
     ),
 }

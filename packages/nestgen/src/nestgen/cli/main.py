@@ -9,6 +9,7 @@ import click
 
 from nestgen.cli import sampling, scoring, sharing, training
 from nestgen.errors import LostProcess, UserError
+from nestgen.memory import keep_freed_memory
 from nestgen.training.launch import LOST
 
 
@@ -44,6 +45,7 @@ def main(context: click.Context) -> None:
     Without a command, in a folder with a recipe nested.yaml, it says where the experiment stands and what comes next.
     """
     if context.invoked_subcommand is not None:
+        keep_freed_memory()
         return
     if not Path("nested.yaml").is_file():
         click.echo(context.get_help())

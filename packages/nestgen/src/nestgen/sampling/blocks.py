@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from nestgen.errors import UserError
 from nestgen.images import image_path, is_whole, write_image
+from nestgen.memory import keep_freed_memory
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
 from nestgen.sampling.decoder import Decoder, load_decoder
@@ -142,6 +143,7 @@ def _start(
     global _block_sampler
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     torch.set_num_threads(threads)
+    keep_freed_memory()
     gpus = torch.cuda.device_count()
     device = torch.device("cuda", numbers.get() % gpus) if gpus else torch.device("cpu")
     _block_sampler = BlockSampler(recipe, request, out, levels, device)
