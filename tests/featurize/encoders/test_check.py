@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from featurize.checkpoints.downloads import PUBLISHED
-from featurize.encoders import EncoderSpec, encode, kinds, known_names, load_encoder
+from featurize.encoders import EncoderSpec, encode, known_names, load_encoder
 from featurize.encoders.check import brightest_cell, check_encoder, golden_picture, golden_values
 from tests.featurize.layouts import clip_state, described, moco_file, moco_state
 
@@ -97,25 +97,3 @@ def test_the_golden_picture_is_the_same_everywhere() -> None:
     assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
     assert picture[0, 0].tolist() == [127, 220, 227]
     assert picture[5, 9].tolist() == [127, 147, 24]
-
-
-def test_the_docs_twenty_lines_add_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "encoders.md").read_text(encoding="utf-8")
-    code = text.split("## Adding an encoder")[1].split("```python")[1].split("```")[0]
-
-    class Mine(torch.nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.patches = torch.nn.Conv2d(3, width, 16, 16)
-
-        def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-            return self.patches(x_BCHW).permute(0, 2, 3, 1)
-
-    space: dict[str, object] = {"Mine": Mine}
-    exec(code, space)
-    monkeypatch.setitem(kinds(), "mine", space["KIND"])
-    torch.save(Mine(512).state_dict(), tmp_path / "mine.pth")
-    findings = list(check_encoder(EncoderSpec("mine", str(tmp_path / "mine.pth")), "cpu"))
-    assert [finding.passed for finding in findings] == [True, True, True, True, True, None]
-    assert load_encoder(EncoderSpec("mine", str(tmp_path / "mine.pth")), "cpu").grid == (14, 14)
-    assert "mine" in known_names()

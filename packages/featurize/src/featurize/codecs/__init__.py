@@ -4,7 +4,29 @@ Like an encoder, a codec is *described* without torch and *loaded* where images 
 images and checkpoints. The names below are the folder's interface.
 """
 
-from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind
+from featurize.codecs.codec import (
+    Codec,
+    CodecDescription,
+    CodecSpec,
+    Kind,
+    cells_per_side,
+    described,
+    encode_with,
+    loaded,
+)
 from featurize.codecs.registry import describe_codec, kinds, load_codec, parse_codec
 
-__all__ = ["Codec", "CodecDescription", "CodecSpec", "Kind", "describe_codec", "kinds", "load_codec", "parse_codec"]
+__all__ = [
+    "Codec",
+    "CodecDescription",
+    "CodecSpec",
+    "Kind",
+    "cells_per_side",
+    "describe_codec",
+    "described",
+    "encode_with",
+    "kinds",
+    "load_codec",
+    "loaded",
+    "parse_codec",
+]

@@ -1,4 +1,4 @@
-"""The registry of codecs: one line each."""
+"""The registry of codecs: one line each, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from featurize.checkpoints.autoencoder_kl import SD_SCALE
 from featurize.codecs import pixels, taesd, vae
 from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind
 from featurize.errors import UserError
+from featurize.plugins import with_installed
 
 COCO_SCALE = 0.23010  # U-ViT's on COCO, for Stable Diffusion's VAE
 COCO_SOURCES = ("coco", "coco2014", "coco2017")
@@ -16,8 +17,9 @@ COCO_SOURCES = ("coco", "coco2014", "coco2017")
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """Each name and what describes and builds its codec."""
-    return {"pixels": pixels.KIND, "vae": vae.KIND, "taesd": taesd.KIND}
+    """Each name and what describes and builds its codec, those of other packages last."""
+    built_in = {"pixels": pixels.KIND, "vae": vae.KIND, "taesd": taesd.KIND}
+    return with_installed(built_in, "featurize.codecs", Kind)
 
 
 def parse_codec(

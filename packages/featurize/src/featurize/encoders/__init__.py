@@ -11,7 +11,9 @@ from featurize.encoders.encoder import (
     EncoderSpec,
     Kind,
     Variant,
+    described,
     encode,
+    loaded,
 )
 from featurize.encoders.registry import describe_encoder, kind_of, kinds, known_names, load_encoder
 
@@ -22,9 +24,11 @@ __all__ = [
     "Kind",
     "Variant",
     "describe_encoder",
+    "described",
     "encode",
     "kind_of",
     "kinds",
     "known_names",
     "load_encoder",
+    "loaded",
 ]

@@ -1,4 +1,4 @@
-"""The registry of encoders: one line each."""
+"""The registry of encoders: one line each, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import cache, lru_cache
 from featurize.encoders import clip, dino, mocov3, pixels, rcg, timm_model, tiny, vae
 from featurize.encoders.encoder import Encoder, EncoderDescription, EncoderSpec, Kind
 from featurize.errors import UserError
+from featurize.plugins import with_installed
 
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """Each name and what describes and builds its encoders."""
-    return {
+    """Each name and what describes and builds its encoders, those of other packages last."""
+    built_in = {
         "tiny": tiny.KIND,
         "mocov3": mocov3.KIND,
         "clip": clip.KIND,
@@ -23,6 +24,7 @@ def kinds() -> dict[str, Kind]:
         "pixels": pixels.KIND,
         "timm": timm_model.KIND,
     }
+    return with_installed(built_in, "featurize.encoders", Kind)
 
 
 def kind_of(name: str) -> Kind:

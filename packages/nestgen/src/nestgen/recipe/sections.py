@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -42,6 +44,15 @@ def parse_text(text: object) -> object:
     return tuple(int(part) for part in text.split("x"))
 
 
+def check_codec(text: str) -> str:
+    """'CODEC:SIDE' of one of our codecs, or of one that an installed package decodes; anything else raises ValueError."""
+    name, _, side = text.partition(":")
+    codecs = ("pixels", "vae", "taesd", *entry_points(group="nestgen.decoders").names)
+    if name not in codecs or not re.fullmatch(r"[1-9]\d*", side):
+        raise ValueError(f"should be a codec and the side in pixels, such as vae:256; codecs are {', '.join(codecs)}")
+    return text
+
+
 def shape_name(shape: tuple[int, ...]) -> str:
     """'HxWxC' of (h, w, c)."""
     return "x".join(map(str, shape))
@@ -73,7 +84,7 @@ class Features(Section):
     encoder: str = "tiny"
     text_weights: str | None = None
     base_channels: PositiveInt = 64
-    z0: Annotated[str, Field(pattern=r"^(pixels|vae|taesd):[1-9]\d*$")] = "pixels:32"
+    z0: Annotated[str, AfterValidator(check_codec)] = "pixels:32"
 
 
 Size = Literal["nano", "mini", "micro", "small", "medium", "large"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -42,7 +43,8 @@ class Decoder:
 
 
 def load_decoder(codec: Mapping[str, Any], vae: Path | None = None, device: str = "cpu") -> Decoder:
-    """The decoder of a codec: `pixels`, or `vae` or `taesd`, whose weights are where the codec says or in the file `vae`.
+    """The decoder of a codec: `pixels`, or `vae`, `taesd` or that of an installed package, whose weights are where the codec
+    says or in the file `vae`.
 
     Raises UserError for weights that are missing, of another digest than the codec's, or do not fit.
     """
@@ -60,11 +62,13 @@ def to_uint8(x_BCHW: Tensor) -> np.ndarray:
 
 
 def _load_vae(codec: Mapping[str, Any], file: Path) -> Any:
-    """The AutoencoderKL, or for `taesd` the AutoencoderTiny, that a codec describes."""
+    """The AutoencoderKL, or for `taesd` the AutoencoderTiny, that a codec describes, or an installed package's own."""
     if not file.is_file():
         raise UserError(f"the VAE's weights {file} are not there; name the file with --vae FILE")
     if sha256_of(file) != codec["weights_sha256"]:
         raise UserError(f"{file} is not the VAE that encoded z_0 (another sha256); name that one with --vae FILE")
+    if codec["name"] not in ("vae", "taesd"):
+        return _installed(codec["name"])(codec, file)
     # All of diffusers takes seconds to import.
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -85,6 +89,15 @@ def _load_vae(codec: Mapping[str, Any], file: Path) -> Any:
             f"{kind.__name__} that z_0's store describes; name the right file with --vae FILE"
         ) from None
     return model.float().eval().requires_grad_(False)
+
+
+def _installed(codec: str) -> Callable[[Mapping[str, Any], Path], Any]:
+    """What loads the decoder of a codec that is not ours: an entry point of `nestgen.decoders` (docs/encoders.md)."""
+    for point in entry_points(group="nestgen.decoders", name=codec):
+        return point.load()
+    raise UserError(
+        f"there is no decoder for the codec {codec} of z_0; install the package that has it (entry point nestgen.decoders)"
+    )
 
 
 def _in_diffusers_layout(state: dict[str, Tensor], codec: Mapping[str, Any]) -> dict[str, Tensor]:
