@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestgen.denoiser.cpu_linear import Linear
+from nestgen.denoiser.cpu_linear import Linear, gelu_linear
 
 
 def sinusoids(number_B: Tensor, dim: int) -> Tensor:
@@ -76,7 +76,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        return self.fc2(self.act(self.fc1(x_BLD)))
+        return self.fc2(gelu_linear(self.fc1, self.act, x_BLD))
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nestgen.denoiser.cpu_linear import Linear
+from nestgen.denoiser.cpu_linear import Linear, linear
 
 MIDDLE = 64  # channels between the two layers of a stack
 
@@ -53,7 +53,7 @@ def condition_stack(condition_shape: tuple[int, int, int], grid: tuple[int, int]
 
 
 class Site(nn.Module):
-    """One place where the conditions join: x = fc2(GELU(fc1([x, c]))), or x + that (`residual`).
+    """One place where the conditions join: x = fc2(GELU(fc1([x, c]))), or x + that (`residual`); fc1 as the sum of two products.
 
     c is the sum of the conditions, each brought to the tokens by its own stack: the nearest level's is `stack`, those
     of the levels above it (`condition_on: all`) are `further`. A level more costs its stacks and nothing else.
@@ -90,10 +90,20 @@ class Site(nn.Module):
         self.fc1.weight.copy_(torch.cat([torch.cat([eye, -eye]), torch.zeros(2 * len(eye), len(eye))], 1))
         self.fc2.weight.copy_(torch.cat([eye, -eye], 1))
 
-    def forward(self, x_BLD: Tensor, conditions: Sequence[Tensor]) -> Tensor:
-        """Image tokens (B, L, D) and the noised latents (B, C, H, W), the nearest first, to image tokens (B, L, D)."""
+    def condition_part(self, conditions: Sequence[Tensor]) -> Tensor:
+        """What fc1 makes of the noised latents (B, C, H, W), the nearest first: (B, L, 2 D).
+
+        It depends on neither the image tokens nor the time, so that sampling computes it once for all steps.
+        """
         c_BDhw = self.stack(conditions[0])
         for further, z_BCHW in zip(self.further, conditions[1:], strict=True):
             c_BDhw = c_BDhw + further(z_BCHW)
-        y_BLD = self.fc2(self.act(self.fc1(torch.cat([x_BLD, c_BDhw.flatten(2).transpose(1, 2)], -1))))
+        _, weight_ED = self.fc1.weight.chunk(2, 1)
+        return linear(c_BDhw.flatten(2).transpose(1, 2), weight_ED, self.fc1.bias)
+
+    def forward(self, x_BLD: Tensor, conditions: Sequence[Tensor] | Tensor) -> Tensor:
+        """Image tokens (B, L, D) and the noised latents, or their `condition_part`, to image tokens (B, L, D)."""
+        part_BLE = conditions if isinstance(conditions, Tensor) else self.condition_part(conditions)
+        weight_ED, _ = self.fc1.weight.chunk(2, 1)
+        y_BLD = self.fc2(self.act(linear(x_BLD, weight_ED) + part_BLE))
         return x_BLD + y_BLD if self.residual else y_BLD

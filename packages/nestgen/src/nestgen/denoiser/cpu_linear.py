@@ -20,15 +20,26 @@ class Linear(nn.Linear):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(..., D) to (..., E)."""
-        if not self._suits(x_BLD):
-            return F.linear(x_BLD, self.weight, self.bias)
-        return _OneDNN.apply(x_BLD, self.weight, self.bias)
+        return linear(x_BLD, self.weight, self.bias)
 
-    def _suits(self, x_BLD: Tensor) -> bool:
-        is_float32 = (
-            x_BLD.dtype == torch.float32 and x_BLD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        )
-        return is_float32 and HAS_ONEDNN and not torch.compiler.is_compiling()
+
+def linear(x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """x W^T + b, (..., D) to (..., E); the weight may be a part of a layer's."""
+    if not _suits(x_BLD):
+        return F.linear(x_BLD, weight_ED, bias_E)
+    return _OneDNN.apply(x_BLD, weight_ED.contiguous(), bias_E)  # without it oneDNN is a thousand times slower
+
+
+def gelu_linear(layer: nn.Linear, gelu: nn.GELU, x_BLD: Tensor) -> Tensor:
+    """GELU(x W^T + b), (..., D) to (..., E): where no gradient is wanted oneDNN computes both in one pass over the values."""
+    if _suits(x_BLD) and not torch.is_grad_enabled():
+        return torch.ops.mkldnn._linear_pointwise(x_BLD, layer.weight, layer.bias, "gelu", [], "none")
+    return gelu(layer(x_BLD))
+
+
+def _suits(x_BLD: Tensor) -> bool:
+    is_float32 = x_BLD.dtype == torch.float32 and x_BLD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return is_float32 and HAS_ONEDNN and not torch.compiler.is_compiling()
 
 
 class _OneDNN(torch.autograd.Function):

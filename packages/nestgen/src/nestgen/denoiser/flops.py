@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nestgen.denoiser.blocks import Attention
+from nestgen.denoiser.condition_path import Site
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.recipe.recipe import Recipe
@@ -52,6 +53,8 @@ def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
         return 2 * y.numel()
     if isinstance(module, nn.GELU):
         return 4 * y.numel()
+    if isinstance(module, Site):  # its first layer is two products, of which the layer itself knows nothing
+        return 2 * y.numel() // module.fc2.out_features * module.fc1.out_features * (module.fc1.in_features + 1)
     return 0
 
 

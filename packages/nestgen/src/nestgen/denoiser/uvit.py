@@ -28,6 +28,15 @@ class Outputs(NamedTuple):
     features_BChw: Tensor | None = None  # the stored features as those blocks see them, on the grid of the tokens
 
 
+class Conditioning(NamedTuple):
+    """What a denoiser makes of its inputs beside z_t and the time: sampling computes it once for all steps."""
+
+    extras_BED: (
+        Tensor  # the tokens before the image's, without the time's embedding; B is 1 where all samples have the same
+    )
+    sites: tuple[Tensor | tuple[Tensor, ...], ...] = ()  # for each site, its `condition_part` or the noised latents
+
+
 class Denoiser(nn.Module):
     """Predicts the process's target (the noise, by default) of one level. Weights are named as in U-ViT; `sites` is added.
 
@@ -105,6 +114,7 @@ class Denoiser(nn.Module):
         context_BTD: Tensor | None = None,
         sigma_BK: Tensor | None = None,
         all_outputs: bool = False,
+        conditioning: Conditioning | None = None,
     ) -> Tensor | Outputs:
         """The prediction for z_BCHW, (B, C, H, W); with `all_outputs`, the others as well.
 
@@ -112,18 +122,21 @@ class Denoiser(nn.Module):
         all levels that condition this one, the nearest first; None is the null condition for all samples, and so is
         keep_B false for one. label_B is int64, `labels` being the null class. context_BTD are the embedded captions;
         None is the empty caption. sigma_BK are the noises on the conditions, for a denoiser with `sigma_told`.
+        `conditioning` is what `prepare` made of all these, in their place.
         """
-        conditions = self._conditions(condition, keep_B, z_BCHW)
-        x_BLD = self._tokens(z_BCHW, time_B, label_B, context_BTD)
-        if self.config.sigma_told:
-            x_BLD = self._add_sigma_embedding(x_BLD, None if condition is None else sigma_BK, keep_B)
-        sites = iter(getattr(self, "sites", ()))
+        if conditioning is None:
+            extras_BED = self._extras(len(z_BCHW), condition, keep_B, label_B, context_BTD, sigma_BK)
+            conditions = self._conditions(len(z_BCHW), condition, keep_B)
+            conditioning = Conditioning(extras_BED, tuple(conditions for _ in getattr(self, "sites", ())))
+        x_BLD = self._tokens(z_BCHW, time_B, conditioning.extras_BED)
+        sites = zip(getattr(self, "sites", ()), conditioning.sites, strict=True)
 
         def join(x_BLD: Tensor) -> Tensor:
-            if not conditions:
+            if not self.config.condition_shapes:
                 return x_BLD
             extras_BED, image_BLD = x_BLD[:, : self.extras], x_BLD[:, self.extras :]
-            return torch.cat([extras_BED, self._run(next(sites), image_BLD, conditions)], 1)
+            site, conditions = next(sites)
+            return torch.cat([extras_BED, self._run(site, image_BLD, conditions)], 1)
 
         skips = []
         for i, block in enumerate(self.in_blocks):
@@ -151,32 +164,66 @@ class Denoiser(nn.Module):
             return checkpoint(module, *inputs, use_reentrant=False)
         return module(*inputs)
 
-    def _tokens(self, z_BCHW: Tensor, time_B: Tensor, label_B: Tensor | None, context_BTD: Tensor | None) -> Tensor:
-        image_BLD = self.patch_embed(z_BCHW)
-        tokens = [sinusoids(time_B, self.config.dim).to(image_BLD.dtype)[:, None], image_BLD]
+    def prepare(
+        self,
+        batch: int,
+        condition: Tensor | Sequence[Tensor] | None = None,
+        keep_B: Tensor | None = None,
+        label_B: Tensor | None = None,
+        context_BTD: Tensor | None = None,
+        sigma_BK: Tensor | None = None,
+    ) -> Conditioning:
+        """All of a forward pass that depends on neither z_t nor the time, for a batch of that size."""
+        conditions = self._conditions(batch, condition, keep_B)
+        return Conditioning(
+            self._extras(batch, condition, keep_B, label_B, context_BTD, sigma_BK),
+            tuple(site.condition_part(conditions) for site in getattr(self, "sites", ())),
+        )
+
+    def _tokens(self, z_BCHW: Tensor, time_B: Tensor, extras_BED: Tensor) -> Tensor:
+        """All tokens (B, L, D), with their positions."""
+        image_BLD = self.patch_embed(z_BCHW) + self.pos_embed[:, self.extras :]
+        time_B1D = sinusoids(time_B, self.config.dim).to(extras_BED.dtype)[:, None]
+        time = int(bool(self.config.labels))
+        before_BED, here_B1D, after_BED = extras_BED.expand(len(z_BCHW), -1, -1).tensor_split((time, time + 1), 1)
+        return torch.cat([before_BED, here_B1D + time_B1D, after_BED, image_BLD], 1)
+
+    def _extras(
+        self,
+        batch: int,
+        condition: Tensor | Sequence[Tensor] | None,
+        keep_B: Tensor | None,
+        label_B: Tensor | None,
+        context_BTD: Tensor | None,
+        sigma_BK: Tensor | None,
+    ) -> Tensor:
+        """The tokens before the image's (B, E, D), with their positions; of the time's the part that no time changes."""
+        if self.config.sigma_told:
+            tokens = [self._sigma_token(batch, None if condition is None else sigma_BK, keep_B)]
+        else:
+            tokens = [self.pos_embed.new_zeros(batch, 1, self.config.dim)]
         if self.config.text:
             if context_BTD is None:
-                context_BTD = self.null_context.expand(len(z_BCHW), *self.config.text)
-            tokens.insert(1, self.context_embed(context_BTD))
+                context_BTD = self.null_context.expand(batch, *self.config.text)
+            tokens.append(self.context_embed(context_BTD))
         if self.config.labels:
             if label_B is None:
-                label_B = torch.full((len(z_BCHW),), self.config.labels, device=z_BCHW.device)
+                label_B = torch.full((batch,), self.config.labels, device=self.pos_embed.device)
             tokens.insert(0, self.label_emb(label_B)[:, None])
-        return torch.cat(tokens, 1) + self.pos_embed
+        return torch.cat(tokens, 1) + self.pos_embed[:, : self.extras]
 
-    def _add_sigma_embedding(self, x_BLD: Tensor, sigma_BK: Tensor | None, keep_B: Tensor | None) -> Tensor:
-        """Adds a linear map of the sigmas' sinusoids to the time token; the null condition has a sigma of 0."""
-        conditions, time = len(self.config.condition_shapes), int(bool(self.config.labels))
+    def _sigma_token(self, batch: int, sigma_BK: Tensor | None, keep_B: Tensor | None) -> Tensor:
+        """A linear map (B, 1, D) of the sigmas' sinusoids, which joins the time token; the null condition has a sigma of 0."""
+        conditions = len(self.config.condition_shapes)
         if sigma_BK is None:
-            sigma_BK = x_BLD.new_zeros(len(x_BLD), conditions)
+            sigma_BK = self.pos_embed.new_zeros(batch, conditions)
         if keep_B is not None:
             sigma_BK = sigma_BK * keep_B[:, None]
-        embedding_BKD = sinusoids(SIGMA_SCALE * sigma_BK.flatten(), self.config.dim).view(len(x_BLD), -1)
-        token_B1D = self.sigma_embed(embedding_BKD.to(x_BLD.dtype))[:, None]
-        return torch.cat([x_BLD[:, :time], x_BLD[:, time : time + 1] + token_B1D, x_BLD[:, time + 1 :]], 1)
+        embedding_BKD = sinusoids(SIGMA_SCALE * sigma_BK.flatten(), self.config.dim).view(batch, -1)
+        return self.sigma_embed(embedding_BKD.to(self.pos_embed.dtype))[:, None]
 
     def _conditions(
-        self, condition: Tensor | Sequence[Tensor] | None, keep_B: Tensor | None, z_BCHW: Tensor
+        self, batch: int, condition: Tensor | Sequence[Tensor] | None, keep_B: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The conditions with the null in place of what is dropped; none for the top of a hierarchy."""
         shapes = self.config.condition_shapes
@@ -185,9 +232,9 @@ class Denoiser(nn.Module):
         if self.config.null_condition == "learned":
             nulls = [self.null_condition, *self.null_further]
         else:
-            nulls = [z_BCHW.new_zeros(c, h, w) for h, w, c in shapes]
+            nulls = [self.pos_embed.new_zeros(c, h, w) for h, w, c in shapes]
         if condition is None:
-            return tuple(null_CHW.expand(len(z_BCHW), *null_CHW.shape) for null_CHW in nulls)
+            return tuple(null_CHW.expand(batch, *null_CHW.shape) for null_CHW in nulls)
         conditions = (condition,) if isinstance(condition, Tensor) else tuple(condition)
         assert len(conditions) == len(shapes), f"{len(conditions)} condition(s) for {len(shapes)} levels"
         if keep_B is None:
