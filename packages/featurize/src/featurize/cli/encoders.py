@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import click
 
-from featurize.cli.options import (
-    parse_model_args,
-)
+from featurize.cli.options import parse_model_args
 from featurize.errors import UserError
 from featurize.recipe import choices
 
 
 @click.command()
 def encoders() -> None:
-    """List the encoders: what each computes, from which images, and where its weights are."""
+    """List the encoders, and where their weights are.
+
+    Example: featurize encoders
+    """
     from featurize.encoders.table import table
 
     click.echo(table())
@@ -25,7 +26,12 @@ def encoders() -> None:
 @click.option("--model-args", metavar="ARGS", help="Arguments of the network, as for extract.")
 @click.option("--precision", type=click.Choice(choices("precision")), default="float32", show_default=True)
 def check_encoder(name: str, weights: str | None, model_args: str | None, precision: str) -> None:
-    """Check before a run that the encoder NAME computes what it should."""
+    """Check before a run that the encoder NAME is right.
+
+    It is loaded, and its features of a few drawn images are examined: keys, activation, order of the grid, values.
+
+    Example: featurize check-encoder clip --weights ViT-B-16.pt
+    """
     import json
 
     from featurize.encoders import EncoderSpec

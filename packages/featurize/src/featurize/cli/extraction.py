@@ -92,10 +92,12 @@ def extract(
     model_args: str | None,
     **options: Any,
 ) -> None:
-    """Encode the images of SOURCE and write base store, levels and z_0.
+    """Encode images and write base store, levels and z_0.
 
     SOURCE is scenes, wds:SHARDS, folder:DIR, imagenet:DIR or coco:DIR (docs/sources.md); without it, what the recipe names.
     Run again, it continues where it stopped, and does nothing when all is there.
+
+    Example: featurize extract folder:photos --encoder tiny --levels 4x4x16,1x1x32 --z0 pixels:64 --out stores/photos
     """
     from featurize.extraction.extract import extract as run_extract
     from featurize.reports.info import describe
@@ -125,7 +127,12 @@ def levels(
     wait: bool,
     **options: str | None,
 ) -> None:
-    """Derive the levels SHAPES (like 4x4x16,2x2x8) from the base store; the encoder is not needed."""
+    """Derive levels from the base store, without the encoder.
+
+    SHAPES are height x width x channels, separated by commas; by default the recipe's.
+
+    Example: featurize levels 4x4x16,2x2x8 --out stores/photos
+    """
     from featurize.execution.engine import engine
     from featurize.execution.interrupt import finishing_tasks
     from featurize.extraction.levels import derive_level
@@ -158,7 +165,12 @@ def levels(
 @workers_option
 @scheduler_option
 def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int | None, scheduler: str | None) -> None:
-    """Embed prompts with CLIP ViT-L/14's text tower, for `nestgen sample`."""
+    """Embed prompts with CLIP, for `nestgen sample`.
+
+    It is the text tower of ViT-L/14, as for the captions of `extract --text clip`.
+
+    Example: featurize embed-text --prompts prompts.txt --out prompts
+    """
     from featurize.execution.engine import engine
     from featurize.extraction.captions import embed_prompts
     from featurize.text.tower import TextSpec
@@ -178,9 +190,11 @@ def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int 
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Images per second, to compute the hours.")
 @click.option("--measure", is_flag=True, help="Encode some images here to measure the rate.")
 def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: bool) -> None:
-    """Estimate what the extraction of RECIPE (./nested.yaml) takes: rows, bytes of each store, hours.
+    """Estimate rows, bytes and hours of an extraction.
 
-    `nestgen info` estimates the training.
+    RECIPE is by default ./nested.yaml. `nestgen info` estimates the training.
+
+    Example: featurize plan nested.yaml --rate 500
     """
     from featurize.extraction.plan import estimate
 

@@ -11,11 +11,31 @@ import click
 
 from featurize.cli import encoders, extraction, neighbours, scenes, stores
 from featurize.errors import Interrupted, UserError, explain_os_error
+from featurize.recipe import DEFAULT_RECIPE, read_request
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-def commands() -> None:
-    """Images through a frozen encoder into standardised per-level zarr stores."""
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="featurize")
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Images through a frozen encoder into standardised per-level zarr stores.
+
+    Without a command, in a folder with a recipe nested.yaml, it says what of the stores is there and what comes next.
+
+    Example: featurize extract folder:photos --levels 4x4x16 --out stores/photos
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not DEFAULT_RECIPE.is_file():
+        click.echo(context.get_help())
+        return
+    from featurize.reports.status import status
+
+    click.echo(status(read_request(None, {}, None)))
 
 
 for command in (

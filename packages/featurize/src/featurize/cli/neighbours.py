@@ -7,10 +7,7 @@ from typing import Any
 
 import click
 
-from featurize.cli.options import (
-    parse_model_args,
-    recipe_option,
-)
+from featurize.cli.options import parse_model_args, recipe_option
 from featurize.errors import UserError
 from featurize.io.files import resolve_path
 from featurize.recipe import read_request
@@ -59,9 +56,12 @@ def knn_viz(
     weights: str | None,
     model_args: str | None,
 ) -> None:
-    """Draw nearest neighbours at every level and print how often their labels agree.
+    """Draw nearest neighbours at every level.
 
-    Several --encoder NAME,... or --stores DIR,... stand side by side on the sheet, for the same queries.
+    How often their labels agree is printed. Several --encoder NAME,... or --stores DIR,... stand side by side on the sheet,
+    for the same queries.
+
+    Example: featurize knn-viz --stores stores/photos --rows all
     """
     from featurize.neighbours.knn import Compared
     from featurize.neighbours.knn import knn_viz as run_knn_viz

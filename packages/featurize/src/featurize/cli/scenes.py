@@ -16,7 +16,10 @@ from featurize.recipe import choices
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other scenes.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the shards.")
 def scenes(count: int, size: int, split: str, seed: int, out: Path) -> None:
-    """Draw scenes and write them as webdataset shards."""
+    """Draw scenes and write them as webdataset shards.
+
+    Example: featurize scenes --count 1000 --size 64 --out shards
+    """
     from featurize.scenes import write_shards
 
     shards = write_shards(count, size, split, out, seed)

@@ -30,7 +30,10 @@ from featurize.recipe import read_request
     help="Draw explained variance, effective rank, outlier tokens, and mean and std of the levels' channels.",
 )
 def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
-    """Describe the store ROOT; without it, the recipe's."""
+    """Describe the store ROOT, by default the recipe's.
+
+    Example: featurize info stores/photos --picture info.png
+    """
     from featurize.reports.info import describe
 
     where = _root(root, recipe)
@@ -45,7 +48,12 @@ def info(root: str | None, recipe: Path | None, picture: Path | None) -> None:
 @click.command("ls")
 @click.argument("folder", required=False)
 def ls(folder: str | None) -> None:
-    """List all store roots in FOLDER (default: stores, else the working directory): arrays, sizes, states, what made them."""
+    """List the store roots in FOLDER with all their arrays.
+
+    FOLDER is by default ./stores, else the working directory. Each array has its size, its state and what made it.
+
+    Example: featurize ls /data/stores
+    """
     from featurize.reports.ls import list_stores
 
     default = "stores" if Path("stores").is_dir() else "."
@@ -61,9 +69,9 @@ def ls(folder: str | None) -> None:
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="Pixels a side.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for 000000.png, ...")
 def images(root: str | None, recipe: Path | None, count: int, size: int, out: Path) -> None:
-    """Write images of the store ROOT (the recipe's without it) as files.
+    """Write images of the store ROOT as files.
 
-    Each is the square that the encoder saw, read from its source again. Row 0 is 000000.png.
+    ROOT is by default the recipe's. Each image is the square that the encoder saw, read from its source again. Row 0 is 000000.png.
 
     Example: featurize images stores/photos-train --count 10 --size 128 --out real
     """
@@ -85,8 +93,13 @@ def images(root: str | None, recipe: Path | None, count: int, size: int, out: Pa
 def verify(
     root: str | None, recipe: Path | None, re_encode: int, seed: int, workers: int | None, scheduler: str | None
 ) -> None:
-    """Check the store ROOT (the recipe's without it): the ledger, every block's digest, NaN and constant rows, mean and std,
-    levels against their base store. One line per finding, and exit code 1 when there is one."""
+    """Check the store ROOT, by default the recipe's.
+
+    It reads all of it: the ledger, every block's digest, NaN and constant rows, mean and std, levels against their base store.
+    One line per finding, and exit code 1 when there is one.
+
+    Example: featurize verify stores/photos --re-encode 100
+    """
     from featurize.execution.engine import engine
     from featurize.integrity.verify import verify as run_verify
     from featurize.store.layout import list_arrays
@@ -108,7 +121,12 @@ def verify(
 @scheduler_option
 @wait_option
 def repair(root: str | None, recipe: Path | None, workers: int | None, scheduler: str | None, wait: bool) -> None:
-    """Make again exactly what `verify` finds wrong in the store ROOT (the recipe's without it)."""
+    """Make again exactly what `verify` finds wrong.
+
+    ROOT is by default the recipe's store root.
+
+    Example: featurize repair stores/photos
+    """
     from featurize.execution.engine import engine
     from featurize.execution.interrupt import finishing_tasks
     from featurize.integrity.repair import repair as run_repair
