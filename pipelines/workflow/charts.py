@@ -6,18 +6,20 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from workflow.sentences import SpaceScores
 
 INK = "#010203"  # stands for the colour of the text
 COLOURS = ("#3b82c4", "#e07b39", "#4a9d5b", "#a86bc0", "#c2524e", "#8a8a3a")  # seen on white and on black
-STYLE = {
+STYLE: Any = {
     **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
     **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor")},
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "report",

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from nestgen.errors import UserError
-from nestgen.explore.server import Server
+from nestgen.explore.server import LONGEST, Server
 from nestgen.explore.session import Session
 from nestgen.pipeline import NestedPipeline
 from nestgen.recipe.recipe import load_recipe
+from tests.browser import browsing, needs_browser
 
 Trained = Callable[..., Path]
-DRIVER, CHROMIUM = (shutil.which(name) for name in ("chromedriver", "chromium"))
 
 
 @pytest.fixture
@@ -141,7 +141,8 @@ def test_only_who_has_the_token_and_the_address_gets_an_answer(server: Server) -
     assert call(server, "/images", b"{}", X_Token="wrong")[0] == 403
     assert call(server, "/images", b"{}", X_Token=token, Host="evil.example")[0] == 403  # a name led to 127.0.0.1
     assert call(server, "/fails", b"{}", X_Token=token) == (400, '{"error": "it is so"}')
-    for wrong in (b"[]", b"{", b"\xff", b" " * 2**20 + b"{}"):
+    assert json.loads(call(server, "/images", b" " * LONGEST, X_Token=token)[1])["error"].startswith("Expecting value")
+    for wrong in (b"[]", b"{", b"\xff", b" " * LONGEST + b"{}"):
         status, answer = call(server, "/images", wrong, X_Token=token)
         assert status == 400
         assert json.loads(answer)["error"]
@@ -149,9 +150,8 @@ def test_only_who_has_the_token_and_the_address_gets_an_answer(server: Server) -
         Server(lambda name, request: {}, server.server_port)
 
 
-@pytest.mark.skipif(DRIVER is None or CHROMIUM is None, reason="needs Debian's chromium and chromium-driver")
+@needs_browser
 def test_in_a_browser(run: Path, tmp_path: Path) -> None:
-    from selenium import webdriver
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -165,19 +165,11 @@ def test_in_a_browser(run: Path, tmp_path: Path) -> None:
         assert command.stdout is not None
         address = command.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]+", address), address
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1500"):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-        try:
+        with browsing(1200, 1500) as browser:
             _play(browser, address, tmp_path, By, Keys, ActionChains, WebDriverWait)
             expected = ("favicon", "400 (Bad Request)")  # the last is the wrong seed's
             messages = [line["message"] for line in browser.get_log("browser")]
             assert [text for text in messages if not any(part in text for part in expected)] == []
-        finally:
-            browser.quit()
         command.send_signal(signal.SIGINT)
         _, errors = command.communicate(timeout=60)
         assert (command.returncode, errors.strip().splitlines()[-1:]) == (130, ["interrupted"])

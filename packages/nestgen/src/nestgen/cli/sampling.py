@@ -18,7 +18,13 @@ from nestgen.cli.options import (
     store_option,
     vae_option,
 )
+from nestgen.errors import UserError
 
+pretrained_option = click.option(
+    "--pretrained",
+    metavar="NAME",
+    help="An exported folder or a hierarchy that ships with nestgen, instead of a recipe.",
+)
 freeze_option = click.option(
     "--freeze-from", type=int, metavar="K", help="Keep levels K and above; 1 by default with --like."
 )
@@ -29,11 +35,7 @@ freeze_option = click.option(
 @seed_option
 @click.option("--batch-size", type=click.IntRange(1), help="Images at a time; the recipe's by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the samples.")
-@click.option(
-    "--pretrained",
-    metavar="NAME",
-    help="An exported folder or a hierarchy that ships with nestgen, instead of a recipe.",
-)
+@pretrained_option
 @click.option(
     "--step",
     type=NumberOr("step", "best"),
@@ -44,7 +46,9 @@ freeze_option = click.option(
 @depth_option
 @sigma_option
 @set_option
-@click.option("--label", type=int, help="The class of all samples; by default each has a random one.")
+@click.option(
+    "--label", metavar="CLASS", help="The class of all samples, by number or name; by default each has a random one."
+)
 @click.option("--prompt", metavar="TEXT", help="The caption of all samples; `featurize embed-text` embeds it.")
 @click.option(
     "--prompts",
@@ -74,7 +78,7 @@ def sample(
     depth: int | None,
     sigmas: tuple[float, ...] | None,
     settings: dict[str, Any],
-    label: int | None,
+    label: str | None,
     prompt: str | None,
     prompts: Path | None,
     like: int | str | None,
@@ -89,6 +93,8 @@ def sample(
     OUT gets 000000.png, ..., their latents and the card sample.json; the first 64 are together in OUT-sheet.png.
     Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers and
     --overwrite, it samples again the levels they change. Image i is the same for any batch size and number of processes.
+
+    Example: nestgen sample --count 64 --out samples
     """
     from nestgen.sampling.captions import embed_prompts
     from nestgen.sampling.conditions import Request
@@ -96,14 +102,11 @@ def sample(
     from nestgen.sampling.real import training_root
     from nestgen.sampling.sample import sample
     from nestgen.sampling.trained import find_levels
-    from nestgen.sharing.folder import read_exported
-    from nestgen.sharing.names import find_pretrained
 
     if pretrained is not None:
-        if (recipe_file, depth, sigmas, like, store, step) != (None,) * 6:
-            raise click.UsageError("--pretrained excludes --recipe, --depth, --sigma, --like, --store and --step")
-        exported = read_exported(find_pretrained(pretrained))
-        recipe, levels = exported.recipe.with_sampling(settings), exported.levels
+        if step is not None:
+            raise click.UsageError("--pretrained excludes --step")
+        recipe, levels = _exported(pretrained, recipe_file, depth, sigmas, settings, like is not None, store)
     else:
         recipe = recipe_of(recipe_file, depth, sigmas, settings)
         levels = find_levels(recipe, step=step)
@@ -119,7 +122,7 @@ def sample(
         count=count or recipe.evaluation.count,
         seed=recipe.seed if seed is None else seed,
         batch=batch_size or recipe.sampling.batch,
-        label=label,
+        label=_class_number(label, pretrained, recipe),
         frozen=frozen,
         prompts=embed_prompts(recipe, [prompt]) if prompt is not None else prompts,
         prompt=prompt,
@@ -127,6 +130,22 @@ def sample(
         overwrite=overwrite,
     )
     sample(recipe, out, request, processes, levels)
+
+
+def _class_number(label: str | None, pretrained: str | None, recipe: Any) -> int | None:
+    """The class of --label, a number or a name. Raises UserError for a name that no class has."""
+    if label is None or label.isdecimal():
+        return None if label is None else int(label)
+    from nestgen.sampling.arguments import label_number
+    from nestgen.sharing.about import about_stores
+    from nestgen.sharing.folder import read_exported
+    from nestgen.sharing.names import find_pretrained
+
+    about = about_stores(recipe) if pretrained is None else read_exported(find_pretrained(pretrained)).about
+    try:
+        return label_number(label, about.class_names)
+    except ValueError as error:
+        raise UserError(f"--label: {error}") from None
 
 
 @click.command()
@@ -150,6 +169,7 @@ def sample(
 )
 @store_option
 @seed_option
+@pretrained_option
 @recipe_option
 @depth_option
 @sigma_option
@@ -165,6 +185,7 @@ def hierarchy(
     preservation: tuple[Path, ...],
     store: Path | None,
     seed: int | None,
+    pretrained: str | None,
     recipe_file: Path | None,
     depth: int | None,
     sigmas: tuple[float, ...] | None,
@@ -176,15 +197,49 @@ def hierarchy(
     It has a row for each k, with levels k and above frozen and the rest sampled again. They are frozen to a sample; with
     --like to a real image; with --interpolate to steps between two. How much each row's images vary goes to OUT with the
     ending .json.
+
+    Example: nestgen hierarchy --like 17 --out like-17.png
     """
     from nestgen.sampling.real import training_root
     from nestgen.scoring.hierarchy_sheet import SheetOptions, hierarchy_sheet
 
     if sum((like is not None, interpolate is not None, over_depth)) > 1:
         raise click.UsageError("--like, --interpolate and --over-depth exclude each other")
-    recipe = recipe_of(recipe_file, depth, sigmas, settings)
+    levels = None
+    if pretrained is not None:
+        if over_depth:
+            raise click.UsageError("--pretrained excludes --over-depth: an exported hierarchy has one depth")
+        needs_rows = like is not None or interpolate is not None
+        recipe, levels = _exported(pretrained, recipe_file, depth, sigmas, settings, needs_rows, store)
+    else:
+        recipe = recipe_of(recipe_file, depth, sigmas, settings)
     options = SheetOptions(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
-    hierarchy_sheet(recipe, out, columns, recipe.seed if seed is None else seed, options, vae, preservation)
+    hierarchy_sheet(recipe, out, columns, recipe.seed if seed is None else seed, options, vae, preservation, levels)
+
+
+def _exported(
+    name: str,
+    recipe_file: Path | None,
+    depth: int | None,
+    sigmas: tuple[float, ...] | None,
+    settings: dict[str, Any],
+    needs_rows: bool,
+    store: Path | None,
+) -> tuple[Any, Any]:
+    """Recipe and saved levels of an exported hierarchy."""
+    from nestgen.sharing.folder import read_exported
+    from nestgen.sharing.names import find_pretrained
+
+    if (recipe_file, depth, sigmas) != (None, None, None):
+        raise click.UsageError("--pretrained excludes --recipe, --depth and --sigma")
+    folder = find_pretrained(name)
+    if needs_rows and store is None:
+        raise click.UsageError(
+            "an exported hierarchy has no rows: give --store ROOT, made by `featurize extract SOURCE --recipe "
+            f"{folder / 'features' / 'nested.yaml'} --out ROOT`"
+        )
+    exported = read_exported(folder)
+    return exported.recipe.with_sampling(settings), exported.levels
 
 
 @click.command()
@@ -213,9 +268,12 @@ def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for 000000.png, ...")
 @store_option
+@pretrained_option
 @recipe_option
 @vae_option
-def decode(count: int, out: Path, store: Path | None, recipe_file: Path | None, vae: Path | None) -> None:
+def decode(
+    count: int, out: Path, store: Path | None, pretrained: str | None, recipe_file: Path | None, vae: Path | None
+) -> None:
     """Decodes real images from their z_0.
 
     They are the bound of what samples can look like: what the codec loses of an image no sample has.
@@ -223,9 +281,12 @@ def decode(count: int, out: Path, store: Path | None, recipe_file: Path | None, 
     Example: nestgen decode --store stores/scenes-val --count 10 --out decoded
     """
     from nestgen.recipe.recipe import load_recipe
-    from nestgen.sampling.decoded import write_decoded
     from nestgen.sampling.real import training_root
+    from nestgen.scoring.decoded import write_decoded
 
-    recipe = load_recipe(recipe_file)
+    if pretrained is not None:
+        recipe, _ = _exported(pretrained, recipe_file, None, None, {}, True, store)
+    else:
+        recipe = load_recipe(recipe_file)
     where = store or training_root(recipe)
     print(f"{write_decoded(recipe, where, out, count, vae)} images of {where}, decoded, in {out}")

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from nestgen.errors import UserError
 
 HOST = "127.0.0.1"
-LONGEST = 2**20  # bytes of a request
+LONGEST = 2**25  # bytes of a request, in which an image may be
 PAGE = Path(__file__).with_name("page.html")
 
 Answer = Callable[[str, dict[str, Any]], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The images of a page: sampled on request, kept with their latents so that others can be made from them."""
+"""The images of a page: sampled on request or brought, kept with their latents so that others can be made from them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from nestgen.errors import UserError
+from nestgen.explore.encode import cannot_encode, encode_image
 from nestgen.pipeline import NestedPipeline
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.arguments import whole_number
@@ -50,7 +51,12 @@ class Session:
 
     def answer(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """What the page is told. Raises TypeError, ValueError or UserError for a wrong request."""
-        answers = {"describe": lambda request: self.describe(), "images": self.draw, "nearest": self.nearest}
+        answers = {
+            "describe": lambda request: self.describe(),
+            "images": self.draw,
+            "nearest": self.nearest,
+            "encode": self.encode,
+        }
         if name not in answers:
             raise ValueError(f"there is no request {name!r}")
         with self.lock:
@@ -74,6 +80,7 @@ class Session:
             "levels": levels,
             "classes": classes,
             "rows": bool(self.stores),
+            "cannot_encode": cannot_encode(self.pipe.recipe),
             "seed": self.pipe.recipe.seed,
         }
 
@@ -124,6 +131,16 @@ class Session:
             ]
         return {"levels": rows}
 
+    def encode(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """An image that somebody brings, `data` in base64: encoded as the training images were, and shown as its z_0 decodes.
+
+        Drawing from it, the noise of levels that are not frozen to it is that of image 0 of the recipe's seed.
+        """
+        latents = encode_image(self.pipe.recipe, base64.b64decode(str(request.get("data", ""))))
+        shown = Image.fromarray(self.pipe.decode(latents[0][None])[0])
+        number = self._keep(Shown(latents, self.pipe.recipe.seed, 0, None))
+        return {"images": [{"id": number, "png": png(shown)}]}
+
     @cached_property
     def stores(self) -> dict[int, Store]:
         """The training stores by level, z_0's among them; none where they are not at hand, and no very large ones."""
@@ -133,6 +150,8 @@ class Session:
                 fingerprint = sampler.trained.meta["stores"][f"z{sampler.level}"]
                 stores[sampler.level] = open_real(recipe, sampler.level, training_root(recipe), fingerprint)
         except UserError:
+            return {}
+        if not all(store.rows for store in stores.values()):  # an exported hierarchy has the stores' metadata alone
             return {}
         return {level: store for level, store in stores.items() if level == 0 or store.nbytes < LARGE}
 

@@ -21,7 +21,7 @@ from nestgen.sampling.decoder import Decoder, load_decoder
 from nestgen.sampling.descent import default_device, sample_images
 from nestgen.sampling.frozen import FrozenSource, check_freeze_from
 from nestgen.sampling.real import open_real, real_latents
-from nestgen.sampling.trained import LevelSampler, load_samplers
+from nestgen.sampling.trained import LevelSampler, SavedLevel, load_samplers
 from nestgen.scoring.preservation import preservation_by_level
 
 FROZEN = 4  # samples frozen in turn: one alone makes the variation too uncertain to see it fall
@@ -93,13 +93,14 @@ def hierarchy_sheet(
     options: SheetOptions,
     vae: Path | None = None,
     preserved: Sequence[Path] = (),
+    levels: Sequence[SavedLevel] | None = None,
 ) -> None:
     """Writes a sheet to `out` and, beside it as .json, how much the images of each row vary.
 
     `preserved` are score cards of samples with levels frozen to real rows: what they preserve of these stands at the
-    row with the same levels frozen.
+    row with the same levels frozen. `levels` are the denoisers, by default the newest of the recipe's run.
     """
-    samplers = load_samplers(recipe, default_device())
+    samplers = load_samplers(recipe, default_device(), levels)
     card = make_card(recipe, samplers, ImageConditions(seed), columns, columns)
     shares = preservation_by_level(preserved, card["levels"])
     decode = load_decoder(samplers[0].trained.meta["codec"], vae, str(default_device()))

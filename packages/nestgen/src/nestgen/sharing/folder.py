@@ -4,6 +4,7 @@
     z0.safetensors, ...   the averaged weights of each level's denoiser; of a text model with its empty caption's embedding
     z0-weak.safetensors   the denoiser that a level is guided away from, if sampling.autoguide names one
     codec.safetensors     the VAE of z_0, if it is small; of a large one config.json has the file's name and digest
+    features/             a store root without rows, by which `featurize extract` encodes further images (sharing/features.py)
     scores/*.json         score cards
     README.md             the model card
 
@@ -34,6 +35,7 @@ from nestgen.recipe.sections import shape_name
 from nestgen.runs.checkpoint import Checkpoint
 from nestgen.sampling.decoder import Decoder
 from nestgen.sampling.trained import LevelSampler, SavedDenoiser, SavedLevel, TrainedDenoiser
+from nestgen.sharing.features import write_features
 from nestgen.sharing.model_card import model_card
 from nestgen.sharing.portable import portable
 
@@ -96,6 +98,7 @@ def write_exported(
             "data": portable(dict(about.data)),
         }
         write_json(draft / "config.json", config)
+        write_features(recipe, draft)
         scores = {name: portable(card) for name, card in about.scores.items()}
         for name, card in scores.items():
             write_json(draft / "scores" / f"{name}.json", card)
@@ -128,6 +131,8 @@ def read_exported(folder: Path) -> Exported:
         about = About(statistics, config["data"], tuple(config["class_names"]), scores)
         # Relative to a folder that can be written to: embedded prompts are cached there.
         recipe = parse_recipe(config["recipe"], folder / "config.json").rooted(_cache())
+        root = recipe.features.model_copy(update={"out": str(folder.resolve() / "features")})
+        recipe = recipe.model_copy(update={"features": root})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / 'config.json'} is damaged ({type(error).__name__}); copy or export it again"
@@ -188,6 +193,7 @@ def _write_codec(draft: Path, codec: Mapping[str, Any], decoder: Decoder) -> dic
 def _recipe_document(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a JSON document that reads as the same recipe: without what belongs to other stores or the workflow."""
     document: dict[str, Any] = recipe.model_dump(exclude_unset=True, exclude={"grid", "evaluation"})
+    document["features"]["out"] = "features"
     for level in document["levels"]:
         level["shape"] = shape_name(level["shape"])
     if (text := document.get("denoiser", {}).get("text")) is not None:

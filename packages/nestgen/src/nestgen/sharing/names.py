@@ -9,7 +9,7 @@ from typing import Any
 from nestgen.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
-FILES = ("config.json", "README.md", "*.safetensors", "scores/*.json")  # of an exported folder
+FILES = ("config.json", "README.md", "*.safetensors", "scores/*.json", "features/*")  # of an exported folder
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
