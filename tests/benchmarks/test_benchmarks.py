@@ -23,6 +23,7 @@ from benchmarks import (
     peers,
     precision,
     reads,
+    remote_reads,
     sample,
     side_by_side,
 )
@@ -87,6 +88,12 @@ def test_precision(run: Callable[..., str]) -> None:
     text = run(precision, "--pictures", 2, "--model", MODEL, "--batch", 2)
     assert re.search(r"tiny +\| CPU with \w+ +\| float32 +\| 1\.000000 +\| 1\.000000 +\| 0 ", text)
     assert re.search(r"vae:64, scenes +\| CPU with \w+ +\| bfloat16 +\| -\d\d\.\d dB", text)
+
+
+def test_remote_reads(run: Callable[..., str]) -> None:
+    text = run(remote_reads, "--pictures", 12, "--latency", 5, "--rounds", 1)
+    assert re.search(rf"{remote_reads.EACH} +\| [\d,]+ +\| 1\.00x +\| 12 ", text)
+    assert re.search(rf"{remote_reads.AHEAD} +\| [\d,]+ +\| [\d.]+x +\| 1 ", text)
 
 
 def test_memory(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

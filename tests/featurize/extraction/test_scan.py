@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.extraction import reading, scan
+from featurize.extraction import scan
 from featurize.extraction.scan import allowed_bad, make_ledger
 from featurize.images.crop import SQUARE
+from featurize.io import addresses
 from featurize.recipe import read_request
 from featurize.sources import Listing, SourceImage, list_images
 from featurize.store.layout import draft_ledger_path, ledger_path
@@ -191,10 +192,11 @@ def test_a_disk_that_fails_stops_the_run(
 ) -> None:
     listing = list_images(f"folder:{mixed_folder}", "train", None)
 
-    def fail(image: SourceImage) -> bytes:
-        raise OSError(number, os.strerror(number), image.source)
+    def fail(address: str, offset: int, size: int) -> bytes:
+        raise OSError(number, os.strerror(number), address)
 
-    monkeypatch.setattr(reading, "read", fail)
+    monkeypatch.setattr(addresses, "_read_local", fail)
+    monkeypatch.setattr(addresses, "DEADLINE", 0.1)
     with pytest.raises(UserError, match=rf"can't be read any more \({os.strerror(number)}\)"):
         make_ledger(tmp_path / "out", "folder", listing, SQUARE, 100, here)
 

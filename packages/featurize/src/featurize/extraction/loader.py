@@ -16,7 +16,7 @@ import numpy as np
 from featurize.encoders import EncoderDescription
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
-from featurize.extraction.reading import read_listed
+from featurize.extraction.reading import Reader, readers
 from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
 from featurize.images.decode import Profile, decode
 from featurize.images.reasons import BadImage
@@ -83,7 +83,10 @@ def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> It
     """The crops of each image, one an input. Nothing else stays in memory: a decoded image may be a hundred times larger."""
     threads = decoding_threads()
     how = batch.crop, inputs, batch.features.icc
-    jobs = [(image, digest, *how) for image, digest in zip(batch.images, batch.sha256s, strict=True)]
+    jobs = (
+        (image, reader, digest, *how)
+        for image, reader, digest in zip(batch.images, readers(batch.images, True), batch.sha256s, strict=True)
+    )
 
     def timed(loaded: tuple[tuple[np.ndarray, ...], float, float]) -> tuple[np.ndarray, ...]:
         crops, reading, decoding = loaded
@@ -96,7 +99,7 @@ def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> It
         return
     with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
         waiting: deque[Future] = deque()
-        for job in jobs:
+        for job in jobs:  # as memory for their bytes allows
             waiting.append(pool.submit(load_crops_of, *job))
             if len(waiting) > IMAGES_AHEAD:
                 yield timed(waiting.popleft().result())
@@ -105,21 +108,31 @@ def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> It
 
 
 def load_crops_of(
-    image: SourceImage, digest: str, rule: CropRule, inputs: tuple[InputSpec, ...], profile: Profile
+    image: SourceImage,
+    reader: Reader,
+    digest: str,
+    rule: CropRule,
+    inputs: tuple[InputSpec, ...],
+    profile: Profile,
 ) -> tuple[tuple[np.ndarray, ...], float, float]:
-    """(uint8 (S, S, 3) for each input, seconds of reading, seconds of decoding and resizing).
+    """(uint8 (S, S, 3) for each input, seconds of waiting for the bytes, seconds of decoding and resizing).
 
-    Raises UserError for an image whose bytes have another SHA-256 than `digest`, and for a file that is gone.
+    Raises UserError for an image whose bytes have another SHA-256 than `digest`, and for a file that is gone or may not be read.
     """
     start = time.perf_counter()
     try:
-        data = read_listed(image, was_there=True)
+        data = reader()
         read_at = time.perf_counter()
         if sha256(data).hexdigest() != digest:
             raise BadImage("its bytes are others")
         decoded = decode(data, profile)
     except UserError:  # a disk is gone, or a remote place does not answer: that says nothing about the image
         raise
+    except PermissionError:
+        raise UserError(
+            f"The picture {image.key} ({image.source}) may not be read any more; fix its permissions and run the same command "
+            "again, it goes on."
+        ) from None
     except Exception as error:
         raise UserError(
             f"The picture {image.key} ({image.source}) has changed since the ledger was made: {error}; "

@@ -1,20 +1,31 @@
-"""An image's bytes, where a file that is gone, or a disk that fails, is told apart from an image that is damaged."""
+"""The bytes of images, where a file that is gone, or a disk that fails, is told apart from an image that is damaged."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
 from featurize.errors import UserError
-from featurize.sources import SourceImage, read
+from featurize.sources import SourceImage, read_in_order
+
+Reader = Callable[[], bytes]
 
 
-def read_listed(image: SourceImage, was_there: bool) -> bytes:
-    """The bytes of an image file. With `was_there` it has been seen before, so that its absence says nothing about the image.
+def readers(images: Sequence[SourceImage], were_there: bool) -> Iterator[Reader]:
+    """For each image what gives its bytes, read ahead. Each must be called once, in any thread.
 
-    Raises UserError where the file is gone or shorter than it was listed, or the disk or network share fails: the run is to
-    stop, not to refuse every image that follows. Raises FileNotFoundError for a file that nobody has seen, PermissionError, and
-    what `sources.read` raises for a remote one.
+    With `were_there`, or where the listing had a version of its file, an image has been seen before, so that its absence says
+    nothing about it. What gives the bytes raises UserError where such a file is gone or shorter than it was listed, or where the
+    disk, network share or server fails: the run is to stop, not to refuse every image that follows. It raises FileNotFoundError
+    for a file that nobody has seen, PermissionError, and BadImage for one of gigabytes.
     """
+    for image, reader in zip(images, read_in_order(images), strict=True):
+        yield partial(_read_listed, image, reader, were_there or bool(image.version))
+
+
+def _read_listed(image: SourceImage, reader: Reader, was_there: bool) -> bytes:
     try:
-        data = read(image)
+        data = reader()
     except PermissionError:
         raise
     except OSError as error:

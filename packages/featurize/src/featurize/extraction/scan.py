@@ -21,7 +21,7 @@ from tqdm import tqdm
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
 from featurize.execution.tasks import Run, in_order
-from featurize.extraction.reading import read_listed
+from featurize.extraction.reading import Reader, readers
 from featurize.images.crop import SQUARE, CropRule
 from featurize.images.decode import examine
 from featurize.images.reasons import BadImage
@@ -184,14 +184,14 @@ def allowed_bad(max_bad: int | str, images: int) -> int:
 def _scan_part(images: Sequence[SourceImage]) -> list[_Scanned]:
     threads = decoding_threads()
     if not threads:
-        return [_scan_one(image) for image in images]
+        return list(map(_scan_one, readers(images, False)))
     with ThreadPoolExecutor(threads) as pool:  # beside a GPU there are fewer workers than cores
-        return list(pool.map(_scan_one, images))
+        return list(pool.map(_scan_one, readers(images, False)))
 
 
-def _scan_one(image: SourceImage) -> _Scanned:
+def _scan_one(reader: Reader) -> _Scanned:
     try:
-        data = read_listed(image, was_there=bool(image.version))
+        data = reader()
         found = examine(data)
     except BadImage as error:
         return _Scanned(reason=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -21,9 +22,15 @@ from featurize.io.home import expand_home
 T = TypeVar("T")
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-TRIES = 5  # at a remote request
 DEADLINE = 60.0  # seconds after which no further try is made
-FIRST_WAIT = 0.5  # seconds before the second try, doubled each time; and a random part of as much added
+FIRST_WAIT = 0.5  # seconds: the second try comes within so many, at random; each further one within twice as many
+LONGEST_WAIT = 10.0  # seconds
+# What a disk or a network share says that may be well again when it is asked once more. A stale handle is one of a file
+# that the server of an NFS share has lost sight of: opened again, it is found.
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.EAGAIN,
+}  # fmt: skip
 WINDOW = 16 << 10  # bytes a request fetches ahead: a sample's annotations and the next header, not the next picture
 AT_ONCE = 16  # requests side by side
 MAX_TEXT = 1 << 30  # bytes of a text file that is read whole
@@ -76,11 +83,10 @@ def find(address: str) -> File:
 
 
 def read_range(address: str, offset: int, size: int) -> bytes:
-    """The bytes [offset, offset + size). Raises FileNotFoundError, and UserError for a server that does not answer."""
+    """The bytes [offset, offset + size); of a local file fewer where it ends. Raises FileNotFoundError, OSError for a disk that
+    fails for longer than DEADLINE, and UserError for a server that does."""
     if not is_remote(address):
-        with open(local_path(address), "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return with_retries(address, lambda: _read_local(address, offset, size))
     if size == 0:  # no range, but does it exist?
         find(address)
         return b""
@@ -90,6 +96,16 @@ def read_range(address: str, offset: int, size: int) -> bytes:
             f"{address} gave {len(data)} bytes instead of {size}: it has changed, or its server serves no byte ranges."
         )
     return data
+
+
+def _read_local(address: str, offset: int, size: int) -> bytes:
+    with open(local_path(address), "rb", buffering=0) as file:
+        file.seek(offset)
+        parts = []
+        while size > 0 and (part := file.read(size)):
+            parts.append(part)
+            size -= len(part)
+    return b"".join(parts)
 
 
 def read_text(address: str) -> str:
@@ -184,32 +200,38 @@ def walk(root: str, folders: list[str] | None = None) -> Iterator[tuple[str, Fil
 
 
 def with_retries(address: str, action: Callable[[], T]) -> T:
-    """What the action gives; of a remote address tried again a few times: a network that hiccups must not end a run of days.
+    """What the action gives, tried again for DEADLINE seconds: a disk or a network that hiccups must not end a run of days.
 
-    The waits are random, so that workers that failed together do not come back together. Raises FileNotFoundError, and
-    UserError when there is no answer at the end or no permission; of a local address whatever the action raises.
+    The waits are random, so that workers that failed together do not come back together. Of a local address only what is
+    among PASSING is tried again, and what the action raises at the end is raised. Of a remote one: FileNotFoundError, and
+    UserError when there is no answer at the end or no permission.
     """
-    if not is_remote(address):
-        return action()
     import tenacity
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_not_exception_type((FileNotFoundError, PermissionError, UserError, KeyboardInterrupt)),
-        stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(DEADLINE),
-        wait=tenacity.wait_exponential(FIRST_WAIT) + tenacity.wait_random(0, FIRST_WAIT),
+        retry=tenacity.retry_if_exception(lambda error: _may_pass(address, error)),
+        stop=tenacity.stop_before_delay(DEADLINE),
+        wait=tenacity.wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
         reraise=True,
     )
     try:
         return retrying(action)
-    except (FileNotFoundError, UserError):
-        raise
-    except PermissionError as error:
-        raise UserError(f"{address} may not be read ({_short(error)}); check the credentials.") from None
     except Exception as error:  # each file system has exceptions of its own
+        if not is_remote(address) or isinstance(error, (FileNotFoundError, UserError)):
+            raise
+        if isinstance(error, PermissionError):
+            raise UserError(f"{address} may not be read ({_short(error)}); check the credentials.") from None
         raise UserError(
-            f"{address} can't be read ({_short(error)}), tried {retrying.statistics['attempt_number']} times; check address, "
-            "network and credentials, and run the same command again, it goes on."
+            f"{address} can't be read ({_short(error)}), tried {retrying.statistics['attempt_number']} times in {DEADLINE:g} s; "
+            "check address, network and credentials, and run the same command again, it goes on."
         ) from None
+
+
+def _may_pass(address: str, error: BaseException) -> bool:
+    """Whether the same request may do better in a while."""
+    if is_remote(address):
+        return isinstance(error, Exception) and not isinstance(error, (FileNotFoundError, PermissionError, UserError))
+    return isinstance(error, OSError) and error.errno in PASSING
 
 
 def _short(error: Exception) -> str:

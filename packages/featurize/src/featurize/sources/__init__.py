@@ -5,7 +5,7 @@ reason for a refusal. The names below are the folder's interface.
 """
 
 from featurize.sources.listing import EXTENSIONS, Index, Listing, Query, SourceImage, numbered_as
-from featurize.sources.registry import is_held_out, list_images, read
+from featurize.sources.registry import is_held_out, list_images, read, read_in_order
 
 __all__ = [
     "EXTENSIONS",
@@ -17,4 +17,5 @@ __all__ = [
     "list_images",
     "numbered_as",
     "read",
+    "read_in_order",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 from featurize.errors import UserError
@@ -57,8 +58,8 @@ def is_held_out(source: str, split: str) -> bool:
 
 
 def read(image: SourceImage) -> bytes:
-    """The bytes of the image file. Raises FileNotFoundError, BadImage for a file of gigabytes, and UserError for a server that
-    does not answer."""
+    """The bytes of the image file. Raises FileNotFoundError, BadImage for a file of gigabytes, OSError for a disk that fails, and
+    UserError for a server that does not answer."""
     if image.size > MAX_IMAGE:
         raise BadImage(f"the file has {image.size / 1e9:,.1f} GB, more than the {MAX_IMAGE / 1e9:,.1f} that are read")
     if image.source.startswith("scenes:"):
@@ -68,6 +69,21 @@ def read(image: SourceImage) -> bytes:
     from featurize.io.addresses import read_range
 
     return read_range(image.source, image.offset, image.size)
+
+
+def read_in_order(images: Sequence[SourceImage]) -> Iterator[Callable[[], bytes]]:
+    """For each image what gives its bytes, as `read` does; files are read ahead, those that lie side by side together.
+
+    Each must be called once, in any thread.
+    """
+    from featurize.io.ranges import Range, read_ahead
+
+    in_files = [image.size <= MAX_IMAGE and not image.source.startswith("scenes:") for image in images]
+    ahead = read_ahead(
+        [Range(image.source, image.offset, image.size) for image, is_file in zip(images, in_files) if is_file]
+    )
+    for image, is_file in zip(images, in_files):
+        yield next(ahead) if is_file else partial(read, image)
 
 
 def _gaps(images: Sequence[SourceImage]) -> list[str]:
