@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nestgen.denoiser import blocks
 from nestgen.denoiser.config import DenoiserConfig, denoiser_config
+from nestgen.denoiser.memory import check_batch, is_out_of_memory, most_samples, sampling_memory
 from nestgen.denoiser.uvit import Denoiser
+from nestgen.errors import UserError
 from nestgen.recipe.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[3] / "pipelines/recipes"
@@ -86,3 +88,30 @@ def test_the_count_is_that_of_a_layer() -> None:
     more = saved_bytes(deeper, batch) - saved_bytes(config, batch)
     # float32 residual at both norms: 2 x 4; bfloat16: norms' outputs 2, q k v 3, attention 1, its copy 1, MLP 4 + 4
     assert more / values == pytest.approx(2 * (8 + 2 * 15), rel=0.25)
+
+
+@pytest.mark.parametrize("recipe", RECIPES[::5], ids=lambda file: file.stem)
+def test_what_is_refused_would_not_have_fitted(recipe: Path) -> None:
+    """The bound that refuses a batch lies below what its forward pass keeps, and not far below."""
+    config = denoiser_config(load_recipe(recipe), 0)
+    counted = saved_bytes(config, 8)
+    most = most_samples(config, counted, training=True)
+    assert 8 <= most <= 48
+
+
+def test_a_batch_that_cannot_fit_is_one_sentence() -> None:
+    config = denoiser_config(load_recipe(RECIPES[0]), 0)
+    cpu = torch.device("cpu")
+    check_batch(config, 1, cpu, "--batch-size", training=False)
+    with pytest.raises(
+        UserError, match=r"^1,000,000,000 samples in one pass do not fit .* GB, .* set --batch-size to less"
+    ):
+        check_batch(config, 10**9, cpu, "--batch-size", training=False)
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(full.value) and not is_out_of_memory(RuntimeError("shapes differ"))
+    sentence = r"^64 image\(s\) at a time do not fit .* machine; give --batch-size 32 or fewer"
+    with pytest.raises(UserError, match=sentence), sampling_memory(64, cpu):
+        raise full.value
+    with pytest.raises(RuntimeError, match="shapes differ"), sampling_memory(64, cpu):
+        raise RuntimeError("shapes differ")

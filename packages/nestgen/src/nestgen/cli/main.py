@@ -43,6 +43,8 @@ def main(context: click.Context) -> None:
     """Trains one denoiser per level of a hierarchy of stored latents, and samples from the top down.
 
     Without a command, in a folder with a recipe nested.yaml, it says where the experiment stands and what comes next.
+
+    Example: nestgen sample --pretrained scenes --count 64 --out samples
     """
     if context.invoked_subcommand is not None:
         keep_freed_memory()

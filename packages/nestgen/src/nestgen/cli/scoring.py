@@ -81,6 +81,8 @@ def diagnose(
     Each level is scored under true levels above it and under generated ones; their difference is what those cost.
 
     The numbers go to OUT with the ending .json, the latents sampled for it to the folder OUT without an ending.
+
+    Example: nestgen diagnose --samples samples
     """
     from nestgen.scoring.diagnose import diagnose
 
@@ -102,6 +104,8 @@ def nearest(
     A sheet shows samples with their nearest training rows at each level.
 
     How near all samples are, beside held-out images, goes to OUT with the ending .json.
+
+    Example: nestgen nearest --samples samples
     """
     from nestgen.scoring.memorisation import memorisation
 

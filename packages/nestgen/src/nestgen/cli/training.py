@@ -24,7 +24,10 @@ from nestgen.training.launch import launch
 @depth_option
 @sigma_option
 def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] | None) -> None:
-    """Shows levels, parameters, GFlops, stores and denoisers."""
+    """Shows levels, parameters, GFlops, stores and denoisers.
+
+    Example: nestgen info --depth 2
+    """
     from nestgen.cli.info import show
 
     click.echo(show(recipe_of(recipe_file, depth, sigmas)))
@@ -67,6 +70,8 @@ def train(
 
     Ctrl-C finishes the step under way and saves it. Over several machines: `accelerate launch -m nestgen train --level 0`
     or `torchrun -m nestgen train --level 0`.
+
+    Example: nestgen train --level 0 --set batch=64
     """
 
     settings |= {} if steps is None else {"steps": steps}

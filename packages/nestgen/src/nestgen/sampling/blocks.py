@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nestgen.denoiser.memory import sampling_memory
 from nestgen.errors import UserError
 from nestgen.images import image_path, is_whole, write_image
 from nestgen.memory import keep_freed_memory
@@ -27,6 +31,8 @@ from nestgen.sampling.decoder import Decoder, load_decoder
 from nestgen.sampling.descent import sample_images
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.trained import LevelSampler, SavedLevel, load_samplers
+
+MOST = 1024  # images of an upper level that are sampled together
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,9 @@ class BlockSampler:
             self.sample(level, rows, callback)
 
     def sample(self, level: int, rows: range, callback: Callable[[int], object]) -> None:
-        """Samples a level of a block and writes it, given the levels above, which the folder has."""
-        conditions, batch = self.conditions, self.request.batch
+        """Samples a level of some blocks and writes those that are not there, given the levels above, which the folder has."""
+        conditions, latents = self.conditions, open_latents(self.out, level)
+        batch = images_at_once(self.samplers, level, self.request.batch)
         needed = () if level in conditions.stores else self.recipe.conditions(level)
         above = {one: open_latents(self.out, one).read(rows) for one in needed}
 
@@ -75,19 +82,45 @@ class BlockSampler:
         parts = []
         for first in range(0, len(rows), batch):
             part = slice(first, first + batch)
-            latents = {one: z_BCHW[part] for one, z_BCHW in above.items()}
-            z = sample_images([self.samplers[level]], rows[part], conditions, latents, report)
+            above_BCHW = {one: z_BCHW[part] for one, z_BCHW in above.items()}
+            with sampling_memory(len(rows[part]), self.device):
+                z = sample_images([self.samplers[level]], rows[part], conditions, above_BCHW, report)
             parts.append(z[level].cpu())
-        open_latents(self.out, level).write(rows, torch.cat(parts))
+        z_BCHW = torch.cat(parts)
+        for block in latents.blocks(rows):
+            if not latents.has(block):
+                latents.write(block, z_BCHW[block.start - rows.start : block.stop - rows.start])
 
     def decode(self, rows: range) -> None:
-        """Writes the images of a block, unless all are there."""
+        """Writes the images of a block, unless all are there; several threads make the PNGs."""
         if all(is_whole(image_path(self.out, index)) for index in rows):
             return
-        indices = iter(rows)
-        for z_BCHW in open_latents(self.out, 0).read(rows).split(self.request.batch):
-            for image, index in zip(self.decoder(z_BCHW), indices):
-                write_image(image, image_path(self.out, index))
+        paths = (image_path(self.out, index) for index in rows)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for z_BCHW in open_latents(self.out, 0).read(rows).split(self.request.batch):
+                written = pool.map(write_image, images := self.decoder(z_BCHW), islice(paths, len(images)))
+                deque(written, maxlen=0)
+
+
+def images_at_once(samplers: Sequence[LevelSampler], level: int, batch: int) -> int:
+    """How many images of a level are sampled together: as many as need the memory of `batch` of z_0, at most MOST.
+
+    A batch of an upper level, which has few tokens, would leave a GPU idle.
+    """
+    values = [(math.prod(one.config.grid) + 1) * one.config.dim for one in (samplers[0], samplers[level])]
+    return batch if level == 0 else max(batch, min(MOST, batch * values[0] // values[1]))
+
+
+def together(blocks: Sequence[range], images: int) -> list[range]:
+    """The blocks in runs of as many as make up `images` rows, those at the end that fill no such run one by one.
+
+    So that the rows sampled together depend on nothing but the block's size, and a run that goes on samples the same bits.
+    """
+    blocks_per_run = max(1, images // len(blocks[0]))
+    whole = len(blocks) // blocks_per_run if len(blocks[-1]) == len(blocks[0]) else (len(blocks) - 1) // blocks_per_run
+    firsts = range(0, whole * blocks_per_run, blocks_per_run)
+    runs = [range(blocks[first].start, blocks[first + blocks_per_run - 1].stop) for first in firsts]
+    return [*runs, *blocks[whole * blocks_per_run :]]
 
 
 # Works on (level, or None for images; blocks; bar to move; network calls for an image).

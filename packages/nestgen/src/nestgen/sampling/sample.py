@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from nestgen.denoiser.memory import check_batch
 from nestgen.errors import UserError
 from nestgen.files import write_json
 from nestgen.images import draw_sheet, read_images, write_image
 from nestgen.recipe.recipe import Recipe
-from nestgen.sampling.blocks import BlockSampler, Workers, open_workers
+from nestgen.sampling.blocks import BlockSampler, Workers, images_at_once, open_workers, together
 from nestgen.sampling.card import claim_folder, make_card, reconcile
 from nestgen.sampling.conditions import Request
 from nestgen.sampling.decoder import load_decoder
@@ -38,6 +41,7 @@ def sample(
     else:
         load_decoder(block_sampler.samplers[0].trained.meta["codec"], request.vae)
     card = _card(block_sampler)
+    _check_room(block_sampler)
     with claim_folder(out):
         card["batch"] = block = reconcile(out, card, request.overwrite)
         with open_workers(block_sampler, processes) as workers:
@@ -68,6 +72,22 @@ def _open(
     return block_sampler
 
 
+def _check_room(block_sampler: BlockSampler) -> None:
+    """Raises UserError for a batch that no memory holds, and for latents that the disk has no room for."""
+    request, configs = block_sampler.request, [sampler.config for sampler in block_sampler.samplers]
+    for config in configs:
+        check_batch(config, request.batch, block_sampler.device, "--batch-size", training=False)
+    out = block_sampler.out.resolve()
+    there = sum(file.stat().st_size for file in (out / "latents").rglob("*") if file.is_file())
+    needed = 4 * request.count * sum(math.prod(config.shape) for config in configs) - there
+    free = shutil.disk_usage(next(folder for folder in (out, *out.parents) if folder.is_dir())).free
+    if needed > free:
+        raise UserError(
+            f"the latents of {request.count:,} samples take {needed / 1e9:,.3g} GB more, and the disk of {out} has "
+            f"{free / 1e9:,.3g} GB left; sample fewer, or with --out on another disk"
+        )
+
+
 def _card(block_sampler: BlockSampler) -> dict[str, Any]:
     recipe, request = block_sampler.recipe, block_sampler.request
     return make_card(recipe, block_sampler.samplers, block_sampler.conditions, request.count, request.batch)
@@ -78,7 +98,9 @@ def _sample_levels(block_sampler: BlockSampler, workers: Workers, block: int, lo
     count = block_sampler.request.count
     for sampler in reversed(block_sampler.samplers[lowest:]):
         latents = create_latents(block_sampler.out, sampler.level, (count, *sampler.config.shape), block)
-        todo = [rows for rows in latents.blocks() if not latents.has(rows)]
+        images = images_at_once(block_sampler.samplers, sampler.level, block_sampler.request.batch)
+        runs = together(list(latents.blocks()), images)
+        todo = [rows for rows in runs if not all(map(latents.has, latents.blocks(rows)))]
         calls = sampler.settings.steps
         with _bar(f"z_{sampler.level}", count, sum(map(len, todo)), calls) as bar:
             workers(sampler.level, todo, bar, calls)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed import Backend, DistNetworkError, DistStoreError, FileStore
 
+from nestgen.denoiser.memory import is_out_of_memory
 from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
@@ -98,9 +99,9 @@ def out_of_memory(options: TrainingOptions, samples: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cpu = "DefaultCPUAllocator" in str(error)  # torch has no type of its own for it
-        if not cpu and not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
+        gpu = isinstance(error, torch.OutOfMemoryError)
         less = (
             f"set training.micro_batch to {samples // 2} or fewer"
             if samples > 1
@@ -108,7 +109,7 @@ def out_of_memory(options: TrainingOptions, samples: int) -> Iterator[None]:
         )
         recompute = "" if options.checkpoint_activations else ", or training.checkpoint_activations to true"
         raise UserError(
-            f"a training step does not fit into the memory of the {'machine' if cpu else 'GPU'}, with {samples} sample(s) in "
+            f"a training step does not fit into the memory of the {'GPU' if gpu else 'machine'}, with {samples} sample(s) in "
             f"one forward pass; {less}{recompute}: the same command goes on from the last checkpoint"
         ) from None
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 
-from nestgen.denoiser.config import bottleneck_warning
+from nestgen.denoiser.config import DenoiserConfig, bottleneck_warning
+from nestgen.denoiser.memory import check_batch
 from nestgen.denoiser.pretrained import read_weights
 from nestgen.denoiser.uvit import Denoiser, initial_denoiser
 from nestgen.diffusion.process import level_process
@@ -19,6 +22,7 @@ from nestgen.errors import UserError
 from nestgen.files import sha256_of
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import loss_log
 from nestgen.runs.folder import (
     describe_run,
@@ -76,6 +80,7 @@ def _train(
     previews = recipe.training.preview and accelerator.is_main_process
     preview = open_preview(recipe, level, data.stores) if previews else None
     process, micro_batch = level_process(recipe, level), recipe.training.micro_batch_of(level)
+    _check_memory(accelerator, denoiser.config, recipe.training, micro_batch)
     trainer = Trainer(accelerator, denoiser, process, recipe.training, checkpoint, micro_batch)
     if recipe.training.trackers:
         values = {"run": folder.name, "seed": recipe.seed, **_plain(recipe)}
@@ -96,6 +101,28 @@ def _train(
             step = max((line["step"] for line in loss_log.read(folder / "log.jsonl")), default=first)
             state = f"Complete at step {last}" if step >= last else f"Stopped; `nestgen train --level {level}` goes on"
             write_status(folder, meta, state)
+
+
+def _check_memory(
+    accelerator: Accelerator, config: DenoiserConfig, options: TrainingOptions, micro_batch: int | None
+) -> None:
+    """Raises UserError for a batch that cannot fit, before the first step tries it."""
+    samples, checkpointed = options.batch // accelerator.num_processes, options.checkpoint_activations
+    setting = "training.micro_batch" if micro_batch else "training.batch, or training.micro_batch,"
+    check_batch(
+        config,
+        min(micro_batch or samples, samples),
+        accelerator.device,
+        setting,
+        training=True,
+        checkpointed=checkpointed,
+    )
+    values = sum(math.prod(shape) for shape in (config.shape, *config.condition_shapes))
+    if samples * values * 4 > (memory := psutil.virtual_memory().total):
+        raise UserError(
+            f"the latents of {samples:,} samples do not fit into the memory of this machine, {memory / 1e9:.0f} GB; set "
+            f"training.batch to less than {memory // (4 * values):,}"
+        )
 
 
 def _first_denoiser(data: TrainingData, init: Path | None) -> Denoiser:
