@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -18,7 +19,9 @@ import pytest
 from upath import UPath
 
 from featurize.errors import UserError
+from featurize.execution.tasks import call
 from featurize.io import bucket_lock
+from featurize.io.files import read_json, write_json
 from featurize.io.lock import holder, root_lock
 
 HOLD = (
@@ -162,3 +165,39 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     with root_lock(tmp_path, False):
         assert "has no locks; start no second run on it" in caplog.text
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_file_system_that_cannot_sync_folders_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As FUSE's and CIFS's can't; files are synced all the same."""
+    fsync, synced = os.fsync, []
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        synced.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    root = tmp_path / "a" / "root"
+    with root_lock(root, False):
+        assert f"The file system of {root} can't sync folders: after a power cut files may be missing" in caplog.text
+        write_json(root / "x.json", {"a": 1})
+    assert synced and read_json(root / "x.json") == {"a": 1}
+    caplog.clear()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with root_lock(root, False):
+        assert not caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN])
+def test_a_share_that_fails_is_one_sentence(number: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"share fails at /mnt/x \({os.strerror(number)}\); bring it back and run the same"
+    ):
+        call(fail_with, OSError(number, os.strerror(number), "/mnt/x"))
+
+
+def fail_with(error: OSError) -> None:
+    raise error

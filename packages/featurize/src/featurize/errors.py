@@ -14,6 +14,7 @@ class Interrupted(KeyboardInterrupt):
 def explain_os_error(error: OSError) -> UserError | None:
     """The sentence for a failed write or read that the user can fix; None for any other error."""
     import errno
+    import os
 
     where = f" at {error.filename}" if error.filename else ""
     sentences = {
@@ -23,6 +24,10 @@ def explain_os_error(error: OSError) -> UserError | None:
         errno.EROFS: f"The file system is read-only{where}; make it writable or choose another --out.",
         errno.EACCES: f"Permission is denied{where}; fix the permissions or choose another --out.",
         errno.EPERM: f"Permission is denied{where}; fix the permissions or choose another --out.",
+    } | {
+        number: f"The disk or network share fails{where} ({os.strerror(number)}); bring it back and run the same command "
+        "again, it goes on."
+        for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
     }
     sentence = sentences.get(error.errno) if error.errno is not None else None
     return UserError(sentence) if sentence else None

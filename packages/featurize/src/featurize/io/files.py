@@ -15,7 +15,7 @@ from typing import Any, cast
 from featurize.errors import UserError
 from featurize.io.home import expand_home
 
-NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # from file systems that can't sync folders
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # from file systems that can't sync folders
 
 
 def resolve_path(address: str | Path) -> Path:
@@ -82,16 +82,18 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def to_disk(path: Path) -> None:
-    """Wait until the disk holds a local file, or a folder's list of names."""
+def to_disk(path: Path) -> bool:
+    """Wait until the disk holds a local file, or a folder's list of names; False where the file system can't sync folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
             raise
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from featurize.errors import UserError
 from featurize.io import bucket_lock
-from featurize.io.files import is_local
+from featurize.io.files import is_local, make_folder, to_disk
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
     """Hold the store root while the block runs.
 
     On a disk the kernel keeps the lock and drops it when its process dies, however it dies. A file system without locks (some
-    NFS) is used without, after a warning. For a bucket see `bucket_lock`. Raises UserError when another run holds the root and
-    `wait` is false, and at the end where the lock of a bucket was taken from this run.
+    NFS), or one that can't sync folders, is used without, after a warning. For a bucket see `bucket_lock`. Raises UserError when
+    another run holds the root and `wait` is false, and at the end where the lock of a bucket was taken from this run.
     """
     path = root / ".lock"
     waited = False
@@ -43,6 +43,11 @@ def root_lock(root: Path, wait: bool) -> Iterator[None]:
             log.info("%s is %s; waiting for it to end.", root, _holder(path))
         waited = True
         time.sleep(POLL)
+    if is_local(root) and not to_disk(root):
+        log.warning(
+            "The file system of %s can't sync folders: after a power cut files may be missing. Run the same command again then, "
+            "it makes them again; `featurize verify` says what a finished store lacks.", root,
+        )  # fmt: skip
     try:
         yield
     finally:
@@ -70,7 +75,7 @@ def _lock_file(path: Path) -> Callable[[], None] | None:
     """What releases the lock, of which the file says who holds it; None when another process has it."""
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
