@@ -66,8 +66,13 @@ def training_cost(out: Path) -> dict[str, Any] | None:
 
 
 def recipe_changed(recipe: Path, out: Path) -> bool:
-    """Whether the recipe's values are others than when it was run."""
-    return (out / RECIPE).is_file() and read_yaml(out / RECIPE) != read_yaml(recipe)
+    """Whether the recipe's values are others than when it was run; what its report shows besides does not count."""
+    return (out / RECIPE).is_file() and _decisive(read_yaml(out / RECIPE)) != _decisive(read_yaml(recipe))
+
+
+def _decisive(document: Any) -> dict[str, Any]:
+    grid = {key: value for key, value in (document.get("grid") or {}).items() if key != "pretrained"}
+    return {**document, "grid": grid}
 
 
 def notes(out: Path) -> str:

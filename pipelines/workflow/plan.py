@@ -40,6 +40,7 @@ def _as_tuple(value: object) -> object:
 
 Seeds = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 Depths = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Sigmas = Annotated[tuple[NonNegativeFloat, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
 
@@ -63,6 +64,7 @@ class Grid(BaseModel):
     space      the space whose Fréchet distance chooses σ; by default the last one scored: Inception's, else an encoder's
     scored_by  the encoder in whose features images are compared; by default the recipe's
     held_out   SOURCE of evaluation.reference where it is not a split of features.source, as with other shards
+    pretrained exported hierarchies whose images the report opens with, by name or folder, the shallowest first
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -74,6 +76,7 @@ class Grid(BaseModel):
     space: str | None = None
     scored_by: ScoredBy | None = None
     held_out: str | None = None
+    pretrained: Names = ()
 
 
 @dataclass(frozen=True)

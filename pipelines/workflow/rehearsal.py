@@ -88,7 +88,8 @@ def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     reference = (document.get("evaluation") or {}).get("reference")
     small["evaluation"] = {"count": SAMPLES, **({"reference": "stores/val"} if reference else {})}
     if grid := dict(document.get("grid") or {}):
-        grid.pop("seeds", None)
+        for key in ("seeds", "pretrained"):
+            grid.pop(key, None)
         if grid.get("scored_by"):
             grid["scored_by"] = {"encoder": SCORER}
         if not config.get("held_out"):

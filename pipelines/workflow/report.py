@@ -16,8 +16,11 @@ from PIL import Image
 
 from nestgen.images import image_path
 from nestgen.recipe.yaml import read_yaml
+from nestgen.sharing.folder import read_exported
+from nestgen.sharing.names import find_pretrained
 from workflow import sentences
 from workflow.charts import loss_curves, score_bars
+from workflow.pretrained import COUNT, FOLDER, Pretrained
 from workflow.sentences import SpaceScores
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -49,7 +52,8 @@ class ImageRow:
 @click.argument("cells", nargs=-1, required=True)
 @click.option("--runs", type=click.Path(path_type=Path), required=True, help="Folder of the trained denoisers.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The page.")
-def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
+@click.option("--pretrained", "names", multiple=True, help="A trained hierarchy whose images it opens with.")
+def main(cells: tuple[str, ...], runs: Path, out: Path, names: tuple[str, ...]) -> None:
     """Write the report of the experiment in the working directory: CELLS are the best hierarchies of each depth."""
     cards = [json.loads(Path(f"samples/{cell}/evaluation.json").read_text()) for cell in cells]
     depths = [card["samples"]["depth"] for card in cards]
@@ -72,7 +76,8 @@ def main(cells: tuple[str, ...], runs: Path, out: Path) -> None:
         card=cards[-1]["samples"],
         say=sentences,
         image=image_address,
-        rows=[*real_rows(len(_shown(cells[0]))), *map(sample_row, cells, depths)],
+        rows=[*real_rows(REAL), *(sample_row(Path("samples") / cell, depth) for cell, depth in zip(cells, depths))],
+        first=opening(names),
         losses=loss_curves(runs),
         bars=score_bars(scores, depths) if any(one.complete for one in scores) else "",
     )
@@ -112,27 +117,66 @@ def table(path: Path) -> dict[str, Any] | None:
     return {**scores, "sigmas": sigmas, "lines": lines}
 
 
-def sample_row(cell: str, depth: int) -> ImageRow:
-    """The first samples of a hierarchy, and the sheet of 64 of them."""
-    files = _shown(cell)
+@dataclass(frozen=True)
+class Opening:
+    """What a page opens with: images of hierarchies that were trained already, and what is known of them."""
+
+    rows: tuple[ImageRow, ...]
+    trained: str
+    sheets: tuple[tuple[Path, str, str], ...]  # file, title, text
+    scores: tuple[SpaceScores, ...]
+    depths: tuple[int, ...]
+
+
+SHEET_TEXTS = {
+    "hierarchy": (
+        "Levels of a sample frozen",
+        "In each row the named levels are one sample's, and the rest is drawn anew.",
+    ),
+    "like": ("Levels of a real image frozen", "The first column is the image; in each row it lends the named levels."),
+    "interpolate": (
+        "From one real image to another",
+        "In each row the named levels go from the left image's to the right one's.",
+    ),
+}
+
+
+def opening(names: Sequence[str]) -> Opening | None:
+    """The images in the folder `pretrained` of the named hierarchies; None without names."""
+    if not names:
+        return None
+    found = [Pretrained(name, folder, read_exported(folder)) for name in names for folder in [find_pretrained(name)]]
+    rows = [*real_rows(FOLDER / "real"), *(sample_row(FOLDER / one.stem, one.depth, COUNT) for one in found)]
+    trained = "; ".join(f"L = {one.depth}, {_trained(one)}" for one in found)
+    files = {name: FOLDER / f"{name}.png" for name in SHEET_TEXTS}
+    sheets = tuple((file, *SHEET_TEXTS[name]) for name, file in files.items() if file.is_file())
+    cards = [one.card for one in found if one.card is not None]
+    scores = score_table(cards) if len(cards) == len(found) else []
+    return Opening(tuple(rows), trained, sheets, tuple(scores), tuple(one.depth for one in found))
+
+
+def _trained(one: Pretrained) -> str:
+    """The steps of each level's training, from the top down."""
+    metas = [level.denoiser.meta for level in one.exported.levels]
+    each = [f"z_{level} {meta['step']:,} steps of {meta['training']['batch']}" for level, meta in enumerate(metas)]
+    return ", ".join(reversed(each))
+
+
+def sample_row(folder: Path, depth: int, count: int = 10) -> ImageRow:
+    """The first samples of a folder, and the sheet of 64 of them."""
+    files = [file for file in (image_path(folder, index) for index in range(count)) if file.is_file()]
     named = [Thumbnail(thumbnail_address(file), f"L = {depth}, image {int(file.stem)}", file) for file in files]
-    return ImageRow(f"L = {depth}", tuple(named), image_address(Path(f"samples/{cell}-sheet.png")))
+    return ImageRow(f"L = {depth}", tuple(named), image_address(folder.with_name(f"{folder.name}-sheet.png")))
 
 
-def real_rows(count: int) -> list[ImageRow]:
-    """Real images, and the same through the codec of z_0."""
+def real_rows(folder: Path) -> list[ImageRow]:
+    """Real images, and the same through the codec of z_0; those of `folder` that are there."""
     rows = []
-    for folder, title in (("images", "real"), ("decoded", "real, through the codec")):
-        files = sorted((REAL / folder).glob("[0-9]*.png"))[:count]
+    for name, title in (("images", "real"), ("decoded", "real, through the codec")):
+        files = sorted((folder / name).glob("[0-9]*.png"))
         named = [Thumbnail(thumbnail_address(file), f"{title}, row {int(file.stem)}", file) for file in files]
-        rows.append(ImageRow(title, tuple(named), None))
+        rows += [ImageRow(title, tuple(named), None)] if named else []
     return rows
-
-
-def _shown(cell: str) -> list[Path]:
-    """As many of the samples as are beside each other in samples.png."""
-    files = (image_path(Path("samples") / cell, index) for index in range(10))
-    return [file for file in files if file.is_file()]
 
 
 def thumbnail_address(path: Path) -> str:

@@ -19,6 +19,11 @@ TAIL = 15  # lines of the log that are shown where a step fails
 
 # Rule: how long it takes beside a small step, and what it is for.
 STEPS: dict[str, tuple[int, str]] = {
+    "pretrained_sample": (4, "Draw from {stem}, which is trained already"),
+    "pretrained_sheet": (2, "What its levels hold: {sheet}.png"),
+    "pretrained_rows": (3, "Real images in its levels"),
+    "pretrained_images": (1, "These images beside its samples"),
+    "pretrained_decoded": (1, "What its codec leaves of them"),
     "extract": (10, "Turn images into features of the frozen encoder, and these into levels"),
     "extract_reference": (5, "The same for held-out images, against which samples are scored"),
     "extract_scored": (8, "Features of the encoder that scores samples"),
@@ -116,7 +121,11 @@ class Story(logging.Handler):
             level, *above = levels_of(names["denoiser"])
             names["denoiser"] = f"z_{level}" + (f" given {', '.join(f'z_{k}' for k in above)}" if above else "")
             names["denoiser"] += f" ({names['run']})" if len(self.plan.seeds) > 1 else ""
-        return STEPS[rule][1].format_map({"cell": "", "like": "", "depth": "", **names}) if rule in STEPS else ""
+        return (
+            STEPS[rule][1].format_map({"cell": "", "like": "", "depth": "", "stem": "", "sheet": "", **names})
+            if rule in STEPS
+            else ""
+        )
 
     def _finish(self, job: int) -> None:
         rule, _ = self._steps.get(job, ("", ""))

@@ -159,6 +159,37 @@ def test_a_step_that_hides_another_s_change_is_followed_by_it(
     assert json.loads(last)["step"] == 6
 
 
+def test_it_opens_with_hierarchies_that_are_trained_already(
+    finished: tuple[Path, str], served_bin: Path, tmp_path: Path
+) -> None:
+    from nestgen import NestedPipeline
+
+    folder = tmp_path / "experiment"
+    subprocess.run(["cp", "-a", finished[0], folder], check=True)
+    (folder / "tiny.yaml").unlink()
+    for depth in (1, 2):
+        pipe = NestedPipeline.from_run(folder / "runs" / "tiny", depth=depth, device="cpu")
+        card = json.loads((folder / "samples" / f"L{depth}" / "evaluation.json").read_text())
+        pipe.save_pretrained(tmp_path / f"it's L{depth}", scores={"card": card})
+    names = [str(tmp_path / f"it's L{depth}") for depth in (1, 2)]
+    begun = begin(folder, served_bin, grid={"pretrained": names})
+    told, _ = begun.communicate()
+    assert begun.returncode == 0, told
+    assert "Draw from it's L1, which is trained already" in told and "Train the denoiser" not in told
+    assert len(list((folder / "pretrained" / "it's L2").glob("[0-9]*.png"))) == 16
+    for name in ("hierarchy", "like", "interpolate"):
+        assert (folder / "pretrained" / f"{name}.png").is_file()
+    page = (folder / "report.html").read_text()
+    assert "First, what a longer training draws" in page
+    assert "L = 1, z_0 4 steps of 8; L = 2, z_1 4 steps of 8, z_0 4 steps of 8" in page
+    assert page.count("In tiny 1x1x64 the distance is") == 2
+    shown = 2 * 8 + 2 * 8 + 2 + 3  # real and decoded, samples of each, their sheets, levels
+    assert page.count("data:image/webp") == (finished[0] / "report.html").read_text().count("data:image/webp") + shown
+    begun = begin(folder, served_bin, "-n")
+    told, _ = begun.communicate()
+    assert "Nothing to be done" in told, told
+
+
 def test_interrupted_it_is_one_sentence(served_bin: Path, tmp_path: Path) -> None:
     begun = begin(tmp_path / "experiment", served_bin)
     while not list(tmp_path.glob("experiment/.snakemake/steps/*")):
