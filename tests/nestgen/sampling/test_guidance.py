@@ -13,8 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestgen import randomness
+from nestgen.denoiser.uvit import Conditioning, Denoiser
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.recipe.locations import run_dir
@@ -69,11 +71,17 @@ class Recorder(torch.nn.Module):
         self.config = sampler.config
         self.pos_embed = sampler.trained.denoiser.pos_embed
         self.calls: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = []
+        self.prepared: list[dict[str, Any]] = []
         self.denoiser = sampler.trained.denoiser
 
     def forward(self, *inputs: Tensor, **given: Any) -> Tensor:
         self.calls.append((inputs, given))
         return self.denoiser(*inputs, **given)
+
+    def prepare(self, *inputs: Any) -> Conditioning:
+        names = ("batch", "condition", "keep_B", "label_B", "context_BTD", "sigma_BK")
+        self.prepared.append(dict(zip(names, inputs, strict=True)))
+        return self.denoiser.prepare(*inputs)
 
 
 def recording(sampler: LevelSampler) -> tuple[LevelSampler, Recorder]:
@@ -113,18 +121,51 @@ def test_guidance_is_the_formula_in_one_call(trained: Trained) -> None:
         assert recorder.calls[-1][0][0] is z  # one batch, not two
 
 
-def test_what_a_batch_has_in_common_is_computed_once(trained: Trained) -> None:
-    recipe = load_recipe(trained(classes=4, denoiser={"size": "nano", "labels": 4, "sigma_told": True}))
-    sampler, recorder = recording(with_settings(load_samplers(recipe, CPU)[1], guidance=0.7))
-    z, above = randomness.normal(0, "z", range(2), (6, 4, 4)), randomness.normal(0, "above", range(2), (4, 2, 2))
-    guided = sampler.guided((above,), torch.tensor([1, 3]))
-    for t in (0.9, 0.4):
-        guided(z, torch.tensor(t, dtype=torch.float64))
-    first, second = (arguments for _, arguments in recorder.calls)
-    assert first["condition"][0] is second["condition"][0]
-    for name in ("label_B", "sigma_BK", "keep_B"):
-        assert first[name] is second[name] is not None
-    assert first["label_B"].tolist() == [1, 3, 4, 4]
+class Products(TorchDispatchMode):
+    """Counts multiplications of matrix products and convolutions, and how often something is looked up in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiplications, self.lookups = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name == "_linear_pointwise" or "convolution" in name:
+            transposed = name == "convolution" and args[6]
+            positions = args[0].numel() // args[0].shape[1] if transposed else out.numel() // args[1].shape[0]
+            self.multiplications += positions * args[1].numel() if "conv" in name else out.numel() * args[0].shape[-1]
+        elif name in ("addmm", "mm", "bmm"):
+            self.multiplications += out.numel() * args[-1].shape[-2]
+        self.lookups += name == "embedding"
+        return out
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+def test_nothing_of_the_conditions_is_computed_within_the_loop(trained: Trained, guidance: float) -> None:
+    """A further step costs what a denoiser without conditions costs, and at each site the image tokens' products alone."""
+    denoiser = {"size": "nano", "labels": 4, "sigma_told": True, "condition_on": "all"}
+    recipe = load_recipe(trained(classes=4, denoiser=denoiser))
+    recipe = recipe.with_sampling({"guidance": guidance, "sampler": "ddim"})
+    sampler, recorder = recording(load_samplers(recipe, CPU)[0])
+    above = {1: randomness.normal(0, "1", range(2), (6, 4, 4)), 2: randomness.normal(0, "2", range(2), (4, 2, 2))}
+
+    def count(steps: int) -> Products:
+        with Products() as products:
+            sample_images([with_settings(sampler, steps=steps)], range(2), ImageConditions(0, 4), above)
+        return products
+
+    one, two, three = count(1), count(2), count(3)
+    assert three.multiplications - two.multiplications == two.multiplications - one.multiplications
+    assert one.lookups == two.lookups == three.lookups == 1
+    assert len(recorder.prepared) == 3
+    config = replace(sampler.config, condition_shapes=(), sigma_told=False, labels=0)
+    plain, images = Denoiser(config).requires_grad_(False), 4 if guidance else 2
+    with Products() as products, torch.inference_mode():
+        plain(torch.zeros(images, 3, 8, 8), torch.zeros(images))
+    label_tokens = 4 * config.dim**2 * 3 * (config.depth + 1) + 2 * config.dim**2 * config.depth // 2
+    sites = len(recorder.denoiser.sites) * 4 * 4 * config.dim**2  # 4 tokens: D x 2 D, and 2 D x D
+    expected = products.multiplications + images * (label_tokens + sites)
+    assert two.multiplications - one.multiplications == expected
 
 
 @pytest.mark.parametrize(("classes", "top"), [(0, None), (4, 1.0)])
@@ -138,7 +179,7 @@ def test_the_condition_is_noised_as_in_training(recipe: Recipe) -> None:
     z_1 = randomness.normal(1, "test", range(200), (6, 4, 4))
     sampler, recorder = recording(with_settings(samplers[0], guidance=0.0, steps=1))
     sample_images([sampler], range(200), ImageConditions(0), {1: z_1})
-    (condition,) = recorder.calls[0][1]["condition"]
+    (condition,) = recorder.prepared[0]["condition"]
     added = condition - z_1
     assert abs(added.std() - 0.5) < 0.01
     for stream in ("sample/z0", "sample/z1"):  # independent of the noise that the levels start from
@@ -251,7 +292,7 @@ def test_all_levels_above_condition_where_the_denoisers_were_trained_so(trained:
     sampler, recorder = recording(with_settings(samplers[0], guidance=0.5))
     above = {1: randomness.normal(1, "1", range(50), (6, 4, 4)), 2: randomness.normal(1, "2", range(50), (4, 2, 2))}
     sample_images([sampler], range(50), ImageConditions(0), above)
-    (z, _), given = recorder.calls[0]
+    (z, _), given = recorder.calls[0][0], recorder.prepared[0]
     assert len(z) == 100
     for level, sigma, noised in zip((1, 2), (0.3, 0.7), given["condition"], strict=True):
         assert abs(float((noised[:50] - above[level]).std()) - sigma) < 0.02

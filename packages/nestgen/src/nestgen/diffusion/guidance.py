@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
-from nestgen.denoiser.uvit import Denoiser, Outputs
-from nestgen.diffusion.process import Process
+from nestgen.denoiser.uvit import Conditioning, Denoiser, Outputs
+from nestgen.diffusion.process import Coefficients, Process
 from nestgen.recipe.level_sampling import LevelSampling
 from nestgen.recipe.sections import Interval
 
@@ -28,8 +27,10 @@ class GuidedDenoiser:
     The second term is classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), whose two outputs are computed
     in one batch; the third is autoguidance (Karras et al. 2024, arXiv 2406.02507); the last is internal guidance (arXiv
     2512.24176), by the denoiser's own side head in the same call: alone it makes side + v (d - side). As the weights sum
-    to 1, it does not matter whether the networks predict noise, velocity or the latent. Networks in half precision get their
-    inputs so; all else is in the latents' own.
+    to 1, it does not matter whether the networks predict noise, velocity or the latent.
+
+    With `autocast` the networks compute in bfloat16, but for their last layers; networks whose weights are in half precision
+    get their inputs so. All else is in the latents' own precision.
 
     `conditions` are the noised latents (B, C, H, W) of the levels above, the nearest first. All tensors are on the
     denoiser's device.
@@ -42,27 +43,32 @@ class GuidedDenoiser:
     label_B: Tensor | None = None
     context_BTD: Tensor | None = None
     weak: Denoiser | None = None
+    autocast: bool = False
 
     def __call__(self, z_BCHW: Tensor, t: Tensor) -> Tensor:
         """The predicted latent (B, C, H, W) at one time, a float64 scalar on the CPU."""
         s, w, v = self._strengths(float(t))
         latent_BCHW, z_BCHW = z_BCHW, z_BCHW.to(self.denoiser.pos_embed.dtype)
-        time_B = self.process.time_embedding_input(t).to(z_BCHW.device).expand(len(z_BCHW))
-        if s:
-            outputs = self._outputs(z_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), self._with_unconditional)
-            conditional_BCHW, unconditional_BCHW = outputs.prediction_BCHW.chunk(2)
-            out_BCHW = conditional_BCHW + s * (conditional_BCHW - unconditional_BCHW)
-        else:
-            outputs = self._outputs(z_BCHW, time_B, self._conditional)
-            out_BCHW = conditional_BCHW = outputs.prediction_BCHW
-        if w and self.weak is not None:
-            out_BCHW = out_BCHW + w * (conditional_BCHW - self.weak(z_BCHW, time_B, **self._conditional))
-        if v != 1 and outputs.side_BCHW is not None:
-            out_BCHW = out_BCHW + (v - 1) * (conditional_BCHW - outputs.side_BCHW[: len(z_BCHW)])
-        return self.process.latent(out_BCHW.to(latent_BCHW.dtype), latent_BCHW, t)
+        at = _coefficients(self.process, float(t), z_BCHW.device)
+        time_B = at.time_embedding_input_B.expand(len(z_BCHW))
+        with torch.autocast(z_BCHW.device.type, torch.bfloat16, enabled=self.autocast):
+            if s:
+                outputs = self._outputs(z_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), self._with_unconditional)
+                conditional_BCHW, unconditional_BCHW = outputs.prediction_BCHW.chunk(2)
+                out_BCHW = conditional_BCHW + s * (conditional_BCHW - unconditional_BCHW)
+            else:
+                outputs = self._outputs(z_BCHW, time_B, self._conditional)
+                out_BCHW = conditional_BCHW = outputs.prediction_BCHW
+            if w and self.weak is not None:
+                out_BCHW = out_BCHW + w * (
+                    conditional_BCHW - self.weak(z_BCHW, time_B, conditioning=self._weak_conditional)
+                )
+            if v != 1 and outputs.side_BCHW is not None:
+                out_BCHW = out_BCHW + (v - 1) * (conditional_BCHW - outputs.side_BCHW[: len(z_BCHW)])
+        return self.process.latent(out_BCHW.to(latent_BCHW.dtype), latent_BCHW, at)
 
-    def _outputs(self, z_BCHW: Tensor, time_B: Tensor, inputs: dict[str, Any]) -> Outputs:
-        outputs: Outputs = self.denoiser(z_BCHW, time_B, **inputs, all_outputs=True)
+    def _outputs(self, z_BCHW: Tensor, time_B: Tensor, conditioning: Conditioning) -> Outputs:
+        outputs: Outputs = self.denoiser(z_BCHW, time_B, conditioning=conditioning, all_outputs=True)
         return outputs
 
     def _strengths(self, t: float) -> tuple[float, float, float]:
@@ -76,39 +82,51 @@ class GuidedDenoiser:
         return s, w, v
 
     @cached_property
-    def _sigma_BK(self) -> Tensor | None:
+    def _conditional(self) -> Conditioning:
+        return self._prepared(self.denoiser)
+
+    @cached_property
+    def _weak_conditional(self) -> Conditioning:
+        assert self.weak is not None
+        return self._prepared(self.weak)
+
+    def _prepared(self, denoiser: Denoiser) -> Conditioning:
+        """What a denoiser makes of the conditions, class and caption."""
+        sigma_BK = self._sigma_BK(self._batch)
+        return denoiser.prepare(self._batch, self.conditions or None, None, self.label_B, self.context_BTD, sigma_BK)
+
+    @cached_property
+    def _with_unconditional(self) -> Conditioning:
+        """The same twice, the second time without conditions, class and caption."""
+        condition, keep_B, label_B, context_BTD = None, None, None, None
+        if self.conditions:
+            condition = tuple(torch.cat([one, one]) for one in self.conditions)
+            keep_B = torch.arange(2 * self._batch, device=condition[0].device) < self._batch
+        if self.label_B is not None:
+            label_B = torch.cat([self.label_B, torch.full_like(self.label_B, self.denoiser.config.labels)])
+        if self.context_BTD is not None:
+            null_BTD = self.denoiser.null_context.expand_as(self.context_BTD)
+            context_BTD = torch.cat([self.context_BTD, null_BTD.to(self.context_BTD)])
+        batch = 2 * self._batch
+        return self.denoiser.prepare(batch, condition, keep_B, label_B, context_BTD, self._sigma_BK(batch))
+
+    @property
+    def _batch(self) -> int:
+        """Images; 1 where nothing tells them apart."""
+        return next((len(one) for one in (*self.conditions, self.label_B, self.context_BTD) if one is not None), 1)
+
+    def _sigma_BK(self, batch: int) -> Tensor | None:
         """The noise on each condition, the same for all images."""
         if not self.conditions:
             return None
-        batch, device = len(self.conditions[0]), self.conditions[0].device
-        return torch.tensor(self.settings.sigmas, device=device).expand(batch, -1)
+        return torch.tensor(self.settings.sigmas, device=self.conditions[0].device).expand(batch, -1)
 
-    @cached_property
-    def _conditional(self) -> dict[str, Any]:
-        """The denoiser's arguments beside z and the time."""
-        return {
-            "condition": self.conditions or None,
-            "label_B": self.label_B,
-            "context_BTD": self.context_BTD,
-            "sigma_BK": self._sigma_BK,
-        }
 
-    @cached_property
-    def _with_unconditional(self) -> dict[str, Any]:
-        """The arguments twice, the second time without conditions, class and caption."""
-        twice: dict[str, Any] = {"condition": tuple(torch.cat([one, one]) for one in self.conditions) or None}
-        twice["sigma_BK"] = None if self._sigma_BK is None else self._sigma_BK.repeat(2, 1)
-        twice["label_B"] = twice["context_BTD"] = None
-        if self.label_B is not None:
-            null_B = torch.full_like(self.label_B, self.denoiser.config.labels)
-            twice["label_B"] = torch.cat([self.label_B, null_B])
-        if self.context_BTD is not None:
-            null_BTD = self.denoiser.null_context.expand_as(self.context_BTD)
-            twice["context_BTD"] = torch.cat([self.context_BTD, null_BTD.to(self.context_BTD)])
-        if self.conditions:
-            batch, device = len(self.conditions[0]), self.conditions[0].device
-            twice["keep_B"] = torch.arange(2 * batch, device=device) < batch
-        return twice
+@lru_cache(maxsize=4096)
+def _coefficients(process: Process, t: float, device: torch.device) -> Coefficients:
+    """The process at one time, on a device: all batches of a sampling are at the same times."""
+    at = process.at(torch.tensor(t, dtype=torch.float64))
+    return Coefficients(*(getattr(at, one.name).to(device) for one in fields(at)))
 
 
 def _within(interval: Interval | None, t: float) -> bool:

@@ -45,6 +45,17 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """What a network and its loss need of a process at the times of a batch, each (B): computed once, by `Process.at`."""
+
+    t_B: Tensor
+    time_embedding_input_B: Tensor
+    alpha_B: Tensor
+    sigma_B: Tensor
+    weight_B: Tensor
+
+
+@dataclass(frozen=True)
 class Process:
     """`discrete`: 1000 steps, log alpha interpolated between them. `vp`: the VP-SDE, beta from 0.1 to 20. `flow`:
     alpha = 1 - t, sigma = t (Lipman et al. 2022, arXiv 2210.02747).
@@ -139,12 +150,17 @@ class Process:
         c = 2 * (BETA_MAX - BETA_MIN) * log1p
         return c / ((torch.sqrt(BETA_MIN**2 + c) + BETA_MIN) * (BETA_MAX - BETA_MIN))
 
-    def add_noise(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor) -> Tensor:
+    def at(self, t: Tensor) -> Coefficients:
+        """The coefficients at times t, float32: what follows takes them in place of the times."""
+        alpha, sigma, weight = (f(t).float() for f in (self.alpha, self.sigma, self.weight))
+        return Coefficients(t, self.time_embedding_input(t), alpha, sigma, weight)
+
+    def add_noise(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor | Coefficients) -> Tensor:
         """alpha(t) z + sigma(t) eps."""
         alpha, sigma = self._alpha_sigma(t, z_BCHW)
         return alpha * z_BCHW + sigma * eps_BCHW
 
-    def target(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor) -> Tensor:
+    def target(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor | Coefficients) -> Tensor:
         """The network's target (B, C, H, W), by `prediction`."""
         if self.prediction == "eps":
             return eps_BCHW
@@ -195,17 +211,16 @@ class Process:
             return latent_weight / alpha**2
         return latent_weight / (alpha**2 + sigma**2 if self.prediction == "v" else alpha + sigma) ** 2
 
-    def loss(self, output_BCHW: Tensor, z_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    def loss(self, output_BCHW: Tensor, z_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor | Coefficients) -> Tensor:
         """Weighted mean squared error of the prediction, in float32 whatever the precision of the output."""
         error_BCHW = output_BCHW.float() - self.target(z_BCHW.float(), eps_BCHW.float(), t_B)
-        weight_B = self.weight(t_B).to(error_BCHW.device, torch.float32)
-        return (weight_B * error_BCHW.square().flatten(1).mean(1)).mean()
+        weight_B = t_B.weight_B if isinstance(t_B, Coefficients) else self.weight(t_B)
+        return (weight_B.to(error_BCHW.device, torch.float32) * error_BCHW.square().mean((1, 2, 3))).mean()
 
-    def _alpha_sigma(self, t: Tensor, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _alpha_sigma(self, t: Tensor | Coefficients, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t) and sigma(t), (B, 1, 1, 1) or (1, 1, 1, 1), on the device and in the precision of a batch."""
-        alpha, sigma = (
-            weight(t).to(z_BCHW.device, z_BCHW.dtype).reshape(-1, 1, 1, 1) for weight in (self.alpha, self.sigma)
-        )
+        pair = (t.alpha_B, t.sigma_B) if isinstance(t, Coefficients) else (self.alpha(t), self.sigma(t))
+        alpha, sigma = (one.to(z_BCHW.device, z_BCHW.dtype).reshape(-1, 1, 1, 1) for one in pair)
         return alpha, sigma
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
@@ -28,6 +29,7 @@ class LevelSampling:
     sigmas: tuple[float, ...]
     autoguidance: float = 0.0
     internal_guidance: InternalGuidance | None = None
+    precision: Literal["float32", "bf16"] | None = None  # of the network; None is the device's own
 
 
 def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
@@ -49,6 +51,7 @@ def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
         sigmas=tuple(_sigma(recipe, above) for above in recipe.conditions(level)),
         autoguidance=autoguide.scale if autoguide else 0.0,
         internal_guidance=options.of("internal_guidance", level),
+        precision=options.precision,
     )
 
 

@@ -69,6 +69,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+MOST_VALUES = 1 << 28  # of a latent: a gigabyte in float32
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, nothing unknown, nothing converted."""
 
@@ -109,6 +112,8 @@ class Level(Section):
     @model_validator(mode="after")
     def _fits(self) -> Level:
         h, w, _ = self.shape
+        if math.prod(self.shape) > MOST_VALUES:
+            raise ValueError(f"has shape {shape_name(self.shape)}, which is too large: {MOST_VALUES:,} values are the most")
         if h % self.patch or w % self.patch:
             raise ValueError(f"has patch {self.patch}, which does not divide its {h}x{w} grid")
         if isinstance(self.sigma, tuple) and self.sigma[0] >= self.sigma[1]:
@@ -274,7 +279,7 @@ class InternalGuidance(Section):
 
 
 class SamplingOptions(Section):
-    """How images are sampled. All but `guidance_decay` and `batch` are one value, or one per level with z_0 first."""
+    """How images are sampled. All but `guidance_decay`, `precision` and `batch` are one value, or one per level, z_0 first."""
 
     sampler: Annotated[tuple[Sampler | None, ...], PerLevel] = (None,)
     steps: Annotated[tuple[PositiveInt, ...], PerLevel] = (50,)
@@ -286,6 +291,7 @@ class SamplingOptions(Section):
     sigma: Annotated[tuple[NonNegativeFloat | None, ...], PerLevel] = (None,)
     autoguide: Annotated[tuple[Autoguide | None, ...], PerLevel] = (None,)
     internal_guidance: Annotated[tuple[InternalGuidance | None, ...], PerLevel] = (None,)
+    precision: Literal["float32", "bf16"] | None = None
     batch: PositiveInt = 64
 
     def of(self, key: str, level: int) -> Any:
@@ -298,7 +304,7 @@ class SamplingOptions(Section):
         return self.model_copy(update={key: getattr(self, key)[:depth] for key in PER_LEVEL})
 
 
-PER_LEVEL = [key for key in SamplingOptions.model_fields if key not in ("guidance_decay", "batch")]
+PER_LEVEL = [key for key in SamplingOptions.model_fields if key not in ("guidance_decay", "precision", "batch")]
 
 
 class EvaluationOptions(Section):

@@ -33,6 +33,7 @@ from nestgen.sampling.latents import open_latents
 from nestgen.sampling.trained import LevelSampler, SavedLevel, load_samplers
 
 MOST = 1024  # images of an upper level that are sampled together
+COMPILED = 4096  # images from which compiling the denoisers, which takes minutes, is worth it on a GPU
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,12 @@ class BlockSampler:
 
     @cached_property
     def samplers(self) -> tuple[LevelSampler, ...]:
-        """The denoisers, z_0's first."""
-        return load_samplers(self.recipe, self.device, self.levels)
+        """The denoisers, z_0's first; compiled where that pays."""
+        samplers = load_samplers(self.recipe, self.device, self.levels)
+        if self.device.type == "cuda" and self.request.count >= COMPILED:
+            for sampler in samplers:
+                sampler.trained.denoiser.compile()
+        return samplers
 
     @cached_property
     def conditions(self) -> ImageConditions:

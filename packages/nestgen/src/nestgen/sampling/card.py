@@ -71,6 +71,8 @@ def _level(sampler: LevelSampler, conditions: ImageConditions) -> dict[str, Any]
         "checkpoint_step": meta["step"],
         "checkpoint_sha256": sampler.trained.sha256,
     }
+    if sampler.precision != "float32":
+        card["precision"] = sampler.precision
     if len(settings.sigmas) > 1:
         card["further_sigmas"] = list(settings.sigmas[1:])
     if settings.internal_guidance is not None:
@@ -125,7 +127,8 @@ def _refuse_other_settings(out: Path, card: dict[str, Any]) -> None:
     differing = [path for path, settings in records.items() if _read(path) not in (settings, None)]
     there = any(out.glob("latents/z*.blocks/*.json")) or any(out.glob("[0-9]" * 6 + "*.png"))
     if differing and there:
-        why = first_difference(_read(differing[-1]) or {}, records[differing[-1]])
+        previous = _read(differing[-1])
+        why = first_difference(previous, records[differing[-1]]) if previous else f"{differing[-1]} is damaged"
         raise UserError(
             f"{out} holds samples of other settings: {why}; sample into another folder, or give --overwrite to replace them"
         )
@@ -177,8 +180,10 @@ def check_same_settings(source: Path, theirs: Sequence[Any], ours: Sequence[Any]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record of the folder; None where there is none, or where it was cut off."""
+    """A record of the folder; None where there is none, and {} where it is damaged, so that it vouches for nothing."""
+    if not path.is_file():
+        return None
     try:
         return read_json(path)
     except UserError:
-        return None
+        return {}

@@ -28,10 +28,11 @@ class Latents:
     path: Path
     array: zarr.Array
 
-    def blocks(self) -> Iterator[range]:
-        """The rows of each block, in order."""
+    def blocks(self, rows: range | None = None) -> Iterator[range]:
+        """The rows of each block, in order; only of the blocks that hold some of `rows`, if they are given."""
         count, block = self.array.shape[0], self.array.chunks[0]
-        for first in range(0, count, block):
+        start, stop = (0, count) if rows is None else (rows.start // block * block, rows.stop)
+        for first in range(start, stop, block):
             yield range(first, min(first + block, count))
 
     def has(self, rows: range) -> bool:
@@ -53,7 +54,11 @@ class Latents:
         write_json(_record(self.path, rows), {"rows": [rows.start, rows.stop], "sha256": _digest(values)})
 
     def read(self, rows: range) -> Tensor:
-        """A block as (B, C, H, W). Raises UserError where it is not there or not what was written."""
+        """Whole blocks as (B, C, H, W). Raises UserError where one is not there or not what was written."""
+        z_BHWC = np.concatenate([self._read_block(block) for block in self.blocks(rows)])
+        return torch.from_numpy(z_BHWC).permute(0, 3, 1, 2).contiguous()  # sums round by layout
+
+    def _read_block(self, rows: range) -> np.ndarray:
         if not self.has(rows):
             raise UserError(
                 f"{self.path} is unfinished: images {rows.start} to {rows.stop - 1} are not there; "
@@ -65,11 +70,11 @@ class Latents:
                 f"{self.path} is damaged at images {rows.start} to {rows.stop - 1}; remove "
                 f"{_record(self.path, rows)} and run the same `nestgen sample` again"
             )
-        return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous()  # sums round by layout
+        return values
 
     def read_all(self) -> np.ndarray:
         """All latents as (count, h, w, c), with the checks of `read`."""
-        return torch.cat([self.read(rows) for rows in self.blocks()]).permute(0, 2, 3, 1).numpy()
+        return np.concatenate([self._read_block(rows) for rows in self.blocks()])
 
 
 def create_latents(folder: Path, level: int, shape: tuple[int, int, int, int], block: int) -> Latents:
@@ -99,10 +104,21 @@ def create_latents(folder: Path, level: int, shape: tuple[int, int, int, int], b
 def open_latents(folder: Path, level: int) -> Latents:
     """The latents of a level in a sample folder, or UserError where there are none."""
     path = latents_path(folder, level)
+    if not path.is_dir():
+        raise UserError(f"{folder} has no latents of z_{level}; run `nestgen sample --out {folder}`")
     try:
         return Latents(path, zarr.open_array(path, mode="r+"))
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} has no latents of z_{level}; run `nestgen sample --out {folder}`") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # whatever zarr raises for its zarr.json
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}); remove it and {path.with_suffix('.blocks')}, and run the same "
+            "`nestgen sample` again"
+        ) from None
 
 
 def written_shape(folder: Path, level: int) -> tuple[int, int] | None:

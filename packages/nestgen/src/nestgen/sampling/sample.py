@@ -67,6 +67,8 @@ def _open(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`nestgen sample` starts its own processes: run it once, with --processes N")
     device = default_device() if processes == 1 else torch.device("cpu")
+    if recipe.sampling.precision is None:  # that of the devices that will sample, which this process may not use
+        recipe = recipe.with_sampling({"precision": "bf16" if default_device().type == "cuda" else "float32"})
     block_sampler = BlockSampler(recipe, request, out, find_levels(recipe) if levels is None else levels, device)
     _ = block_sampler.conditions  # before anything is written: what was requested may not be there
     return block_sampler

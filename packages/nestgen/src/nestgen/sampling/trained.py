@@ -74,6 +74,11 @@ class LevelSampler:
         """Where the denoiser is."""
         return self.trained.denoiser.pos_embed.device
 
+    @property
+    def precision(self) -> Literal["float32", "bf16"]:
+        """What the network computes in: that of the settings, else bf16 on a GPU."""
+        return self.settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
+
     def guided(
         self,
         conditions: Iterable[Tensor] = (),
@@ -90,6 +95,7 @@ class LevelSampler:
             None if label_B is None else label_B.to(self.device),
             None if context_BTD is None else context_BTD.to(self.device, dtype),
             None if self.weak is None else self.weak.denoiser,
+            self.precision == "bf16",
         )
 
 
