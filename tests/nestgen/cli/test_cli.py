@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,15 @@ def test_first_sentences_fit_a_line() -> None:
     help_text = CliRunner().invoke(main, ["--help"], terminal_width=80).output
     assert "export" in help_text
     assert "..." not in help_text.split("Commands:")[1]
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_help_ends_with_an_example_that_can_be_called(name: str) -> None:
+    command = main.commands[name]
+    last = (command.help or "").strip().splitlines()[-1].strip()
+    assert last.startswith(f"Example: nestgen {name}"), last
+    with click.Context(command) as context:
+        command.parse_args(context, shlex.split(last.removeprefix(f"Example: nestgen {name}")))
 
 
 @pytest.mark.parametrize("args", [("train",), ("train", "--level", "x"), ("nothing",), ("train", "--levle", "0")])

@@ -119,6 +119,10 @@ def test_holds_statistics_recipe_and_names_but_no_path_of_this_machine(trained: 
     torch.testing.assert_close(by_name, pipe(label=1).latents[0], rtol=0, atol=0)
     with pytest.raises(ValueError, match="no class named 'cat'; the names are golden retriever, hot air balloon"):
         pipe(label="cat")
+    sample_ = ("sample", "--pretrained", tmp_path / "model", "--count", 1, "--out", tmp_path / "s", "--label")
+    assert "--label: there is no class named 'cat'; the names are golden retriever" in fails(*sample_, "cat")
+    nestgen(*sample_, "hot air balloon")
+    assert read_json(tmp_path / "s" / "sample.json")["label"] == 1
     (tmp_path / "names.txt").write_text("one\n")
     assert "there are 1 class names, but the denoisers know 2" in fails(
         "export", run, "--out", tmp_path / "other", "--class-names", tmp_path / "names.txt"

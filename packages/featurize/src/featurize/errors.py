@@ -21,6 +21,8 @@ def explain_os_error(error: OSError) -> UserError | None:
         errno.ENOSPC: f"No space is left on the disk{where}; free some and run the same command again, it goes on.",
         errno.EDQUOT: f"The disk quota is used up{where}; free some space and run the same command again.",
         errno.EFBIG: f"The file system refuses a file so large{where}; use another one and run the same command again.",
+        errno.ENOTDIR: f"A folder of this path is a file{where}; choose another --out.",
+        errno.ENAMETOOLONG: f"A name in this path is too long{where}; choose a shorter one.",
         errno.EROFS: f"The file system is read-only{where}; make it writable or choose another --out.",
         errno.EACCES: f"Permission is denied{where}; fix the permissions or choose another --out.",
         errno.EPERM: f"Permission is denied{where}; fix the permissions or choose another --out.",
@@ -31,3 +33,14 @@ def explain_os_error(error: OSError) -> UserError | None:
     }
     sentence = sentences.get(error.errno) if error.errno is not None else None
     return UserError(sentence) if sentence else None
+
+
+def explain_memory_error(error: Exception) -> UserError | None:
+    """The sentence for memory that ran out, of this machine or of a GPU; None for any other error."""
+    gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which may not be imported
+    if not (gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+        return None
+    return UserError(
+        f"The memory of the {'GPU' if gpu else 'machine'} is full; give fewer --workers (each encodes 32 images at a time), or "
+        "choose a smaller image or network."
+    )

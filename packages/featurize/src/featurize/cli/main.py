@@ -10,7 +10,7 @@ import sys
 import click
 
 from featurize.cli import encoders, extraction, neighbours, scenes, stores
-from featurize.errors import Interrupted, UserError, explain_os_error
+from featurize.errors import Interrupted, UserError, explain_memory_error, explain_os_error
 from featurize.recipe import DEFAULT_RECIPE, read_request
 
 
@@ -70,6 +70,11 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:
         sentence = explain_os_error(error)
+        if sentence is None:
+            raise
+        _fail(str(sentence))
+    except (MemoryError, RuntimeError) as error:
+        sentence = explain_memory_error(error)
         if sentence is None:
             raise
         _fail(str(sentence))

@@ -10,7 +10,7 @@ from featurize.recipe import choices
 
 
 @click.command()
-@click.option("--count", type=click.IntRange(min=1), default=6000, show_default=True, help="How many.")
+@click.option("--count", type=click.IntRange(1, 10**9), default=6000, show_default=True, help="How many.")
 @click.option("--size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side in pixels.")
 @click.option("--split", type=click.Choice(choices("split")), default="train", show_default=True, help="Which scenes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other scenes.")

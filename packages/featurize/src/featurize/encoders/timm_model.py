@@ -20,7 +20,7 @@ from featurize.encoders.encoder import (
     Kind,
     loaded,
 )
-from featurize.errors import UserError
+from featurize.errors import UserError, explain_memory_error
 from featurize.images.crop import INTERPOLATIONS, CropRule
 from featurize.io.files import json_sha256, read_json, write_json
 from featurize.io.home import cache_folder
@@ -227,6 +227,8 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
+        if explain_memory_error(error):
+            raise
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
         hint = f"; near are {', '.join(near)}" if near else ""
         raise UserError(f"timm has no model '{name}' ({str(error).splitlines()[0]}){hint}.") from None

@@ -36,5 +36,7 @@ def parse_yaml(text: str, where: str) -> object:
         if isinstance(error, DuplicateKeyError):  # whose text is: found duplicate key "x" with value ...
             problem = f"the key {problem.split(chr(34))[1]!r} is given twice"
         raise UserError(f"{where}{line} is not valid YAML: {problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read; write it flatter.") from None
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None

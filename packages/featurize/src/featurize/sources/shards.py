@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from featurize.io.addresses import AT_ONCE, exists, is_remote, matching
 from featurize.sources.listing import Index, Listing, Query, SourceImage
 from featurize.sources.outside_text import Oddities
 from featurize.sources.tars.index import index_of
+
+MOST_SHARDS = 10_000_000  # that braces stand for
 
 
 def list_shards(query: Query) -> Listing:
@@ -63,6 +66,9 @@ def _braces(pattern: str) -> Iterable[str]:
     """The patterns that braces stand for; a file or folder that has braces in its name is itself."""
     if not is_remote(pattern) and exists(pattern):
         return [pattern]
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
+    if (count := math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)) > MOST_SHARDS:
+        raise UserError(f"{pattern} stands for {count:,} shards; the most are {MOST_SHARDS:,}.")
     try:
         return list(braceexpand(pattern))
     except ValueError:

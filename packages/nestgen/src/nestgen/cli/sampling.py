@@ -150,7 +150,7 @@ def _class_number(label: str | None, pretrained: str | None, recipe: Any) -> int
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("hierarchy.png"), show_default=True)
-@click.option("--columns", type=click.IntRange(2), default=8, show_default=True, help="Images per row.")
+@click.option("--columns", type=click.IntRange(2, 1000), default=8, show_default=True, help="Images per row.")
 @click.option(
     "--freeze-from", type=int, metavar="K", help="Only the row of levels K and above; by default each in turn."
 )

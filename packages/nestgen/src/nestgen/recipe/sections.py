@@ -282,7 +282,7 @@ class SamplingOptions(Section):
     """How images are sampled. All but `guidance_decay`, `precision` and `batch` are one value, or one per level, z_0 first."""
 
     sampler: Annotated[tuple[Sampler | None, ...], PerLevel] = (None,)
-    steps: Annotated[tuple[PositiveInt, ...], PerLevel] = (50,)
+    steps: Annotated[tuple[Annotated[PositiveInt, Field(le=10_000)], ...], PerLevel] = (50,)
     guidance: Annotated[tuple[float, ...], PerLevel] = (1.0,)
     guidance_decay: Probability = 1.0
     guidance_interval: Annotated[
