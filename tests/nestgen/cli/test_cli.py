@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import re
 import shlex
 import shutil
@@ -228,3 +230,17 @@ def test_nestgen_imports_nothing_of_featurize() -> None:
         "assert not any(name.startswith('featurize.') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_user_without_a_name_has_one_for_torch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container whose user has no passwd entry, importing torch's compiler would fail."""
+
+    def no_entry(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.setenv("LOGNAME", "")  # so that what is set is removed again
+    assert run()[0] == 0
+    assert getpass.getuser() == str(os.getuid())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ def main(context: click.Context) -> None:
 
     Example: nestgen sample --pretrained scenes --count 64 --out samples
     """
+    _name_the_user()
     if context.invoked_subcommand is not None:
         keep_freed_memory()
         return
@@ -60,6 +63,14 @@ def main(context: click.Context) -> None:
     from nestgen.recipe.recipe import load_recipe
 
     click.echo(status(load_recipe()))
+
+
+def _name_the_user() -> None:
+    """torch asks for the user's name as it is imported. In a container the user's number may have none."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 for command in (
