@@ -134,7 +134,7 @@ def scored_features(plan: Plan) -> dict[str, Any]:
     encoder = {key: features[key] for key in ("encoder", "weights", "model_args") if key in features}
     if scored_by:
         encoder = {key: value for key, value in scored_by.model_dump().items() if value}
-    same = {key: features[key] for key in ("precision", "crop") if key in features}
+    same = {key: features[key] for key in ("precision", "crop", "icc") if key in features}
     # No z_0 of a sample is needed, so the smallest there is.
     return {**encoder, **same, "out": "stores/samples", "z0": "pixels:8"}
 

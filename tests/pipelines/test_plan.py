@@ -269,3 +269,11 @@ def test_a_config_key_that_nothing_reads_is_refused(plan: Callable[..., Any], tm
 def test_names_that_no_step_can_have_are_refused(plan: Callable[..., Any], changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         plan(**changes)
+
+
+def test_samples_are_encoded_as_the_rows_are(plan: Callable[..., Any]) -> None:
+    from workflow.rehearsal import scored_features
+
+    rows = {"encoder": "tiny", "precision": "bf16", "crop": "official", "icc": "srgb"}
+    scored = scored_features(plan(features={"out": "s", "views": 2, **rows}))
+    assert scored == {**rows, "out": "stores/samples", "z0": "pixels:8"}
