@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from featurize.cli.main import commands
 from featurize.errors import UserError
+from featurize.extraction import plan
 from featurize.extraction.extract import extract
 from featurize.extraction.plan import estimate, stores_of
 from featurize.recipe import read_request
@@ -59,6 +64,55 @@ def test_every_recipe_is_planned_where_there_is_no_data(file: Path) -> None:
     assert ("text/77x768.zarr" in text) == (request.features.text is not None)
 
 
-def test_a_rate_can_be_measured(tmp_path: Path) -> None:
-    options = {"source": "scenes:16", "out": str(tmp_path / "s"), "limit": 8, "encoder": "pixels", "z0": "pixels:16"}
-    assert "measured here" in estimate(read_request(None, options, "2x2x4"), None, None, True)
+def test_a_trial_measures_the_extraction_itself_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "TRIAL", 0.001)
+    options = {"source": "scenes:16", "out": str(tmp_path / "s"), "limit": 100, "encoder": "pixels", "z0": "pixels:16"}
+    request = read_request(None, options, "2x2x4")
+    text = estimate(request, None, None, True, workers=0)
+    assert re.search(
+        r"measured with 1 worker\(s\) on 64 pictures: [\d.e+]+ pictures/s, all stages together; \d+\.\d s to start",
+        text,
+    )
+    assert re.search(r"hours: [\d.e-]+ \(100 pictures are encoded once more, for the basis: [\d.e-]+\)", text)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(plan, "TRIAL", 1000.0)
+    assert "worker(s) on 100 pictures" in estimate(request, None, None, True, workers=0)  # more are not there
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_hours_come_from_the_log_of_a_trial(one_pass: bool, tmp_path: Path) -> None:
+    """Two workers, whose first blocks are slow: 2 s to start, a basis part of 4 s, blocks of 32 pictures, 6 s of all else."""
+    base = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def event(name: str, second: float, **facts: object) -> str:
+        return json.dumps({"time": (base + timedelta(seconds=second)).isoformat(), "event": name, **facts}) + "\n"
+
+    def block(end: float, took: float) -> str:
+        return event("block", end, pictures=32, seconds={"read": took / 4, "encode": 3 * took / 4})
+
+    lines = [
+        event("start", 0.0),
+        event("ledger", 4.0 if not one_pass else 39.0),
+        event("basis part", 8.0, pictures=16, seconds={"encode": 4.0}),
+        *(block(8 + end, took) for end, took in [(15, 15), (16, 16), (21, 6), (22, 6), (27, 6), (28, 6)]),
+        event("end", 38.0 if not one_pass else 40.0),
+    ]
+    (tmp_path / "log").write_text("".join(sorted(lines, key=lambda line: json.loads(line)["time"])))
+    speed = plan._speed_of(tmp_path / "log", 192, wall=42.0)
+    assert (speed.workers, speed.pictures, speed.lasted) == (2, 192, 12.0)
+    assert speed.start == pytest.approx(4.0 if not one_pass else 2.0)
+    assert speed.block == pytest.approx(12 / 128)
+    assert speed.rest == pytest.approx((6 if not one_pass else 8) / 192)
+    assert speed.fit == pytest.approx(4 / 16 / 2)
+    whole = speed.start + 1000 * (speed.block + speed.rest) + 100 * speed.fit
+    assert speed.seconds(1000, 100) == pytest.approx(whole)
+
+
+def test_who_measures_is_said_with_measure_only(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    (tmp_path / "r.yaml").write_text("features: {source: scenes, out: s, limit: 8}\nlevels: [{shape: 32x32x3}]\n")
+    ran = CliRunner().invoke(commands, ["plan", str(tmp_path / "r.yaml"), "--workers", "2"])
+    assert isinstance(ran.exception, UserError) and "give --measure too" in str(ran.exception)

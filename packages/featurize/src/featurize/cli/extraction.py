@@ -188,8 +188,17 @@ def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int 
     help="Number of images, where the source is not on this machine. [default: ImageNet's and COCO's published numbers]",
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Images per second, to compute the hours.")
-@click.option("--measure", is_flag=True, help="Encode some images here to measure the rate.")
-def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: bool) -> None:
+@click.option("--measure", is_flag=True, help="Extract some of the images, as extract would all, to compute the hours.")
+@workers_option
+@scheduler_option
+def plan(
+    recipe: Path | None,
+    rows: int | None,
+    rate: float | None,
+    measure: bool,
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
     """Estimate rows, bytes and hours of an extraction.
 
     RECIPE is by default ./nested.yaml. `nestgen info` estimates the training.
@@ -198,4 +207,6 @@ def plan(recipe: Path | None, rows: int | None, rate: float | None, measure: boo
     """
     from featurize.extraction.plan import estimate
 
-    click.echo(estimate(read_request(recipe, {}, None), rows, rate, measure))
+    if not measure and (workers is not None or scheduler is not None):
+        raise UserError("--workers and --scheduler say who measures; give --measure too, or leave them out.")
+    click.echo(estimate(read_request(recipe, {}, None), rows, rate, measure, workers, scheduler))

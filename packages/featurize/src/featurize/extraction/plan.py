@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 import time
 from dataclasses import dataclass
-from itertools import islice
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from featurize.codecs import describe_codec, load_codec
+from featurize.codecs import describe_codec
 from featurize.codecs import kinds as codec_kinds
-from featurize.encoders import describe_encoder, encode, kind_of, load_encoder
+from featurize.encoders import describe_encoder, kind_of
 from featurize.errors import UserError
-from featurize.execution.devices import device_of_worker
+from featurize.execution.devices import default_workers
+from featurize.extraction.extract import extract
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import codec_spec, encoder_spec
-from featurize.extraction.targets import base_channels, crop_rule
-from featurize.images.crop import InputSpec, crop
-from featurize.images.decode import decode
-from featurize.recipe import Features, Request
-from featurize.sources import SourceImage, list_images, read
+from featurize.extraction.targets import base_channels
+from featurize.io.files import is_local, resolve_path
+from featurize.recipe import OWN_BASIS, Features, Request
+from featurize.sources import SourceImage, list_images
 from featurize.sources.class_lists import read_classes
 from featurize.sources.coco import COUNTS
-from featurize.store.layout import base_path, encoder_folder, labels_path, level_path, text_path, z0_path
+from featurize.store.layout import base_path, encoder_folder, labels_path, level_path, log_path, text_path, z0_path
 
 HALF = 2  # bytes of a float16
 TEXT = (77, 768)  # tokens and width of CLIP ViT-L/14's text tower
 PUBLISHED = {"imagenet-train": 1_281_167, "imagenet-val": 50_000} | {
     f"coco{name[-4:]}-{name[:-4]}": pictures for name, pictures in COUNTS.items()
 }  # pictures by source and split, for plans where they are not at hand
-MEASURED = 64  # images, after as many to warm up
+TRIAL = 10.0  # seconds that the blocks of a trial should take
+ENOUGH = 0.5  # of it is taken as it is
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,16 @@ class Store:
         return math.prod(self.shape) * (8 if len(self.shape) == 1 else HALF)
 
 
-def estimate(request: Request, rows: int | None, rate: float | None, measure: bool) -> str:
-    """The text of `featurize plan`. Nothing is written; with `measure`, weights are loaded and some pictures encoded.
+def estimate(
+    request: Request,
+    rows: int | None,
+    rate: float | None,
+    measure: bool,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> str:
+    """The text of `featurize plan`. Nothing stays written; with `measure` some pictures are extracted by the engine that
+    `workers` and `scheduler` name.
 
     `rows` stands in for the pictures of a source that is not here, `rate` is pictures a second. ImageNet's and COCO's
     published numbers are taken where neither is given. Raises UserError where the number of images can't be found out,
@@ -58,6 +68,7 @@ def estimate(request: Request, rows: int | None, rate: float | None, measure: bo
     images, why_not = _images(features) if rows is None else ((), None)
     if rows is None:
         rows = len(images) or _published(features)
+    fitted = min(features.basis_rows, rows) if features.basis in (None, OWN_BASIS) else 0
     captions = sum(len(image.captions) for image in images) if images else 5 * rows
     stores = stores_of(request, rows, captions)
     lines = [
@@ -71,15 +82,22 @@ def estimate(request: Request, rows: int | None, rate: float | None, measure: bo
     if measure:
         if not images:
             raise UserError("--measure needs the pictures; leave --rows out.")
-        rate = measured_rate(features, images)
-        lines.append(f"measured here, in one process: {rate:.3g} pictures/s")
-    if rate is None:
-        lines.append("hours: give --rate PICTURES_A_SECOND, or --measure to encode some of them")
+        speed = measured_speed(request, rows, workers, scheduler)
+        lines.append(
+            f"measured with {speed.workers} worker(s) on {speed.pictures:,} pictures: {1 / speed.each:.3g} pictures/s, all "
+            f"stages together; {speed.start:.1f} s to start"
+        )
+        lines.append(
+            f"hours: {speed.seconds(rows, fitted) / 3600:.3g} ({fitted:,} pictures are encoded once more, for the basis: "
+            f"{fitted * speed.fit / 3600:.3g})"
+        )
+    elif rate is None:
+        lines.append("hours: give --rate PICTURES_A_SECOND, or --measure to extract some of them")
     else:
-        encoded = rows + min(features.basis_rows, rows) * (features.basis is None)
+        encoded = rows + fitted
         lines.append(
             f"hours: {encoded / rate / 3600:.3g} at {rate:.4g} pictures/s ({encoded:,} pictures are encoded, "
-            f"{encoded - rows:,} of them first for the basis)"
+            f"{fitted:,} of them first for the basis)"
         )
     return "\n".join(lines)
 
@@ -147,35 +165,88 @@ def _latent(features: Features) -> tuple[str, tuple[int, int, int], int]:
     return codec.name, codec.latent_shape, codec.stored_channels
 
 
-def measured_rate(features: Features, images: tuple[SourceImage, ...]) -> float:
-    """Images a second through reading, decoding, encoder and codec, in this process alone."""
+@dataclass(frozen=True)
+class Speed:
+    """What a trial of an extraction took, in seconds: to start, a picture in blocks and in all else (ledger, seals, levels), and
+    a picture that the basis is fitted on. `lasted` is the time of the blocks that were looked at."""
 
-    device = device_of_worker()
-    encoder, codec = load_encoder(encoder_spec(features), device), load_codec(codec_spec(features))
-    rule = crop_rule(features, encoder)
-    networks = (
-        (
-            InputSpec(rule.side(encoder.input_size), encoder.interpolation),
-            lambda x: encode(encoder, x, device, features.precision).cpu(),
-        ),
-        (codec.input, codec.encode),
+    workers: int
+    pictures: int
+    start: float
+    block: float
+    rest: float
+    fit: float
+    lasted: float
+
+    @property
+    def each(self) -> float:
+        """Seconds a picture."""
+        return self.block + self.rest
+
+    def seconds(self, rows: int, fitted: int) -> float:
+        """Of an extraction of so many pictures whose basis is fitted on so many."""
+        return self.start + rows * self.each + fitted * self.fit
+
+
+def measured_speed(request: Request, rows: int, workers: int | None, scheduler: str | None) -> Speed:
+    """Extract some of the pictures, as `extract` would all `rows`, into a folder beside the store root that is removed again.
+
+    First two blocks for each worker, then as many as should last TRIAL seconds.
+    """
+    workers = default_workers() if workers is None and scheduler is None else workers
+    count = 2 * max(1, workers or 1) * INNER_BATCH
+    out = resolve_path(request.features.out)
+    beside = next(folder for folder in out.parents if folder.is_dir()) if is_local(out) else None
+    with tempfile.TemporaryDirectory(prefix=".featurize-plan-", dir=beside) as folder:
+        while True:
+            count = min(rows, count)
+            root = Path(folder) / str(count)
+            changes = {
+                "out": str(root),
+                "limit": count,
+                "basis_rows": INNER_BATCH,
+                "basis_tolerance": 1e9,
+                "max_bad": "100%",
+            }
+            trial = request.model_copy(update={"features": request.features.model_copy(update=changes)})
+            start = time.perf_counter()
+            extract(trial, workers, scheduler)
+            speed = _speed_of(log_path(root), count, time.perf_counter() - start)
+            if speed.lasted >= ENOUGH * TRIAL or count == rows:
+                return speed
+            count = max(2 * count, math.ceil(TRIAL / speed.block))
+
+
+def _speed_of(journal: Path, pictures: int, wall: float) -> Speed:
+    """The speed of a finished extraction, by its log."""
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    moments = {event["event"]: _time(event) for event in events}  # the last of each
+    blocks = [event for event in events if event["event"] == "block"]
+    parts = [event for event in events if event["event"] == "basis part"]
+    ends = sorted(map(_time, blocks))
+    begins = [_time(block) - sum(block["seconds"].values()) for block in blocks]
+    # Those that were begun before the first was done: by as many workers. The first of each is left out, as it is slower.
+    workers = sum(begin < ends[0] for begin in begins)
+    steady = sorted(blocks, key=_time)[workers:]
+    all_blocks = ends[-1] - min(begins)
+    lasted, done = (ends[-1] - ends[workers - 1], steady) if steady else (all_blocks, blocks)
+    fitted = sum(part["pictures"] for part in parts)
+    fitting = sum(sum(part["seconds"].values()) for part in parts)
+    logged = moments["end"] - moments["start"]
+    return Speed(
+        workers,
+        pictures,
+        start=wall - logged,
+        block=lasted / sum(block["pictures"] for block in done),
+        rest=max(0.0, logged - all_blocks - fitting) / pictures,
+        fit=fitting / fitted / workers if fitted else 0.0,
+        lasted=lasted,
     )
 
-    def one_pass() -> int:
-        chosen = iter(images[:MEASURED])
-        done = 0
-        while part := list(islice(chosen, INNER_BATCH)):
-            decoded = [decode(read(image), features.icc) for image in part]
-            for spec, network in networks:
-                x_BHWC = np.stack([crop(image, rule, spec) for image in decoded])
-                for view in range(features.views):
-                    network(x_BHWC if not view else np.ascontiguousarray(x_BHWC[:, :, ::-1]))
-            done += len(part)
-        return done
 
-    one_pass()
-    start = time.perf_counter()
-    return one_pass() / (time.perf_counter() - start)
+def _time(event: dict[str, Any]) -> float:
+    """When an event was logged, in seconds."""
+    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def _size(count: int) -> str:
