@@ -11,7 +11,7 @@ from nestgen.files import atomic_write, read_json, write_json
 from nestgen.text import short, table
 
 # Keys of a score that say how it was measured. Scores of one space are comparable if all of these agree.
-MEASURED = ("samples", "dimensions", "pooled_from", "inception", "weights_sha256")
+MEASURED = ("samples", "dimensions", "pooled_from", "kernel_rows", "inception", "weights_sha256")
 UNSAID = {"inception": "tensorflow"}  # of cards that were written before there was another
 FID = "Inception"  # the space whose Fréchet distance is called so
 SHOWN = ("frechet_distance", "kid", "precision", "recall", "density", "coverage")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
-CHUNK = 2048  # vectors whose kernel with all others is held at a time
+CHUNK = 2048  # vectors whose kernel with as many others is held at a time
 
 
 def kernel_rows(x_ND: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
     """Means over y of k(x, y) = (x·y / D + 1)³, for each x (N), and for each y over x (M)."""
-    rows, columns = [], x_ND.new_zeros(len(y_MD))
-    for part_BD in x_ND.split(CHUNK):
-        kernel_BM = (part_BD @ y_MD.T / x_ND.shape[1] + 1) ** 3
-        rows.append(kernel_BM.mean(1))
-        columns += kernel_BM.sum(0)
-    return torch.cat(rows), columns / len(x_ND)
+    rows_N, columns_M = x_ND.new_zeros(len(x_ND)), y_MD.new_zeros(len(y_MD))
+    for x_BD, rows_B in zip(x_ND.split(CHUNK), rows_N.split(CHUNK)):
+        for y_CD, columns_C in zip(y_MD.split(CHUNK), columns_M.split(CHUNK)):
+            kernel_BC = (x_BD @ y_CD.T / x_ND.shape[1] + 1) ** 3
+            rows_B += kernel_BC.sum(1)
+            columns_C += kernel_BC.sum(0)
+    return rows_N / len(y_MD), columns_M / len(x_ND)
 
 
 def kernel_within(x_ND: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 2048  # vectors whose distances to all others are held at a time
+CHUNK = 2048  # vectors whose distances to as many others are held at a time
 PR, DC = 3, 5  # neighbours that make a radius: Kynkäänniemi et al. 2019 (1904.06991), Naeem et al. 2020 (2002.09797)
 
 
@@ -13,7 +13,10 @@ def neighbour_radii(x_ND: Tensor, neighbours: tuple[int, ...] = (PR, DC)) -> tup
     """Distance of each vector to its k-th nearest other one, (N), for each k; float64, more than k vectors."""
     parts = []
     for part_BD in x_ND.split(CHUNK):
-        nearest_BK = torch.cdist(part_BD, x_ND).topk(max(neighbours) + 1, largest=False).values  # the first is itself
+        nearest_BK = part_BD.new_full((len(part_BD), max(neighbours) + 1), torch.inf)  # the first is itself
+        for other_CD in x_ND.split(CHUNK):
+            together = torch.cat([nearest_BK, torch.cdist(part_BD, other_CD)], 1)
+            nearest_BK = together.topk(nearest_BK.shape[1], largest=False).values
         parts.append(nearest_BK[:, list(neighbours)])
     return tuple(torch.cat(parts).T)
 
@@ -35,16 +38,18 @@ def precision_recall(
         return dict.fromkeys(names)
     radius_PR_M, radius_DC_M = real_radii or neighbour_radii(real_MD)
     (radius_N,) = neighbour_radii(x_ND, (PR,))
-    n = len(x_ND)
-    precise, within = 0, 0
-    recalled = torch.zeros(len(real_MD), dtype=torch.bool, device=x_ND.device)
-    covered = recalled.clone()
-    for part_BD, radius_B in zip(x_ND.split(CHUNK), radius_N.split(CHUNK)):
-        distance_BM = torch.cdist(part_BD, real_MD)
-        precise += int((distance_BM <= radius_PR_M).any(1).sum())
-        inside_BM = distance_BM <= radius_DC_M
-        within += int(inside_BM.sum())
-        covered |= inside_BM.any(0)
-        recalled |= (distance_BM <= radius_B[:, None]).any(0)
-    values = (precise / n, float(recalled.double().mean()), within / (DC * n), float(covered.double().mean()))
-    return dict(zip(names, values))
+    n, within = len(x_ND), 0
+    precise_N = torch.zeros(n, dtype=torch.bool, device=x_ND.device)
+    recalled_M, covered_M = torch.zeros(2, len(real_MD), dtype=torch.bool, device=x_ND.device).unbind()
+    samples = x_ND.split(CHUNK), radius_N.split(CHUNK), precise_N.split(CHUNK)
+    reals = [one.split(CHUNK) for one in (real_MD, radius_PR_M, radius_DC_M, recalled_M, covered_M)]
+    for part_BD, radius_B, precise_B in zip(*samples):
+        for real_CD, radius_PR_C, radius_DC_C, recalled_C, covered_C in zip(*reals):
+            distance_BC = torch.cdist(part_BD, real_CD)
+            inside_BC = distance_BC <= radius_DC_C
+            within += int(inside_BC.sum())
+            precise_B |= (distance_BC <= radius_PR_C).any(1)
+            covered_C |= inside_BC.any(0)
+            recalled_C |= (distance_BC <= radius_B[:, None]).any(0)
+    precise, recalled, covered = (float(one.double().mean()) for one in (precise_N, recalled_M, covered_M))
+    return dict(zip(names, (precise, recalled, within / (DC * n), covered)))
