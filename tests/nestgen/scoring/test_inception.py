@@ -6,8 +6,12 @@ import contextlib
 import io
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -26,7 +30,7 @@ from nestgen.scoring import inception
 from nestgen.scoring.compare import compare
 from nestgen.scoring.evaluate import References, evaluate
 from nestgen.scoring.frechet import fit_gaussian, frechet_distance, gaussian_distance
-from nestgen.scoring.inception import folder_features, load_inception, published_moments
+from nestgen.scoring.inception import find_weights, folder_features, load_inception, published_moments
 
 Trained = Callable[..., Path]
 
@@ -157,6 +161,7 @@ def test_evaluate_adds_torch_fidelitys_fid_where_weights_and_pictures_are(
     write_pictures(tmp_path / "real", 4, (8, 8), 2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no-cache"))
+    monkeypatch.setattr(inception, "ADDRESS", "http://127.0.0.1:9/weights.pth")  # nothing listens there
 
     def run(*options: str) -> tuple[dict[str, Any], str]:
         result = CliRunner().invoke(main, ["evaluate", "--samples", "s", *options])
@@ -234,3 +239,37 @@ def test_a_pickle_runs_no_code(weights: Path, tmp_path: Path) -> None:
     torch.save({"conv": torch.zeros(3)}, harmful)
     with pytest.raises(UserError, match="does not hold Inception's weights"):
         load_inception(harmful, "tensorflow")
+
+
+def test_published_weights_are_fetched_once_and_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "weights.pth").write_bytes(b"weights" * 1000)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "checkpoints" / inception.WEIGHTS
+    with served(tmp_path / "served") as address:
+        monkeypatch.setattr(inception, "ADDRESS", f"{address}/weights.pth")
+        with pytest.raises(UserError, match=r"gave a file with the SHA-256 .*; it is not kept"):
+            find_weights(None)
+        assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
+        monkeypatch.setattr(inception, "SHA256", sha256_of(tmp_path / "served" / "weights.pth"))
+        assert find_weights(None) == cached
+    assert find_weights(None) == cached  # without the server
+    cached.write_bytes(b"other")
+    with pytest.raises(UserError, match="is not the published file"):
+        find_weights(None)
+    cached.unlink()
+    with pytest.raises(
+        UserError, match=r"cannot be fetched \(.*refused.*\); copy http.* to .*, or name the file with --inception"
+    ):
+        find_weights(None)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Address of a server of a folder's files."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

@@ -102,14 +102,18 @@ def _encoded_samples(recipe: Recipe, references: References) -> EncodedSamples |
 def _inception(recipe: Recipe, references: References, samples: Path) -> Space | None:
     default = recipe.evaluation.pictures
     pictures = references.pictures or (None if default is None else recipe.root / default)
-    weights = find_weights(references.inception)
-    if pictures is not None and weights is not None:
-        return inception_space(recipe, pictures, weights, samples)
-    if references.inception is not None:
-        raise UserError("an FID needs real pictures: give a folder, or an .npz of mu and sigma, with --pictures")
-    if references.pictures is not None:
-        raise UserError("an FID needs Inception's weights: give the file with --inception")
-    return None
+    if pictures is None:
+        if references.inception is not None:
+            raise UserError("an FID needs real pictures: give a folder, or an .npz of mu and sigma, with --pictures")
+        return None
+    try:
+        weights = find_weights(references.inception)
+    except UserError as error:
+        if references.pictures is not None or references.inception is not None:
+            raise
+        print(f"no FID: {error}")  # the recipe asks for it, and the other scores can be had
+        return None
+    return inception_space(recipe, pictures, weights, samples)
 
 
 def _score(space: Space) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,12 +25,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nestgen.errors import UserError
-from nestgen.files import sha256_of
+from nestgen.files import atomic_write, sha256_of
 from nestgen.recipe.protocols import Inception
 from nestgen.sampling.descent import default_device
 from nestgen.scoring.frechet import Gaussian, gaussian_of_moments
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names what it downloads
+ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TIMEOUT = 30  # seconds without a byte
 SIDE = 299  # of the images that it takes
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH = 32
@@ -37,19 +42,52 @@ BATCH = 32
 Features = Callable[[np.ndarray], np.ndarray]
 
 
-def find_weights(file: Path | None) -> Path | None:
-    """The weights' file: `file`, else that in torch's cache, else None.
+def find_weights(file: Path | None) -> Path:
+    """The weights' file: `file`, else the published one in torch's cache, fetched when it is not there yet.
 
-    Raises UserError where `file` is given and it or torch-fidelity is not there.
+    Raises UserError where `file` or torch-fidelity is not there, and where the published file cannot be fetched or is another.
     """
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if file is None:
-        return cached if cached.is_file() and importlib.util.find_spec("torch_fidelity") else None
-    if not file.is_file():
-        raise UserError(f"there are no Inception weights {file}; they are {WEIGHTS} of torch-fidelity's releases")
+    if file is not None and not file.is_file():
+        raise UserError(f"there are no Inception weights {file}; they are {ADDRESS}")
     if not importlib.util.find_spec("torch_fidelity"):
         raise UserError("an FID needs torch-fidelity; run `pip install torch-fidelity`")
-    return file
+    if file is not None:
+        return file
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if not cached.is_file():
+        _fetch(cached)
+    if (digest := sha256_of(cached)) != SHA256:
+        raise UserError(
+            f"{cached} is not the published file (its SHA-256 is {digest}); remove it, and it is fetched again"
+        )
+    return cached
+
+
+def _fetch(cached: Path) -> None:
+    """Downloads the published file; it appears whole and with the right digest, or not at all."""
+    digest = hashlib.sha256()
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            urllib.request.urlopen(ADDRESS, timeout=TIMEOUT) as answer,
+            atomic_write(cached) as part,
+            part.open("wb") as out,
+        ):
+            size = int(answer.headers.get("Content-Length") or 0) or None
+            with tqdm(total=size, desc=f"fetching {WEIGHTS}", unit="B", unit_scale=True) as progress:
+                while piece := answer.read(1 << 20):
+                    digest.update(piece)
+                    out.write(piece)
+                    progress.update(len(piece))
+            if digest.hexdigest() != SHA256:
+                raise UserError(
+                    f"{ADDRESS} gave a file with the SHA-256 {digest.hexdigest()}, not {SHA256}; it is not kept"
+                )
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"an FID needs Inception's weights, which cannot be fetched ({getattr(error, 'reason', None) or error}); copy "
+            f"{ADDRESS} to {cached}, or name the file with --inception"
+        ) from None
 
 
 def load_inception(weights: Path, kind: Inception) -> Features:
