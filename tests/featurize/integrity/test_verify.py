@@ -266,6 +266,14 @@ def rewrite(root: Path, array: str, change: Callable[[np.ndarray], None]) -> Non
     seal.write_text(json.dumps(document))
 
 
+def test_a_store_of_fewer_tokens_than_channels_is_whole(tmp_path: Path, featurize: Callable) -> None:
+    """Half of the directions without variance have one below nothing, once rounded."""
+    asked = {"source": "scenes:16", "out": f"{tmp_path}/root", "encoder": "tiny", "z0": "pixels:16", "limit": 1}
+    extract(read_request(None, {**asked, "base_channels": 128, "basis_tolerance": 180.0}, "2x2x8"), 0, None)
+    found = featurize("verify", tmp_path / "root")
+    assert (found.code, "is whole: 4 arrays" in found.out) == (0, True), found.out
+
+
 def test_values_that_no_digest_betrays_are_found(root: Path, featurize: Callable) -> None:
     def constant(values: np.ndarray) -> None:
         values[3] = 0.5
