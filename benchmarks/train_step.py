@@ -41,13 +41,15 @@ def trainer_of(recipe: Recipe, level: int, accelerator: Accelerator) -> tuple[Tr
     config, batch = denoiser_config(recipe, level), recipe.training.batch
 
     def noise(shape: tuple[int, int, int]) -> torch.Tensor:
-        return torch.randn(batch, shape[2], *shape[:2])
+        return torch.randn(batch, *shape).permute(0, 3, 1, 2)  # in memory as batches are
 
     conditions = tuple(noise(shape) for shape in config.condition_shapes)
     keep_B = torch.rand(batch) < 0.5 if conditions else None
-    t_B = torch.rand(batch, dtype=torch.float64)
-    trainer = Trainer(accelerator, initial_denoiser(recipe, level), level_process(recipe, level), recipe.training)
-    return trainer, Batch(noise(config.shape), noise(config.shape), t_B, conditions, keep_B=keep_B)
+    process = level_process(recipe, level)
+    at = process.at(torch.rand(batch, dtype=torch.float64))
+    trainer = Trainer(accelerator, initial_denoiser(recipe, level), process, recipe.training)
+    samples = Batch(noise(config.shape), noise(config.shape), at, conditions, keep_B=keep_B)
+    return trainer, samples.to(accelerator.device)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.stores.latent import to_latent
-from nestgen.training.batches import Batch, make_batch, open_training_data, prefetch
+from nestgen.training.batches import Batch, make_batch, map_tensors, open_training_data, prefetch
 from nestgen.training.order import rows_of_samples
 
 Experiment = Callable[..., Path]
@@ -26,25 +26,20 @@ Experiment = Callable[..., Path]
 
 def same(one: Batch, other: Batch) -> bool:
     """Bitwise."""
-    pairs = zip(tensors(one), tensors(other), strict=True)
-    return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
+    return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
 
 
 def tensors(batch: Batch) -> list[Any]:
     """All of a batch."""
-    values = [getattr(batch, field.name) for field in fields(Batch)]
-    return [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
+    found: list[Any] = []
+    map_tensors(batch, found.append)  # type: ignore[arg-type]
+    return found
 
 
 def joined(parts: list[Batch]) -> Batch:
     """The batch whose shares these are."""
-
-    def join(values: list[Any]) -> Any:
-        if isinstance(values[0], tuple):
-            return tuple(map(join, map(list, zip(*values))))
-        return None if values[0] is None else torch.cat(values)
-
-    return Batch(**{field.name: join([getattr(part, field.name) for part in parts]) for field in fields(Batch)})
+    together = map(torch.cat, zip(*map(tensors, parts), strict=True))
+    return map_tensors(parts[0], lambda tensor: next(together))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
@@ -66,7 +61,7 @@ def test_another_seed_or_level_is_another_batch(experiment: Experiment) -> None:
     other = replace(data, recipe=recipe.model_copy(update={"seed": 1}))
     assert not torch.equal(make_batch(data, 0).eps_BCHW, make_batch(other, 0).eps_BCHW)
     assert not torch.equal(make_batch(data, 0).z_BCHW, make_batch(other, 0).z_BCHW)
-    assert not torch.equal(make_batch(data, 0).t_B, make_batch(open_training_data(recipe, 1), 0).t_B)
+    assert not torch.equal(make_batch(data, 0).at.t_B, make_batch(open_training_data(recipe, 1), 0).at.t_B)
 
 
 @given(st.integers(1, 30), st.integers(1, 50), st.integers(0, 5))
@@ -123,13 +118,15 @@ def test_rates_and_condition_noise(experiment: Experiment) -> None:
     assert batch.label_B is not None
     assert batch.keep_B.float().mean() == pytest.approx(0.7, abs=0.03)
     assert (batch.label_B == 2).float().mean() == pytest.approx(0.2, abs=0.03)
-    assert batch.t_B.mean() == pytest.approx(0.5, abs=0.02)
+    assert batch.at.t_B.mean() == pytest.approx(0.5, abs=0.02)
     rows = rows_of_samples(0, 40, np.arange(4000))
     clean = to_latent(data.stores.above[0].read(rows, np.zeros_like(rows)), None, None)
     added = batch.conditions[0] - clean
     assert added.std() == pytest.approx(0.5, rel=0.02)  # sigma of z_1 in the recipe
     # draws of one sample are independent of each other
-    draws = torch.stack([batch.keep_B.double(), (batch.label_B == 2).double(), batch.t_B, added[:, 0, 0, 0].double()])
+    draws = torch.stack(
+        [batch.keep_B.double(), (batch.label_B == 2).double(), batch.at.t_B, added[:, 0, 0, 0].double()]
+    )
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.06
 
 

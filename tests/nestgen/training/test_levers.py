@@ -95,12 +95,12 @@ def test_the_side_head_learns_the_prediction(toy: Callable[..., Recipe]) -> None
         denoiser, _ = load_denoiser(run_dir(recipe, 0))
         batch = make_batch(open_training_data(recipe, 0), 10**6)
         process = level_process(recipe, 0)
-        z_t = process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+        z_t = process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.at.t_B)
         with torch.no_grad():
             outputs = denoiser(
-                z_t, process.time_embedding_input(batch.t_B), **batch.denoiser_inputs(), all_outputs=True
+                z_t, process.time_embedding_input(batch.at.t_B), **batch.denoiser_inputs(), all_outputs=True
             )
-        losses.append(float(process.loss(outputs.side_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)))
+        losses.append(float(process.loss(outputs.side_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.at.t_B)))
     assert losses[1] < 0.7 * losses[0]
 
 
@@ -141,9 +141,9 @@ def _cosine(recipe: Recipe, weights: dict[str, torch.Tensor], batch: Batch) -> f
     denoiser = Denoiser(denoiser_config(recipe, 0))
     denoiser.load_state_dict(weights)
     process = level_process(recipe, 0)
-    z_t = process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+    z_t = process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.at.t_B)
     with torch.no_grad():
-        outputs = denoiser(z_t, process.time_embedding_input(batch.t_B), **batch.denoiser_inputs(), all_outputs=True)
+        outputs = denoiser(z_t, process.time_embedding_input(batch.at.t_B), **batch.denoiser_inputs(), all_outputs=True)
     assert batch.features_BChw is not None
     return float(torch.cosine_similarity(outputs.features_BChw, batch.features_BChw, 1).mean())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def _key(seed: int, stream: str) -> int:
+def key_of(seed: int, stream: str) -> int:
     """128-bit Philox key of a stream: streams of other names or seeds are independent."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16], "little")
 
@@ -21,12 +21,12 @@ def generator(seed: int, stream: str, index: int) -> np.random.Generator:
 
     The index is the upper half of Philox's 256-bit counter, so indices never overlap: each has 2^128 blocks.
     """
-    return np.random.Generator(np.random.Philox(key=_key(seed, stream), counter=index << 128))
+    return np.random.Generator(np.random.Philox(key=key_of(seed, stream), counter=index << 128))
 
 
 def _generators(seed: int, stream: str, index: Sequence[int]) -> Iterator[np.random.Generator]:
     """`generator(seed, stream, i)` for each i: one object whose state is set each time, which is four times as fast."""
-    bits = np.random.Philox(key=_key(seed, stream))
+    bits = np.random.Philox(key=key_of(seed, stream))
     state, rng = bits.state, np.random.Generator(bits)
     for i in index:
         state["state"]["counter"][2] = i

@@ -28,7 +28,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) to (B, L, D), row by row."""
-        return self.proj(z_BCHW).flatten(2).transpose(1, 2)
+        return self.proj(z_BCHW).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _attention(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
@@ -57,7 +57,9 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         b, n, d = x_BLD.shape
-        q_BHLK, k_BHLK, v_BHLK = self.qkv(x_BLD).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        # Taken apart before heads and tokens change places, so that backward puts the three gradients together in one copy.
+        qkv_BL3HK = self.qkv(x_BLD).view(b, n, 3, self.heads, d // self.heads)
+        q_BHLK, k_BHLK, v_BHLK = (one_BLHK.transpose(1, 2) for one_BLHK in qkv_BL3HK.unbind(2))
         if self.qk_norm:  # in the weights' precision whatever that of the rest
             precision = self.q_norm.weight.dtype
             q_BHLK, k_BHLK = self.q_norm(q_BHLK.to(precision)), self.k_norm(k_BHLK.to(precision))
@@ -94,6 +96,6 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, skip_BLD: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         if skip_BLD is not None:
-            x_BLD = self.skip_linear(torch.cat([x_BLD, skip_BLD], -1))
+            x_BLD = self.skip_linear(x_BLD, skip_BLD)
         x_BLD = x_BLD + self.attn(self.norm1(x_BLD))
         return x_BLD + self.mlp(self.norm2(x_BLD))

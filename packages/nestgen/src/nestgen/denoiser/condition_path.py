@@ -99,11 +99,11 @@ class Site(nn.Module):
         for further, z_BCHW in zip(self.further, conditions[1:], strict=True):
             c_BDhw = c_BDhw + further(z_BCHW)
         _, weight_ED = self.fc1.weight.chunk(2, 1)
-        return linear(c_BDhw.flatten(2).transpose(1, 2), weight_ED, self.fc1.bias)
+        return linear(c_BDhw.permute(0, 2, 3, 1).flatten(1, 2), weight_ED, self.fc1.bias)
 
     def forward(self, x_BLD: Tensor, conditions: Sequence[Tensor] | Tensor) -> Tensor:
         """Image tokens (B, L, D) and the noised latents, or their `condition_part`, to image tokens (B, L, D)."""
         part_BLE = conditions if isinstance(conditions, Tensor) else self.condition_part(conditions)
         weight_ED, _ = self.fc1.weight.chunk(2, 1)
-        y_BLD = self.fc2(self.act(linear(x_BLD, weight_ED) + part_BLE))
+        y_BLD = self.fc2(self.act(linear(x_BLD, weight_ED, added_BLE=part_BLE)))
         return x_BLD + y_BLD if self.residual else y_BLD

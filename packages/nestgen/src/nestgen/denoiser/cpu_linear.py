@@ -18,16 +18,22 @@ from torch.nn import functional as F
 class Linear(nn.Linear):
     """x W^T + b. Its weights are nn.Linear's."""
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(..., D) to (..., E)."""
-        return linear(x_BLD, self.weight, self.bias)
+    def forward(self, x_BLD: Tensor, y_BLF: Tensor | None = None) -> Tensor:
+        """(..., D) to (..., E); of [x, y] if there is a second tensor, by two products, so that these are not copied together."""
+        if y_BLF is None:
+            return linear(x_BLD, self.weight, self.bias)
+        of_x_ED, of_y_EF = self.weight.split([x_BLD.shape[-1], y_BLF.shape[-1]], 1)
+        return linear(y_BLF, of_y_EF, added_BLE=linear(x_BLD, of_x_ED, self.bias))
 
 
-def linear(x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
-    """x W^T + b, (..., D) to (..., E); the weight may be a part of a layer's."""
-    if not _suits(x_BLD):
+def linear(x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None, added_BLE: Tensor | None = None) -> Tensor:
+    """x W^T + b, (..., D) to (..., E), and `added`; the weight may be a part of a layer's."""
+    if _suits(x_BLD):  # of a weight that is not contiguous oneDNN is a thousand times slower
+        return _OneDNN.apply(x_BLD, weight_ED.contiguous(), bias_E, added_BLE)
+    if added_BLE is None:
         return F.linear(x_BLD, weight_ED, bias_E)
-    return _OneDNN.apply(x_BLD, weight_ED.contiguous(), bias_E)  # without it oneDNN is a thousand times slower
+    assert bias_E is None
+    return torch.addmm(added_BLE.flatten(0, -2), x_BLD.flatten(0, -2), weight_ED.t()).view_as(added_BLE)
 
 
 def gelu_linear(layer: nn.Linear, gelu: nn.GELU, x_BLD: Tensor) -> Tensor:
@@ -43,32 +49,37 @@ def _suits(x_BLD: Tensor) -> bool:
 
 
 class _OneDNN(torch.autograd.Function):
+    # Without setup_context, for which torch looks up the signature of `forward` in every call.
     @staticmethod
-    def forward(x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
-        return _product(x_BLD, weight_ED, bias_E)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x_BLD, weight_ED, bias_E = inputs
+    def forward(ctx: Any, x_BLD: Tensor, weight_ED: Tensor, bias_E: Tensor | None, added_BLE: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_BLD, weight_ED)
-        ctx.has_bias = bias_E is not None
+        out_BLE = _product(x_BLD, weight_ED, bias_E)
+        return out_BLE if added_BLE is None else out_BLE.add_(added_BLE)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BLE: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad_BLE: Tensor) -> tuple[Tensor | None, ...]:
         x_BLD, weight_ED = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, wants_added = ctx.needs_input_grad
         grad_NE, x_ND = grad_BLE.flatten(0, -2), x_BLD.flatten(0, -2)
-        wants_x, wants_weight, _ = ctx.needs_input_grad
         return (
             _product(grad_BLE, weight_ED.t()) if wants_x else None,
-            _product(grad_NE.t(), x_ND.t()) if wants_weight else None,
-            grad_NE.sum(0) if ctx.has_bias else None,
+            _outer(grad_NE, x_ND) if wants_weight else None,
+            grad_NE.sum(0) if wants_bias else None,
+            grad_BLE if wants_added else None,
         )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _outer(grad_NE: Tensor, x_ND: Tensor) -> Tensor:
+    """grad^T x by oneDNN, which first copies one of both into another order: the narrower one is to be that."""
+    if grad_NE.shape[1] <= x_ND.shape[1]:
+        return _product(grad_NE.t(), x_ND.t())
+    return _product(x_ND.t(), grad_NE.t()).t()
 
 
 def onednn_works() -> bool:

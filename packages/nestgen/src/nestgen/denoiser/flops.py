@@ -21,7 +21,8 @@ from nestgen.recipe.recipe import Recipe
 class Counts:
     """`parameters` leaves out the position embedding; GFlops are of one sample's forward pass.
 
-    `gflops` follows the paper's convention, `gflops_true` adds the two attention products.
+    `gflops` follows the paper's convention. `gflops_true` adds the two attention products, and counts deconvolutions at their
+    input positions, where their products are, instead of at their output positions.
     """
 
     parameters: int
@@ -61,14 +62,17 @@ def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
 @lru_cache(maxsize=64)
 def count(config: DenoiserConfig) -> Counts:
     """Builds a denoiser without memory (torch's meta device), runs it on one sample and counts."""
-    operations = attention = 0
+    operations = further = 0
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal operations, attention
+        nonlocal operations, further
         operations += _operations(module, inputs[0], output)
         if isinstance(module, Attention):  # q k^T and its product with v
             _, tokens, dim = output.shape
-            attention += 2 * 2 * tokens**2 * dim
+            further += 2 * 2 * tokens**2 * dim
+        if isinstance(module, nn.ConvTranspose2d):
+            places = inputs[0].shape[2:].numel() - output.shape[2:].numel()
+            further += 2 * places * module.in_channels * module.out_channels * math.prod(module.kernel_size)
 
     h, w, c = config.shape
     with torch.device("meta"):
@@ -77,7 +81,7 @@ def count(config: DenoiserConfig) -> Counts:
             module.register_forward_hook(hook)
         denoiser(torch.empty(1, c, h, w), torch.empty(1))
     parameters = sum(p.numel() for name, p in denoiser.named_parameters() if name != "pos_embed")
-    return Counts(parameters, operations / 1e9, (operations + attention) / 1e9)
+    return Counts(parameters, operations / 1e9, (operations + further) / 1e9)
 
 
 def training_petaflops(recipe: Recipe, counts: Counts) -> float:

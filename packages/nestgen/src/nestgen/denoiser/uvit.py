@@ -131,12 +131,16 @@ class Denoiser(nn.Module):
         x_BLD = self._tokens(z_BCHW, time_B, conditioning.extras_BED)
         sites = zip(getattr(self, "sites", ()), conditioning.sites, strict=True)
 
-        def join(x_BLD: Tensor) -> Tensor:
+        def apart(x_BLD: Tensor) -> tuple[Tensor, Tensor]:
+            """The extra tokens, and the image's once the conditions have joined them."""
+            extras_BED, image_BLD = x_BLD.split([self.extras, x_BLD.shape[1] - self.extras], 1)
             if not self.config.condition_shapes:
-                return x_BLD
-            extras_BED, image_BLD = x_BLD[:, : self.extras], x_BLD[:, self.extras :]
+                return extras_BED, image_BLD
             site, conditions = next(sites)
-            return torch.cat([extras_BED, self._run(site, image_BLD, conditions)], 1)
+            return extras_BED, self._run(site, image_BLD, conditions)
+
+        def join(x_BLD: Tensor) -> Tensor:
+            return torch.cat(apart(x_BLD), 1) if self.config.condition_shapes else x_BLD
 
         skips = []
         for i, block in enumerate(self.in_blocks):
@@ -146,8 +150,10 @@ class Denoiser(nn.Module):
         x_BLD = self._run(self.mid_block, join(x_BLD))
         for i, block in enumerate(self.out_blocks):
             x_BLD = self._run(block, join(x_BLD) if i % 2 == 0 else x_BLD, skips.pop())
-        x_BLD = join(x_BLD)[:, self.extras :]
-        prediction_BCHW = self.final_layer(self._unpatchify(self.decoder_pred(self.norm(x_BLD))))
+        _, x_BLD = apart(x_BLD)
+        with torch.autocast("cuda" if x_BLD.is_cuda else "cpu", enabled=False):
+            x_BLD = x_BLD.to(self.norm.weight.dtype)  # the last layers are in the weights' precision
+            prediction_BCHW = self.final_layer(self._unpatchify(self.decoder_pred(self.norm(x_BLD))))
         return Outputs(prediction_BCHW, *self._early_outputs(early_BLD)) if all_outputs else prediction_BCHW
 
     def _early_outputs(self, x_BLD: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -181,8 +187,10 @@ class Denoiser(nn.Module):
         )
 
     def _tokens(self, z_BCHW: Tensor, time_B: Tensor, extras_BED: Tensor) -> Tensor:
-        """All tokens (B, L, D), with their positions."""
-        image_BLD = self.patch_embed(z_BCHW) + self.pos_embed[:, self.extras :]
+        """All tokens (B, L, D), with their positions: in one precision from here to the last block, that of the products."""
+        image_BLD = self.patch_embed(z_BCHW)
+        image_BLD = image_BLD + self.pos_embed[:, self.extras :].to(image_BLD.dtype)
+        extras_BED = extras_BED.to(image_BLD.dtype)
         time_B1D = sinusoids(time_B, self.config.dim).to(extras_BED.dtype)[:, None]
         time = int(bool(self.config.labels))
         before_BED, here_B1D, after_BED = extras_BED.expand(len(z_BCHW), -1, -1).tensor_split((time, time + 1), 1)
@@ -243,10 +251,10 @@ class Denoiser(nn.Module):
         return tuple(torch.where(keep_B111, one_BCHW, null_CHW) for one_BCHW, null_CHW in zip(conditions, nulls))
 
     def _unpatchify(self, x_BLP: Tensor) -> Tensor:
-        """Patches (B, L, p p C) to (B, C, H, W)."""
+        """Patches (B, L, p p C) to (B, C, H, W), in memory as (B, H, W, C)."""
         (h, w), p = self.config.grid, self.config.patch
         x_BhwpqC = x_BLP.view(len(x_BLP), h, w, p, p, self.config.shape[2])
-        return x_BhwpqC.permute(0, 5, 1, 3, 2, 4).reshape(len(x_BLP), -1, h * p, w * p)
+        return x_BhwpqC.transpose(2, 3).reshape(len(x_BLP), h * p, w * p, -1).permute(0, 3, 1, 2)
 
 
 def initial_denoiser(recipe: Recipe, level: int) -> Denoiser:

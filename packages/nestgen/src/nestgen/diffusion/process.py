@@ -152,8 +152,10 @@ class Process:
 
     def at(self, t: Tensor) -> Coefficients:
         """The coefficients at times t, float32: what follows takes them in place of the times."""
-        alpha, sigma, weight = (f(t).float() for f in (self.alpha, self.sigma, self.weight))
-        return Coefficients(t, self.time_embedding_input(t), alpha, sigma, weight)
+        log_alpha = self.log_alpha(t)
+        alpha, sigma = torch.exp(log_alpha), self._sigma_of(log_alpha)
+        weight = self._weight(alpha, sigma)
+        return Coefficients(t, self.time_embedding_input(t), alpha.float(), sigma.float(), weight.float())
 
     def add_noise(self, z_BCHW: Tensor, eps_BCHW: Tensor, t: Tensor | Coefficients) -> Tensor:
         """alpha(t) z + sigma(t) eps."""
@@ -200,7 +202,9 @@ class Process:
         2303.09556). The prediction's error is that of the latent times alpha / sigma for eps,
         (alpha^2 + sigma^2) / sigma for v, (alpha + sigma) / sigma for velocity and itself for x.
         """
-        alpha, sigma = self.alpha(t), self.sigma(t)
+        return self._weight(self.alpha(t), self.sigma(t))
+
+    def _weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         if self.prediction == "x":
             inverse_variance = 1 / sigma.clamp(min=LEAST_SIGMA) ** 2
             return inverse_variance if self.weighting == "uniform" else (alpha**2 * inverse_variance).clamp(max=GAMMA)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nestgen import randomness
-from nestgen.diffusion.process import level_process
+from nestgen.diffusion.process import Coefficients, level_process
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
-from nestgen.recipe.sections import Level
 from nestgen.stores.hierarchy import LevelStores, open_level
-from nestgen.stores.latent import to_latent
+from nestgen.stores.latent import latent
 from nestgen.stores.remote import RemoteBlocks
 from nestgen.stores.store import Store
+from nestgen.training.numbers import NEWEST, NUMBERS
 from nestgen.training.order import next_group, rows_of_samples
 
+T = TypeVar("T")
 AHEAD = 4  # batches prepared in advance
 MEMORY_SHARE = 0.25  # of the free memory, for the levels of all processes of this machine
 
@@ -41,19 +41,20 @@ class TrainingData:
     level: int
     stores: LevelStores
     read_from: Literal["memory", "memory maps", "remote storage"]
+    numbers: str = NEWEST  # one of NUMBERS
 
     def rows(self, samples: np.ndarray) -> np.ndarray:
         """The row of each global sample number."""
-        return rows_of_samples(
-            self.recipe.seed, self.stores.z.rows, samples, self.recipe.training.shuffle, self._block_rows
-        )
+        shuffle, block_rows = self.recipe.training.shuffle, self._block_rows
+        return rows_of_samples(self.recipe.seed, self.stores.z.rows, samples, shuffle, block_rows, self.numbers)
 
     def fetch_ahead(self, sample: int) -> None:
         """Begins to fetch the blocks that will be needed after those of a sample, if they are remote."""
         shuffle = self.recipe.training.shuffle
         if self.read_from != "remote storage" or shuffle is None:
             return
-        group = next_group(self.recipe.seed, self.stores.z.rows, sample, shuffle, self._block_rows)
+        rows, block_rows = self.stores.z.rows, self._block_rows
+        group = next_group(self.recipe.seed, rows, sample, shuffle, block_rows, self.numbers)
         for store in (self.stores.z, *self.stores.above):
             if isinstance(store.blocks, RemoteBlocks):
                 store.blocks.prefetch(group)
@@ -66,11 +67,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step needs; the conditions, the nearest level first, are noised already."""
+    """What a training step needs, on its device; the conditions, the nearest level first, are noised already.
+
+    Images are (B, C, H, W) by their strides and (B, H, W, C) in memory, as they are stored and as convolutions like them.
+    """
 
     z_BCHW: Tensor
     eps_BCHW: Tensor
-    t_B: Tensor = field(metadata={"stays_on_cpu": True})  # where the process is evaluated, in float64
+    at: Coefficients  # of the process at the samples' times
     conditions: tuple[Tensor, ...] = ()  # (B, C, H, W)
     sigma_BK: Tensor | None = None  # of each condition
     keep_B: Tensor | None = None  # false where the conditions are dropped
@@ -79,20 +83,9 @@ class Batch:
     features_BChw: Tensor | None = None  # the stored features, on the grid of the tokens
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, its times on the CPU."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The batch in memory that a GPU can read by itself."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        changed: dict[str, Any] = {
-            one.name: tuple(map(change, value)) if isinstance(value, tuple) else change(value)
-            for one in fields(self)
-            if "stays_on_cpu" not in one.metadata and (value := getattr(self, one.name)) is not None
-        }
-        return replace(self, **changed)
+        """The batch on a device, for which it does not wait."""
+        moved: Batch = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved
 
     def denoiser_inputs(self) -> dict[str, Any]:
         """What the denoiser takes beside z_t and the time, by argument."""
@@ -102,14 +95,46 @@ class Batch:
     def parts(self, most: int | None) -> list[Batch]:
         """The batch in parts of at most so many samples, in order; their sizes differ by one at most."""
         count = 1 if most is None else -(-len(self.z_BCHW) // most)
-        chunks = {one.name: _chunks(getattr(self, one.name), count) for one in fields(self)}
-        return [Batch(**{name: values[part] for name, values in chunks.items()}) for part in range(count)]
+
+        def part(number: int) -> Batch:
+            taken: Batch = map_tensors(self, lambda tensor: tensor.tensor_split(count)[number])
+            return taken
+
+        return [part(number) for number in range(count)]
 
 
-def _chunks(value: Any, count: int) -> list[Any]:
+@dataclass(frozen=True)
+class StoredBatch:
+    """What of a batch is read or small, on the CPU: stored values as they are, (B, h, w, c) float16.
+
+    `finish_batch` does the rest where the step is done: latents and noise are many times as much as what they are made from.
+    """
+
+    samples: range  # global numbers
+    z_Bhwc: Tensor
+    conditions: tuple[Tensor, ...]
+    features_Bhwc: Tensor | None
+    context_BTD: Tensor | None
+    at: Coefficients
+    sigma_BK: Tensor | None
+    keep_B: Tensor | None
+    label_B: Tensor | None
+
+    def pin_memory(self) -> StoredBatch:
+        """The batch in memory that a GPU can read by itself."""
+        pinned: StoredBatch = map_tensors(self, Tensor.pin_memory)
+        return pinned
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass or tuple with all tensors in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
     if isinstance(value, tuple):
-        return list(zip(*(one.tensor_split(count) for one in value))) if value else [()] * count
-    return [None] * count if value is None else list(value.tensor_split(count))
+        return tuple(map_tensors(one, change) for one in value)
+    if is_dataclass(value):
+        return replace(value, **{one.name: map_tensors(getattr(value, one.name), change) for one in fields(value)})  # type: ignore[type-var]
+    return value
 
 
 def open_training_data(recipe: Recipe, level: int, processes: int = 1) -> TrainingData:
@@ -154,42 +179,29 @@ class UniformNumbers(NamedTuple):
     sigma_KB: Tensor  # for each condition
 
 
-def _uniform_numbers(seed: int, level: int, samples: Sequence[int], conditions: int) -> UniformNumbers:
+def _uniform_numbers(data: TrainingData, samples: range, conditions: int) -> UniformNumbers:
     single = len(UniformNumbers._fields) - 1
-    u_BN = randomness.uniform(seed, f"train/z{level}/draws", samples, (single + conditions,))
+    stream = f"train/z{data.level}/draws"
+    u_BN = NUMBERS[data.numbers].uniform(data.recipe.seed, stream, samples, single + conditions)
     return UniformNumbers._make([*u_BN.T[:single], u_BN.T[single:]])
 
 
-def make_batch(data: TrainingData, step: int, process: int = 0, processes: int = 1, pin: bool = False) -> Batch:
-    """One process's share of the global batch of a step, in memory that a GPU can read by itself if `pin`."""
+def read_batch(data: TrainingData, step: int, process: int = 0, processes: int = 1) -> StoredBatch:
+    """One process's share of the global batch of a step, as it is stored."""
     recipe, level, stores = data.recipe, data.level, data.stores
     options, above = recipe.training, recipe.conditions(level)
     share = options.batch // processes
     first = step * options.batch + process * share
-    samples = np.arange(first, first + share)
-
-    def normal(name: str, shape: tuple[int, int, int]) -> Tensor:
-        h, w, c = shape
-        return randomness.normal(recipe.seed, f"train/z{level}/{name}", samples.tolist(), (c, h, w))
-
-    uniform = _uniform_numbers(recipe.seed, level, samples.tolist(), len(above))
-    rows = data.rows(samples)
+    samples = range(first, first + share)
+    uniform = _uniform_numbers(data, samples, len(above))
+    rows = data.rows(np.arange(first, first + share))
     data.fetch_ahead(first + share - 1)
     views = (uniform.view_B * stores.z.views).long().numpy()
 
-    codec, shape = stores.z.attributes.get("codec"), stores.z.latent_shape
-    moments = codec is not None and codec["moments"]
-    z_BCHW = to_latent(stores.z.read(rows, views), codec, normal("posterior", shape) if moments else None)
+    def stored(store: Store) -> Tensor:
+        return torch.from_numpy(store.read(rows, views))
 
-    conditions, sigmas = [], []
-    for number, store, u_B in zip(above, stores.above, uniform.sigma_KB):
-        condition_BCHW = to_latent(store.read(rows, views), None, None)
-        sigma_B = sample_sigma(recipe.levels[number].sigma, u_B)
-        if sigma_B.any():
-            name = "condition" if number == level + 1 else f"condition/z{number}"
-            condition_BCHW += sigma_B[:, None, None, None] * normal(name, store.latent_shape)
-        conditions.append(condition_BCHW)
-        sigmas.append(sigma_B)
+    sigmas = [sample_sigma(recipe.levels[number].sigma, u_B) for number, u_B in zip(above, uniform.sigma_KB)]
     label_B = None
     if stores.labels is not None:
         null = recipe.denoiser.labels
@@ -198,24 +210,62 @@ def make_batch(data: TrainingData, step: int, process: int = 0, processes: int =
     if stores.captions is not None:
         captioned = stores.captions.sample(rows, uniform.caption_B.numpy())
         text_rows = np.where(uniform.text_drop_B.numpy() < options.text_drop, 0, captioned)
-        context_BTD = torch.from_numpy(stores.captions.text.read(text_rows).astype(np.float32))
-    batch = Batch(
-        z_BCHW=z_BCHW,
-        eps_BCHW=normal("eps", shape),
-        t_B=level_process(recipe, level).training_time(uniform.time_B),
-        conditions=tuple(conditions),
-        sigma_BK=torch.stack(sigmas, 1) if sigmas else None,
-        keep_B=uniform.keep_B >= options.condition_drop if conditions else None,
-        label_B=label_B,
+        context_BTD = torch.from_numpy(stores.captions.text.read(text_rows))
+    process_of_level = level_process(recipe, level)
+    return StoredBatch(
+        samples=samples,
+        z_Bhwc=stored(stores.z),
+        conditions=tuple(stored(store) for store in stores.above),
+        features_Bhwc=None if stores.features is None else stored(stores.features),
         context_BTD=context_BTD,
-        features_BChw=None if stores.features is None else _on_grid(stores.features, rows, views, recipe.levels[level]),
+        at=process_of_level.at(process_of_level.training_time(uniform.time_B)),
+        sigma_BK=torch.stack(sigmas, 1) if sigmas else None,
+        keep_B=uniform.keep_B >= options.condition_drop if above else None,
+        label_B=label_B,
     )
-    return batch.pin_memory() if pin else batch
 
 
-def _on_grid(features: Store, rows: np.ndarray, views: np.ndarray, level: Level) -> Tensor:
-    """Stored features of some rows, (B, C, h, w): the average of those in each token of a level."""
-    return F.adaptive_avg_pool2d(to_latent(features.read(rows, views), None, None), level.grid)
+def make_batch(data: TrainingData, step: int, process: int = 0, processes: int = 1) -> Batch:
+    """One process's share of the global batch of a step, on the CPU."""
+    return finish_batch(data, read_batch(data, step, process, processes), torch.device("cpu"))
+
+
+def finish_batch(data: TrainingData, stored: StoredBatch, device: torch.device) -> Batch:
+    """A batch on a device, for which it does not wait: stored values become latents, and noise is made."""
+    recipe, level = data.recipe, data.level
+    samples = stored.samples
+    stored = map_tensors(stored, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def normal(name: str, shape: tuple[int, int, int]) -> Tensor:
+        return NUMBERS[data.numbers].normal(recipe.seed, f"train/z{level}/{name}", samples, shape, device)
+
+    codec, shape = data.stores.z.attributes.get("codec"), data.stores.z.latent_shape
+    moments = codec is not None and codec["moments"]
+    z_Bhwc = latent(stored.z_Bhwc, codec, normal("posterior", shape) if moments else None)
+    conditions = []
+    for k, (number, values_Bhwc) in enumerate(zip(recipe.conditions(level), stored.conditions)):
+        condition_Bhwc = latent(values_Bhwc, None, None)
+        if recipe.levels[number].sigma != 0:
+            assert stored.sigma_BK is not None
+            name = "condition" if number == level + 1 else f"condition/z{number}"
+            noise_Bhwc = normal(name, recipe.levels[number].shape)
+            condition_Bhwc += stored.sigma_BK[:, k, None, None, None] * noise_Bhwc
+        conditions.append(condition_Bhwc.permute(0, 3, 1, 2))
+    features_BChw = None
+    if stored.features_Bhwc is not None:  # the average of those in each token
+        features_BCHW = stored.features_Bhwc.float().permute(0, 3, 1, 2)
+        features_BChw = F.adaptive_avg_pool2d(features_BCHW, recipe.levels[level].grid)
+    return Batch(
+        z_BCHW=z_Bhwc.permute(0, 3, 1, 2),
+        eps_BCHW=normal("eps", shape).permute(0, 3, 1, 2),
+        at=stored.at,
+        conditions=tuple(conditions),
+        sigma_BK=stored.sigma_BK,
+        keep_B=stored.keep_B,
+        label_B=stored.label_B,
+        context_BTD=None if stored.context_BTD is None else stored.context_BTD.float(),
+        features_BChw=features_BChw,
+    )
 
 
 def sample_sigma(sigma: float | tuple[float, float], u_B: Tensor) -> Tensor:
@@ -224,7 +274,7 @@ def sample_sigma(sigma: float | tuple[float, float], u_B: Tensor) -> Tensor:
     return (low + (high - low) * u_B).float()
 
 
-def prefetch(make: Callable[[int], Batch], first: int, last: int) -> Generator[Batch]:
+def prefetch(make: Callable[[int], T], first: int, last: int) -> Generator[T]:
     """make(first), ..., make(last - 1), prepared ahead by a background thread; its errors are raised here."""
     with ThreadPoolExecutor(1) as pool:
         try:

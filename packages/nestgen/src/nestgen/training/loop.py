@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,7 @@ from nestgen.denoiser.flops import count
 from nestgen.errors import UserError
 from nestgen.runs.folder import best_step, write_status
 from nestgen.training.accelerator import out_of_memory
-from nestgen.training.batches import TrainingData, make_batch, prefetch
+from nestgen.training.batches import Batch, TrainingData, finish_batch, make_batch, prefetch, read_batch
 from nestgen.training.launch import SAME
 from nestgen.training.preview import Preview
 from nestgen.training.progress import Progress
@@ -35,17 +36,24 @@ def run_steps(
     gradients were not finite.
     """
     accelerator, options, last = trainer.accelerator, trainer.options, steps.stop
-    process, processes = accelerator.process_index, accelerator.num_processes
-    pin = accelerator.device.type == "cuda"
-    batches = prefetch(lambda step: make_batch(data, step, process, processes, pin), steps.start, last)
+    device, processes = accelerator.device, accelerator.num_processes
+
+    def prepare(step: int) -> Callable[[], Batch]:
+        """In the background: all of a batch on a CPU, where a GPU is trained on what it does not do by itself."""
+        share = data, step, accelerator.process_index, processes
+        if device.type == "cpu":
+            return partial(Batch.to, make_batch(*share), device)
+        return partial(finish_batch, data, read_batch(*share).pin_memory(), device)
+
+    batches = prefetch(prepare, steps.start, last)
     # a training step is a forward pass and a backward one of twice its operations
     flops = 3e9 * count(trainer.denoiser.config).gflops_true
     progress = Progress(accelerator, options, folder, steps.start, last, flops)
     with progress.bar, closing(batches), stop_signals() as stop_requested:
         for step, batch in enumerate(batches, steps.start + 1):
             with out_of_memory(options, trainer.micro_batch or options.batch // processes):
-                result = trainer.step(batch, step - 1)
-            progress.add(result.loss, result.skipped, step)
+                result = trainer.step(batch(), step - 1)
+            progress.add(result.loss, result.finite)
             stop = _any_stops(accelerator, stop_requested(), step)
             save = stop or step == last or step % options.checkpoint_every == 0
             if save or step % LOG_EVERY == 0:

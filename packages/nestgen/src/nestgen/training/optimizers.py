@@ -25,10 +25,28 @@ class Optimizer:
     weights: Mapping[str, Tensor]
     lr_factor: float
 
-    def set_lr(self, lr: float) -> None:
-        """Sets the learning rate of the next step: by hand, as a prepared scheduler would count processes, not steps."""
-        for group in self.optimizer.param_groups:
+    def step(self, lr: float, finite: Tensor) -> None:
+        """Moves the weights by their gradients, which are gone then; where `finite` is false it changes nothing else.
+
+        `finite` stays on the device: AdamW looks at it there, and Muon's step, which cannot, is taken back.
+        """
+        for group in self.optimizer.param_groups:  # by hand: a prepared scheduler would count processes, not steps
             group["lr"] = lr * self.lr_factor
+        if self.optimizer.scaler is not None:  # skips by itself, and then scales less
+            self.optimizer.step()
+        elif isinstance(self.optimizer.optimizer, torch.optim.AdamW):
+            self.optimizer.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        else:
+            before = {name: tensor.clone() for name, tensor in self._moving().items()}
+            self.optimizer.step()
+            for name, tensor in self._moving().items():
+                tensor.copy_(tensor.where(finite, before.get(name, torch.zeros_like(tensor))))
+        self.optimizer.zero_grad()
+
+    def _moving(self) -> dict[str, Tensor]:
+        """All tensors that a step changes in place."""
+        return {name: weight.detach() for name, weight in self.weights.items()} | self.state()
 
     def state(self) -> dict[str, Tensor]:
         """The state of each weight, `<name>.<key>`."""

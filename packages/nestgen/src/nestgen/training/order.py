@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from nestgen import randomness
+from nestgen.training.numbers import NEWEST, NUMBERS
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,45 @@ class EpochOrder:
 
 
 @lru_cache(maxsize=4)  # a batch may reach into the next epoch
-def epoch_order(seed: int, rows: int, epoch: int, shuffle: int | None, block_rows: int) -> EpochOrder:
+def epoch_order(
+    seed: int, rows: int, epoch: int, shuffle: int | None, block_rows: int, numbers: str = NEWEST
+) -> EpochOrder:
     """A permutation of all rows; with a buffer of `shuffle` rows, one that goes block by block."""
-    rng = randomness.generator(seed, "train/order", epoch)
+    permutation = NUMBERS[numbers].permutations(seed, "train/order", epoch)
     if shuffle is None:
-        return EpochOrder(rng.permutation(rows))
-    blocks = rng.permutation(-(-rows // block_rows))
+        return EpochOrder(permutation(rows))
+    blocks = permutation(-(-rows // block_rows))
     size = max(1, shuffle // block_rows)
     groups = [blocks[first : first + size] for first in range(0, len(blocks), size)]
-    members = [
-        rng.permutation(np.concatenate([np.arange(b * block_rows, min(rows, (b + 1) * block_rows)) for b in group]))
-        for group in groups
-    ]
+    members = []
+    for group in groups:
+        of_group = np.concatenate([np.arange(b * block_rows, min(rows, (b + 1) * block_rows)) for b in group])
+        members.append(of_group[permutation(len(of_group))])
     return EpochOrder(np.concatenate(members), tuple(groups), tuple(np.cumsum([len(one) for one in members]).tolist()))
 
 
 def rows_of_samples(
-    seed: int, rows: int, samples: np.ndarray, shuffle: int | None = None, block_rows: int = 1
+    seed: int,
+    rows: int,
+    samples: np.ndarray,
+    shuffle: int | None = None,
+    block_rows: int = 1,
+    numbers: str = NEWEST,
 ) -> np.ndarray:
     """The row of each global sample number, counted over all epochs."""
     epochs, places = np.divmod(samples, rows)
     out = np.empty_like(samples)
     for epoch in np.unique(epochs):
-        order = epoch_order(seed, rows, int(epoch), shuffle, block_rows)
+        order = epoch_order(seed, rows, int(epoch), shuffle, block_rows, numbers)
         out[epochs == epoch] = order.rows[places[epochs == epoch]]
     return out
 
 
-def next_group(seed: int, rows: int, sample: int, shuffle: int, block_rows: int) -> np.ndarray:
+def next_group(seed: int, rows: int, sample: int, shuffle: int, block_rows: int, numbers: str = NEWEST) -> np.ndarray:
     """The blocks of the group that follows the one of a global sample number."""
     epoch, place = divmod(sample, rows)
-    order = epoch_order(seed, rows, epoch, shuffle, block_rows)
+    order = epoch_order(seed, rows, epoch, shuffle, block_rows, numbers)
     after = bisect_right(order.ends, place) + 1
     if after == len(order.groups):
-        order, after = epoch_order(seed, rows, epoch + 1, shuffle, block_rows), 0
+        order, after = epoch_order(seed, rows, epoch + 1, shuffle, block_rows, numbers), 0
     return order.groups[after]

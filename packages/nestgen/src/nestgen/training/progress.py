@@ -41,6 +41,7 @@ class Progress:
         self.accelerator, self.options, self.folder, self.flops = accelerator, options, folder, flops
         self.peak = peak_of(accelerator.device, options.precision)
         self.last, self.skipped_in_a_row, self.reports = last, 0, 0
+        self._in_a_row = torch.zeros((), device=accelerator.device)
         self.bar = tqdm(
             initial=first,
             total=last,
@@ -52,8 +53,8 @@ class Progress:
         self._begin()
 
     def _begin(self) -> None:
-        self._loss = torch.zeros((), device=self.accelerator.device)
-        self._counted, self._skipped, self._started = 0, 0, time.perf_counter()
+        self._loss, self._counted = torch.zeros(2, device=self.accelerator.device).unbind()
+        self._steps, self._started = 0, time.perf_counter()
 
     def pause(self) -> None:
         """Stops the clock: what follows is not training, up to `resume`."""
@@ -63,28 +64,23 @@ class Progress:
         """Starts the clock again."""
         self._started += time.perf_counter() - self._paused
 
-    def add(self, loss: Tensor, skipped: bool, step: int) -> None:
-        """Counts a step and its loss, if it was not skipped. Raises UserError after too many skipped steps in a row."""
+    def add(self, loss: Tensor, finite: Tensor) -> None:
+        """Counts a step, and its loss if it was finite: on the device, for which nothing here waits."""
         self.bar.update()
-        if not skipped:
-            self._loss += loss
-            self._counted += 1
-            self.skipped_in_a_row = 0
-            return
-        self._skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row == MOST_SKIPPED:
-            raise UserError(
-                f"the gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step} of {self.folder}; the "
-                "last checkpoint is from before: lower training.lr or set training.clip or another training.precision"
-            )
+        self._steps += 1
+        self._loss += loss.where(finite, 0)
+        self._counted += finite
+        self._in_a_row = (self._in_a_row + 1).where(~finite, 0)
 
     def report(self, step: int, learning_rate: float) -> None:
-        """Shows and logs the mean since the last report; every process calls it."""
-        steps = self._counted + self._skipped
+        """Shows and logs the mean since the last report; every process calls it.
+
+        Raises UserError after too many skipped steps in a row.
+        """
+        loss, counted, self.skipped_in_a_row = self._read()
+        skipped = self._steps - counted
         seconds = time.perf_counter() - self._started
-        rate = steps * self.options.batch / seconds
-        loss = self._mean()
+        rate = self._steps * self.options.batch / seconds
         record: dict[str, Any] = {"step": step, "loss": loss, "lr": learning_rate}
         record["samples_per_second"] = round(rate, 1)
         flops = rate * self.flops
@@ -94,8 +90,8 @@ class Progress:
         else:
             record["utilisation"] = round(flops / self.peak / self.accelerator.num_processes, 4)
             speed = f"{record['utilisation']:.1%} of the peak"
-        if self._skipped:
-            record["skipped"] = self._skipped
+        if skipped:
+            record["skipped"] = skipped
         if self.accelerator.is_main_process:
             loss_log.append(self.folder / "log.jsonl", record)
         self.track({key: value for key, value in record.items() if key != "step" and value is not None}, step)
@@ -104,14 +100,19 @@ class Progress:
         self.reports += 1
         if self.reports == SETTLED and self.accelerator.is_main_process:
             self.bar.write(time_left(self.last - step, self.options.batch / rate))
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise UserError(
+                f"the gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step} of {self.folder}; the "
+                "last checkpoint is from before: lower training.lr or set training.clip or another training.precision"
+            )
         self._begin()
 
-    def _mean(self) -> float | None:
-        if not self._counted:
-            return None
-        mean: Tensor = self.accelerator.reduce(self._loss, "mean")
-        value = mean.item() / self._counted
-        return value if math.isfinite(value) else None
+    def _read(self) -> tuple[float | None, int, int]:
+        """The mean loss of the finite steps, how many they are, and how many were skipped in a row up to now."""
+        loss: Tensor = self.accelerator.reduce(self._loss, "mean")
+        total, counted, in_a_row = torch.stack([loss, self._counted, self._in_a_row]).tolist()
+        mean = total / counted if counted else math.nan
+        return mean if math.isfinite(mean) else None, int(counted), int(in_a_row)
 
     def track(self, values: dict[str, Any], step: int) -> None:
         """Sends numbers to the trackers."""

@@ -46,7 +46,8 @@ class StepResult:
     """What one step did."""
 
     loss: Tensor  # before the step, of this process's share of the batch
-    skipped: bool  # by all processes, because the gradient was not finite
+    gradient_norm: Tensor  # of all weights, before clipping
+    finite: Tensor  # bool: whether that is finite; if not, all processes skip the step
 
 
 class Trainer:
@@ -84,7 +85,10 @@ class Trainer:
             self._load(checkpoint)
 
     def step(self, batch: Batch, step: int) -> StepResult:
-        """The optimiser step that follows `step` steps. A step whose gradient is not finite changes nothing."""
+        """The optimiser step that follows `step` steps. A step whose gradient is not finite changes nothing.
+
+        Nothing here waits for the device: what is not finite is skipped there.
+        """
         batch = batch.to(self.accelerator.device)
         parts = batch.parts(self.micro_batch)
         shares = [len(part.z_BCHW) / len(batch.z_BCHW) for part in parts]
@@ -93,32 +97,30 @@ class Trainer:
         self.accelerator.unscale_gradients([one.optimizer for one in self.optimizers])
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(full_tensor(norm).isfinite())
-        if self.options.clip is not None and finite:
+        if self.options.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.weights.values(), self.options.clip, norm)
+        norm = full_tensor(norm)
+        finite = norm.isfinite()
         for one in self.optimizers:
-            one.set_lr(learning_rate(self.options, step))
-            if finite or self.accelerator.scaler:  # a scaler skips by itself, and then scales less
-                one.optimizer.step()
-            one.optimizer.zero_grad()
-        if finite:
-            self._update_averages(step)
-        return StepResult(torch.stack(losses).sum(), not finite)
+            one.step(learning_rate(self.options, step), finite)
+        self._update_averages(step, finite)
+        return StepResult(torch.stack(losses).sum(), norm, finite)
 
     def _backward(self, batch: Batch, share: float, step: int, last: bool) -> Tensor:
         """Adds the gradients of a share of the batch; only with the last do the processes exchange them.
 
         Returns that share of the prediction's loss alone, which is comparable between runs.
         """
-        z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.t_B)
-        time_B = self.process.time_embedding_input(batch.t_B).to(z_t_BCHW.device)
+        z_t_BCHW = self.process.add_noise(batch.z_BCHW, batch.eps_BCHW, batch.at)
         if self.sharded:
             self.denoiser.set_requires_gradient_sync(last)  # type: ignore[operator]
         alone = not last and not self.sharded
         with self.accelerator.no_sync(self.model) if alone else contextlib.nullcontext():
             with self.accelerator.autocast():
-                outputs: Outputs = self.model(z_t_BCHW, time_B, **batch.denoiser_inputs(), all_outputs=True)
-            value = self.process.loss(outputs.prediction_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+                outputs: Outputs = self.model(
+                    z_t_BCHW, batch.at.time_embedding_input_B, **batch.denoiser_inputs(), all_outputs=True
+                )
+            value = self.process.loss(outputs.prediction_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.at)
             self.accelerator.backward((value + self._further_losses(outputs, batch, step)) * share)
         return value.detach() * share
 
@@ -126,7 +128,7 @@ class Trainer:
         """The weighted losses of the side head and of the alignment, where the recipe has them."""
         total: Tensor | float = 0.0
         if outputs.side_BCHW is not None and self.options.side_loss is not None:
-            side = self.process.loss(outputs.side_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.t_B)
+            side = self.process.loss(outputs.side_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.at)
             total = total + self.options.side_loss * side
         if outputs.features_BChw is not None and batch.features_BChw is not None and self.options.align is not None:
             # 0 in the end, rather than left out: with several processes every weight needs a gradient
@@ -136,12 +138,15 @@ class Trainer:
         return total
 
     @torch.no_grad()
-    def _update_averages(self, step: int) -> None:
-        """Moves the averages towards the weights."""
-        weights = list(self.weights.values())
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - ema.decay(self.options.ema, step))
-        for length, average in self.power.items():
-            torch._foreach_lerp_(list(average.values()), weights, 1 - ema.power_decay(length, step))
+    def _update_averages(self, step: int, finite: Tensor) -> None:
+        """Moves the averages towards the weights, by nothing after a step that was skipped."""
+        decays = [(self.average, ema.decay(self.options.ema, step))]
+        decays += [(average, ema.power_decay(length, step)) for length, average in self.power.items()]
+        for average, decay in decays:
+            averaged = list(average.values())
+            moves = torch._foreach_sub(list(self.weights.values()), averaged)
+            torch._foreach_mul_(moves, (1 - decay) * finite)
+            torch._foreach_add_(averaged, moves)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self.weights.items()}

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Collection
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from nestgen.runs.folder import (
 from nestgen.training.accelerator import lost_processes, start_accelerator, with_actual_precision
 from nestgen.training.batches import TrainingData, open_training_data
 from nestgen.training.loop import run_steps
+from nestgen.training.numbers import NEWEST, NUMBERS
 from nestgen.training.preview import open_preview
 from nestgen.training.step import Trainer
 
@@ -63,6 +65,14 @@ def _train(
     recipe, level = data.recipe, data.level
     meta = describe_run(recipe, level, data.stores, sha256_of(init) if init else None)
     checkpoint = find_checkpoint(folder, meta, requested)
+    # A run goes on with the random numbers it was started with. Those of earlier commits are numpy's and have no name.
+    meta["numbers"] = checkpoint.meta.get("numbers", "numpy") if checkpoint else NEWEST
+    if meta["numbers"] not in NUMBERS:
+        raise UserError(
+            f"{folder} was started with random numbers `{meta['numbers']}`, which this nestgen does not have; go on with the "
+            "version that started it, or remove the folder"
+        )
+    data = replace(data, numbers=meta["numbers"])
     first, last = checkpoint.step if checkpoint else 0, recipe.training.steps
     if first >= last:
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")
@@ -74,7 +84,10 @@ def _train(
         return
     if checkpoint:
         meta["init"] = checkpoint.meta["init"]
-        accelerator.print(f"{folder} goes on from step {first}")
+        remark = (
+            "" if meta["numbers"] == NEWEST else f", with the random numbers it was started with ({meta['numbers']}'s)"
+        )
+        accelerator.print(f"{folder} goes on from step {first}{remark}")
     denoiser = _first_denoiser(data, None if checkpoint else init)
     parameters = sum(weight.numel() for weight in denoiser.parameters())
     previews = recipe.training.preview and accelerator.is_main_process
