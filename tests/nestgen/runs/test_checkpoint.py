@@ -15,9 +15,9 @@ import torch
 from nestgen.errors import UserError
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
-from nestgen.runs import loss_log
+from nestgen.runs import loss_log, scores
 from nestgen.runs.checkpoint import Checkpoint, newest, open_checkpoint, save_checkpoint
-from nestgen.runs.folder import best_step, write_status
+from nestgen.runs.folder import best_step, prepare_folder, read_recipe, write_status
 from nestgen.tensors import load_tensors
 from nestgen.training.train import train
 from tests.nestgen.power_cut import Files, recorded
@@ -138,16 +138,20 @@ def test_flips_in_a_runs_folder_are_noticed_or_harmless(toy: Callable[..., Recip
     def read() -> dict[str, Any]:
         checkpoint = newest(folder)
         assert checkpoint is not None
-        parts = {part: checkpoint.load(part) for part in (*PARTS, "power-0.05", "power-0.1")}
+        parts: dict[str, dict[str, Any]] = {part: checkpoint.load(part) for part in (*PARTS, "power-0.05", "power-0.1")}
         parts |= {path.name: load_tensors(path) for path in (folder / "snapshots").iterdir()}
         loss_log.read(folder / "log.jsonl", "loss")
-        best_step(folder)
+        parts["recipe"] = read_recipe(folder).model_dump()
+        parts["scores"] = {"best": best_step(folder), "all": scores.read(folder)}
         write_status(folder.parent, checkpoint.meta, "")
         # a flip in the name of a digest makes it an unknown key
         known = {key: value for key, value in checkpoint.meta.items() if key in whole_meta and "sha256" not in key}
         return {
             "meta": known,
-            **{name: {key: one.tolist() for key, one in part.items()} for name, part in parts.items()},
+            **{
+                name: {key: getattr(one, "tolist", lambda one=one: one)() for key, one in part.items()}
+                for name, part in parts.items()
+            },
         }
 
     checkpoint = newest(folder)
@@ -156,18 +160,59 @@ def test_flips_in_a_runs_folder_are_noticed_or_harmless(toy: Callable[..., Recip
     whole = read()
     rng = np.random.default_rng(0)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    read_for_it = [path for path in files if path.suffix in (".safetensors", ".json", ".jsonl")]
+    read_for_it = [path for path in files if path.suffix in (".safetensors", ".json", ".jsonl", ".yaml")]
     sentences = []
     for _ in range(100):
         file = read_for_it[rng.integers(len(read_for_it))]
         content = file.read_bytes()
-        place = int(rng.integers(len(content)))
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << int(rng.integers(8))]) + content[place + 1 :])
+        bit = int(rng.integers(8 * len(content)))
+        file.write_bytes(flipped(content, bit))
         try:
-            assert read() == whole, (file, place)
+            assert read() == whole, (file, bit)
         except UserError as error:
             sentences.append(str(error))
         file.write_bytes(content)
     assert all("\n" not in one and ("damaged" in one or "cannot be read" in one) for one in sentences)
     assert 20 < len(sentences) < 100  # files of the older checkpoint, the log and config.json are not among them
     assert read() == whole
+
+
+def test_any_flip_in_scores_or_recipe_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Every bit of scores.jsonl in turn; then bits of recipe.yaml. What a power cut tore is no damage."""
+    for step, distance in ((100, 2.0), (200, 1.5), (300, 1.75)):
+        scores.append(tmp_path, step, distance)
+    file, found = tmp_path / "scores.jsonl", scores.read(tmp_path)
+    content, sentences = file.read_bytes(), []
+    for bit in range(8 * len(content)):
+        file.write_bytes(flipped(content, bit))
+        try:
+            assert scores.read(tmp_path) == found, bit
+        except UserError as error:
+            sentences.append(str(error))
+    assert len(sentences) > 0.7 * 8 * len(content)  # all but those in the digest's own name
+    assert all(one.startswith(f"{file} is damaged in line ") for one in sentences)
+    for cut in range(content.rindex(b"{"), len(content) - 2):
+        file.write_bytes(content[:cut])
+        assert scores.read(tmp_path) == found[:2]
+    file.write_bytes(content)
+    scores.truncate(tmp_path, 200)
+    assert (scores.read(tmp_path), best_step(tmp_path)) == (found[:2], 200)
+    file.write_text('{"step": 7, "frechet_distance": 1.0}\n')  # an earlier version's
+    assert best_step(tmp_path) == 7
+
+    trained = tmp_path / "trained.yaml"
+    trained.write_text(
+        "name: x\nfeatures: {out: s, z0: pixels:8}\nlevels:\n- {shape: 8x8x3, patch: 4}\nsampling: {steps: 5}\n"
+    )
+    prepare_folder(tmp_path, trained, {"level": 0}, 0, 300)
+    assert read_recipe(tmp_path).sampling.steps == (5,)
+    content = (tmp_path / "recipe.yaml").read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        (tmp_path / "recipe.yaml").write_bytes(flipped(content, bit))
+        with pytest.raises(UserError, match=r"recipe\.yaml is damaged .* copy the recipe that was trained to it again"):
+            read_recipe(tmp_path)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    place = bit // 8
+    return content[:place] + bytes([content[place] ^ 1 << bit % 8]) + content[place + 1 :]

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nestgen.cli.main import main
 from nestgen.errors import UserError
@@ -21,10 +23,10 @@ from nestgen.files import read_json
 from nestgen.images import read_images
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe, load_recipe
-from nestgen.runs import loss_log
+from nestgen.runs import scores
 from nestgen.runs.checkpoint import newest, write_checkpoint
+from nestgen.sampling import blocks, latents
 from nestgen.sampling import card as cards
-from nestgen.sampling import latents
 from nestgen.sampling import sample as sampling
 from nestgen.sampling.trained import load_samplers
 from tests.nestgen.checkpoints import rewrite
@@ -281,6 +283,58 @@ def test_two_processes_draw_the_same(recipe: Recipe, tmp_path: Path) -> None:
     assert read_json(tmp_path / "two" / "sample.json") == read_json(one / "sample.json")
 
 
+def test_upper_levels_are_sampled_many_at_once_and_to_the_same_bits_after_an_interruption(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """z_1 has 5 tokens where z_0 has 17: three blocks at once, where there are three, and the rest one by one."""
+    recipe = load_recipe(trained(levels=({"shape": "8x8x3"}, {"shape": "4x4x6", "sigma": 0.5}), sampling={"steps": 2}))
+    batches: list[int] = []
+    sample_images = blocks.sample_images
+
+    def counted(samplers: Any, indices: Any, *arguments: Any) -> Any:
+        if samplers[0].level == 1:
+            batches.append(len(indices))
+        return sample_images(samplers, indices, *arguments)
+
+    monkeypatch.setattr(blocks, "sample_images", counted)
+    whole = sample_folder(recipe, tmp_path / "whole", count=17, batch=2)
+    assert batches == [6, 6, 2, 2, 1]
+    before = files(whole)
+    records = sorted(whole.glob("latents/z1.blocks/*.json"))
+    assert len(records) == 9
+    records[1].unlink()
+    records[8].unlink()
+    times = times_of(whole, 1)
+    sample_folder(recipe, whole, count=17, batch=2)
+    assert batches[5:] == [6, 1]
+    assert files(whole) == before
+    assert times.items() <= times_of(whole, 1).items()
+    small = levels(sample_folder(recipe, tmp_path / "small", count=3, batch=2), 2)
+    for one, other in zip(levels(whole, 2), small):
+        assert np.abs(one[:3] - other).max() < 1e-4 * one.std()
+
+
+@given(count=st.integers(1, 300), block=st.integers(1, 40), images=st.integers(1, 200))
+def test_runs_of_blocks_hold_every_row_once_and_only_whole_runs_are_long(count: int, block: int, images: int) -> None:
+    rows = [range(first, min(first + block, count)) for first in range(0, count, block)]
+    runs = blocks.together(rows, images)
+    assert [index for run in runs for index in run] == list(range(count))
+    full = max(1, images // len(rows[0])) * len(rows[0])
+    assert {len(run) for run in runs} <= {full, len(rows[0]), len(rows[-1])}
+    assert sum(len(run) == full for run in runs) >= count // full
+
+
+def test_bfloat16_samples_nearly_the_same_and_the_card_says_so(recipe: Recipe, tmp_path: Path) -> None:
+    exact, half = recipe, recipe.with_sampling({"precision": "bf16"})
+    folders = [sample_folder(one, tmp_path / f"{i}", count=4) for i, one in enumerate((exact, half))]
+    apart = [np.abs(one - other).max() / one.std() for one, other in zip(*map(levels, folders))]
+    assert all(1e-4 < one < 0.5 for one in apart), apart
+    cards_ = [read_json(folder / "sample.json")["levels"] for folder in folders]
+    assert [level.get("precision") for card in cards_ for level in card] == [None] * 3 + ["bf16"] * 3
+    with pytest.raises(UserError, match=r"holds samples of other settings: z_2\.precision was None and is bf16"):
+        sample_folder(half, folders[0], count=4)
+
+
 def test_bad_states_are_one_sentence(recipe: Recipe, trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no label 0: the denoisers have no classes"):
         sample_folder(recipe, tmp_path / "s", label=0)
@@ -377,8 +431,8 @@ def test_command_samples_from_a_step_or_the_best(
         return CliRunner().invoke(main, ["sample", "--count=2", "--depth=1", "--set=steps=2", *arguments])
 
     assert "has no previews, so none of its checkpoints is the best" in run("--step=best", "--out=best").output
-    loss_log.append(top / "scores.jsonl", {"step": 7, "frechet_distance": 2.0})
-    loss_log.append(top / "scores.jsonl", {"step": 8, "frechet_distance": 1.0})
+    scores.append(top, 7, 2.0)
+    scores.append(top, 8, 1.0)
     for step, found in (("best", 8), ("7", 7), (None, 9)):
         result = run(*([] if step is None else [f"--step={step}"]), f"--out=step-{step}")
         assert result.exit_code == 0, result.output

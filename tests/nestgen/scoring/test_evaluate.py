@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nestgen.cli.main import main
 from nestgen.errors import UserError
-from nestgen.files import read_json
+from nestgen.files import read_json, write_json
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import EvaluationOptions
 from nestgen.sampling.conditions import Request
@@ -265,9 +265,9 @@ def test_bad_input_is_one_sentence(recipe: Recipe, samples: Path, tmp_path: Path
 
 
 def test_a_store_extracted_again_is_not_what_was_trained_on(recipe: Recipe, samples: Path) -> None:
-    text = (samples / "sample.json").read_text()
-    fingerprint = read_json(samples / "sample.json")["levels"][1]["store_fingerprint"]
-    (samples / "sample.json").write_text(text.replace(fingerprint, "0" * 64))
+    card = read_json(samples / "sample.json")
+    card["levels"][1]["store_fingerprint"] = "0" * 64
+    write_json(samples / "sample.json", card)
     with pytest.raises(UserError, match=r"4x4x6\.zarr is not the store that z_1's denoiser was trained on"):
         scores(recipe, samples)
 
@@ -308,8 +308,7 @@ def test_a_protocol_fixes_count_and_reference(recipe: Recipe, samples: Path, tmp
     assert following("coco30k").evaluation.count == 30_000
     with pytest.raises(UserError, match="protocol imagenet50k: it takes 50000 samples, and there are 12"):
         scores(following("imagenet50k"), samples)
-    text = (samples / "sample.json").read_text()
-    (samples / "sample.json").write_text(text.replace('"count": 12', '"count": 30000'))
+    write_json(samples / "sample.json", read_json(samples / "sample.json") | {"count": 30000})
     with pytest.raises(UserError, match=r"coco30k: its reference is the validation set: set evaluation.reference"):
         scores(following("coco30k"), samples)
     with pytest.raises(ValueError, match="has count 9, but protocol coco30k takes 30000 samples"):

@@ -29,6 +29,7 @@ from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs.checkpoint import PARTS, load_denoiser, newest
 from nestgen.runs.ema import decay
+from nestgen.runs.scores import read as read_scores
 from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.descent import sample_images
 from nestgen.sampling.trained import load_samplers
@@ -222,8 +223,7 @@ def test_previews_and_the_best_checkpoint(toy: Callable[..., Recipe], capsys: py
     assert [event.value for event in events.Scalars("frechet_distance")] == pytest.approx(list(scores.values()))
     # previews are functions of the weights alone: the same again after a resume
     train(toy("again", steps=20, keep=1, preview=12, checkpoint_every=20), 0)
-    again = json.loads((run_dir(toy("again"), 0) / "scores.jsonl").read_text())
-    assert again == {"step": 20, "frechet_distance": scores[20]}
+    assert read_scores(run_dir(toy("again"), 0)) == [{"step": 20, "frechet_distance": scores[20]}]
 
 
 def test_an_unknown_tracker_is_refused(toy: Callable[..., Recipe]) -> None:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 from nestgen.errors import UserError
 
+OWN_DIGEST = "document_sha256"  # of all else that a document says
+
 
 def sync(path: Path) -> None:
     """Returns once a file's bytes, or the names in a folder, are on the disk."""
@@ -71,19 +73,45 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def json_sha256(document: Any) -> str:
+    """SHA-256 of a document as JSON with sorted keys: what it says, whatever its bytes."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def with_digest(document: dict[str, Any]) -> dict[str, Any]:
+    """A document with the digest of all that it says, which `without_digest` compares."""
+    return {
+        **document,
+        OWN_DIGEST: json_sha256(json.loads(json.dumps(document))),
+    }  # as it will be read: tuples are lists
+
+
+def without_digest(document: dict[str, Any]) -> dict[str, Any]:
+    """What a document says. Raises ValueError where that is not what was written; one without a digest is believed."""
+    said = {key: value for key, value in document.items() if key != OWN_DIGEST}
+    if OWN_DIGEST in document and document[OWN_DIGEST] != json_sha256(said):
+        raise ValueError(f"its {OWN_DIGEST} differs")
+    return said
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Writes a document. Raises ValueError for NaN, which JSON does not have."""
+    """Writes a document with its digest. Raises ValueError for NaN, which JSON does not have."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(with_digest(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a document. Raises UserError for a file that is damaged or not there."""
+    """Reads a document, without its digest. Raises UserError for a file that is damaged or not there."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); was it cut off or removed?") from None
-    return document
+    try:
+        return without_digest(document) if isinstance(document, dict) else document
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it from a copy, make it again, or, if you edited it, remove that key"
+        ) from None
 
 
 def sha256_of(path: Path) -> str:

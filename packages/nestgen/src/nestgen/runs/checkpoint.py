@@ -17,7 +17,6 @@ Version 0.1.0 recorded no digests; its checkpoints are read without them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ from torch import Tensor
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
-from nestgen.files import make_folder, sha256_of, sync
+from nestgen.files import json_sha256, make_folder, sha256_of, sync
 
 FORMAT = "nestgen-checkpoint/2"
 PARTS = ("denoiser", "ema", "optimizer")
@@ -103,7 +102,7 @@ def write_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: d
         files = sorted(draft.iterdir())
         document = {"format": FORMAT, **meta, "files": {file.name: file.stat().st_size for file in files}}
         document["sha256"] = {file.name: sha256_of(file) for file in files}
-        document["meta_sha256"] = _digest(document)
+        document["meta_sha256"] = _sha256(document)
         (draft / "meta.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         sync(draft / "meta.json")
         sync(draft)
@@ -128,7 +127,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint by its folder. Raises UserError if a file is missing or cut short, or meta.json is damaged."""
     try:
         meta = json.loads((path / "meta.json").read_bytes())
-        if "meta_sha256" in meta and meta["meta_sha256"] != _digest(meta):
+        if "meta_sha256" in meta and meta["meta_sha256"] != _sha256(meta):
             raise _damaged(path, "meta.json is not what was written (its SHA-256 differs)")
         if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, and this nestgen reads {FORMAT}")
@@ -149,10 +148,9 @@ def newest(run_dir: Path) -> Checkpoint | None:
     return open_checkpoint(folders[-1]) if folders else None
 
 
-def _digest(meta: dict[str, Any]) -> str:
+def _sha256(meta: dict[str, Any]) -> str:
     """SHA-256 of everything in a meta.json but this digest itself."""
-    rest = {key: value for key, value in meta.items() if key != "meta_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json_sha256({key: value for key, value in meta.items() if key != "meta_sha256"})
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -15,6 +15,7 @@ from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs import ema
 from nestgen.runs.checkpoint import checkpoint_folders, newest, write_checkpoint
+from nestgen.runs.folder import read_recipe
 from nestgen.tensors import load_tensors, save_tensors
 
 
@@ -34,9 +35,14 @@ def reconstruct(recipe: Recipe, level: int, length: float, name: str, step: int 
     if checkpoint_folders(target):
         raise UserError(f"{target} has a checkpoint; give another --name, or remove it")
     tensors, meta = average(folder, length, step)
+    has_recipe = (folder / "recipe.yaml").is_file()
+    if has_recipe:
+        read_recipe(folder)  # whether it is damaged
     write_checkpoint(target, {"ema": tensors}, meta)
-    if (folder / "recipe.yaml").is_file():  # beside it the run can be sampled from in Python too
-        shutil.copy(folder / "recipe.yaml", target / "recipe.yaml")
+    if has_recipe:  # beside it the run can be sampled from in Python too
+        for name in ("recipe.yaml", "config.json"):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, target / name)
     return target
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from nestgen.denoiser.config import denoiser_config
 from nestgen.errors import UserError
-from nestgen.files import atomic_write, folder_lock, write_json
-from nestgen.recipe.recipe import Recipe
+from nestgen.files import atomic_write, folder_lock, read_json, sha256_of, write_json
+from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import shape_name
-from nestgen.runs import loss_log
+from nestgen.runs import loss_log, scores
 from nestgen.runs.checkpoint import Checkpoint, checkpoint_folders, config_from_meta, newest
 from nestgen.stores.hierarchy import LevelStores
 from nestgen.text import short
@@ -26,7 +26,7 @@ FREE = {"steps", "checkpoint_every", "keep", "preview", "trackers"}
 FREE |= {"micro_batch", "compile", "checkpoint_activations", "shard"}
 FREE |= {"accumulate"}  # of version 0.1.0
 # Those that decide the weights and may still change as a run goes on, where that is asked for.
-ADJUSTABLE = {"training.lr", "training.warmup", "training.clip"}
+ADJUSTABLE = {"training.lr", "training.warmup", "training.clip", "training.steps"}
 
 
 def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | None = None) -> dict[str, Any]:
@@ -110,20 +110,32 @@ def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parame
     recipe = recipe_file.read_bytes()
     with atomic_write(folder / "recipe.yaml") as draft:
         draft.write_bytes(recipe)
-    write_json(folder / "config.json", {"parameters": parameters, **meta})
-    for name in ("log.jsonl", "scores.jsonl"):
-        loss_log.truncate(folder / name, step)
+    digest = hashlib.sha256(recipe).hexdigest()
+    write_json(folder / "config.json", {"parameters": parameters, **meta, "recipe_sha256": digest})
+    loss_log.truncate(folder / "log.jsonl", step)
+    scores.truncate(folder, step)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run, recipe.yaml. Raises UserError where it is not what the training wrote."""
+    file, config = folder / "recipe.yaml", folder / "config.json"
+    recorded = read_json(config).get("recipe_sha256") if config.is_file() else None
+    if recorded not in (None, sha256_of(file)):
+        raise UserError(
+            f"{file} is damaged (its SHA-256 is not the one in {config.name}); copy the recipe that was trained to it again"
+        )
+    return load_recipe(file)
 
 
 def best_step(folder: Path) -> int | None:
     """The step of the lowest latent Fréchet distance so far (training/preview.py); None before the first preview."""
-    scores = loss_log.read(folder / "scores.jsonl", "frechet_distance")
-    return min(scores, key=lambda score: score["frechet_distance"])["step"] if scores else None
+    found = scores.read(folder)
+    return min(found, key=lambda score: score["frechet_distance"])["step"] if found else None
 
 
 def is_scored(folder: Path, step: int) -> bool:
     """Whether a step has a preview, and so counts for `best_step`."""
-    return any(score["step"] == step for score in loss_log.read(folder / "scores.jsonl", "frechet_distance"))
+    return any(score["step"] == step for score in scores.read(folder))
 
 
 def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
@@ -142,10 +154,10 @@ def write_status(folder: Path, meta: dict[str, Any], state: str) -> None:
     if skipped := sum(line.get("skipped", 0) for line in log):
         lines.append(f"{skipped} steps were skipped, as their gradient was not finite.")
     steps = [int(path.name) for path in checkpoint_folders(folder)]
-    best, scores = best_step(folder), loss_log.read(folder / "scores.jsonl", "frechet_distance")
+    best, found = best_step(folder), scores.read(folder)
     lines += ["", "| checkpoint | latent Fréchet distance | |", "|---|---|---|"]
     for step in steps:
-        distance = next((f"{one['frechet_distance']:.3f}" for one in scores if one["step"] == step), "")
+        distance = next((f"{one['frechet_distance']:.3f}" for one in found if one["step"] == step), "")
         lines.append(f"| checkpoints/{step:08d} | {distance} | {'best' if step == best else ''} |")
     previews = sorted(path.name for path in (folder / "previews").glob("*.png"))
     for name in ["loss.png"] * (folder / "loss.png").is_file() + [f"previews/{name}" for name in previews[-1:]]:

@@ -20,8 +20,7 @@ from nestgen.errors import UserError
 from nestgen.files import atomic_write
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
-from nestgen.sampling.real import seal_of
-from nestgen.stores.store import Store, open_store
+from nestgen.stores.store import Store, open_store, read_seal
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Prompts:
     def describe(self) -> dict[str, Any]:
         """The entry of a run's card."""
         which = "one of each row" if self.offsets is not None else "prompt i of image i"
-        digest = seal_of(self.text)["sha256"]
+        digest = read_seal(self.text.path)["sha256"]
         return {"captions": which if self.prompt is None else self.prompt, "store_sha256": digest}
 
 

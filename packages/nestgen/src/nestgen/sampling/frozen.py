@@ -9,9 +9,9 @@ from typing import Any
 
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
-from nestgen.sampling.real import open_real, seal_of
+from nestgen.sampling.real import open_real
 from nestgen.stores.hierarchy import check_same_rows
-from nestgen.stores.store import Store
+from nestgen.stores.store import Store, read_seal
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FrozenSource:
             return {"image": 0}
         row = "each" if self.row is None else self.row
         path = store.path.absolute() if isinstance(store.path, Path) else store.path
-        return {"row": row, "store": str(path), "store_sha256": seal_of(store)["sha256"]}
+        return {"row": row, "store": str(path), "store_sha256": read_seal(store.path)["sha256"]}
 
 
 def open_frozen_stores(

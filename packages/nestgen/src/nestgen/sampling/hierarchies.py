@@ -15,6 +15,7 @@ from nestgen.errors import UserError
 from nestgen.recipe.locations import run_dir, sigma_name
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.runs.checkpoint import checkpoint_folders
+from nestgen.runs.folder import read_recipe
 
 Sigma = float | tuple[float, float]  # of a level: a noise, or the range that its denoiser was trained with
 
@@ -54,7 +55,7 @@ def find_hierarchies(run: Path) -> Iterator[Recipe]:
     """
     names = [folder.name for folder in run.glob("z*-*") if checkpoint_folders(folder)]
     recipes = {
-        name: load_recipe(run / name / "recipe.yaml").rooted(run.resolve().parent.parent)
+        name: read_recipe(run / name).rooted(run.resolve().parent.parent)
         for name in sorted(names)
         if name.startswith("z0-") and (run / name / "recipe.yaml").is_file()
     }

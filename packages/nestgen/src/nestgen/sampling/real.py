@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +29,6 @@ def reference_root(recipe: Recipe, reference: Path | None) -> Path:
         return reference
     own = recipe.evaluation.reference
     return training_root(recipe) if own is None else recipe.root / own
-
-
-def seal_of(store: Store) -> dict[str, Any]:
-    """The seal of a store: its digest is `sha256`."""
-    document: dict[str, Any] = json.loads(store.path.with_suffix(".seal.json").read_text(encoding="utf-8"))
-    return document
 
 
 def open_real(recipe: Recipe, level: int, root: Path, fingerprint: str | None = None) -> Store:

@@ -21,10 +21,10 @@ from nestgen.recipe.locations import named_store_path
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.latents import open_latents
-from nestgen.sampling.real import check_comparable, open_real, real_latents, seal_of, training_root
+from nestgen.sampling.real import check_comparable, open_real, real_latents, training_root
 from nestgen.scoring.inception import digest_of, folder_features, load_inception, published_moments
 from nestgen.scoring.statistics import Statistics, cached_statistics
-from nestgen.stores.store import Store, open_store
+from nestgen.stores.store import Store, open_store, read_seal
 
 DIMENSIONS = 1024  # largest that a level is scored in; larger latents are average-pooled
 BLOCK = 1024  # rows turned into vectors at a time
@@ -165,7 +165,7 @@ def _stores_space(
 
 
 def _origin(store: Store) -> dict[str, Any]:
-    return {"store": str(store.path), "rows": store.rows, "sha256": seal_of(store)["sha256"]}
+    return {"store": str(store.path), "rows": store.rows, "sha256": read_seal(store.path)["sha256"]}
 
 
 def features(store: Store, rows: np.ndarray) -> np.ndarray:

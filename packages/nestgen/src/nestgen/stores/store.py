@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import zarr
 from upath import UPath
 
 from nestgen.errors import UserError
+from nestgen.files import json_sha256
 from nestgen.stores.remote import RemoteBlocks, read
 
 FORMAT = "nested-store/1"
@@ -91,9 +93,13 @@ def open_store(path: Path | UPath) -> Store:
     if not seal_path.is_file():
         raise UserError(f"{path} is unfinished: it has no {seal_path.name}; finish it with `{_made_by(path)}`")
     try:
-        seal = json.loads(read(seal_path))
+        seal = read_seal(path)
         array = zarr.open_array(str(path), mode="r")
         attributes = dict(array.attrs)
+        if "metadata" in seal and json.loads(read(path / "zarr.json")) != seal["metadata"]:
+            raise UserError(
+                f"{path} is damaged: its zarr.json is not what was written; run `featurize repair`, or {remake(path)}"
+            )
         formats = {seal["format"], attributes["format"]}
         if formats != {FORMAT}:
             others = ", ".join(sorted(formats - {FORMAT}))
@@ -114,6 +120,20 @@ def open_store(path: Path | UPath) -> Store:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {remake(path)}") from None
     return Store(path, attributes, array.shape, array.dtype, blocks, seal["block_rows"])
+
+
+def read_seal(path: Path | UPath) -> dict[str, Any]:
+    """The seal of a store. Raises UserError where it is damaged; seals of earlier versions have no digest of their own."""
+    try:
+        seal: dict[str, Any] = json.loads(read(path.with_suffix(".seal.json")))
+        digest = seal.pop("seal_sha256", None)
+        blocks = hashlib.sha256("".join(str(block.get("sha256")) for block in seal["blocks"]).encode()).hexdigest()
+        whole = digest in (None, json_sha256(seal)) and seal.get("sha256", blocks) == blocks
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"the seal of {path} is damaged; run `featurize repair`, or {remake(path)}")
+    return seal
 
 
 def _map_block(path: Path, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

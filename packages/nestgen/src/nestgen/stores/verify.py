@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from nestgen.recipe.locations import store_path, store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.stores.remote import read
-from nestgen.stores.store import open_store, remake
+from nestgen.stores.store import open_store, read_seal, remake
 
 
 def verify_level(recipe: Recipe, level: int) -> None:
@@ -28,10 +27,7 @@ def verify_level(recipe: Recipe, level: int) -> None:
 def verify_store(path: Path | UPath) -> None:
     """Reads a store whole, several blocks at a time. Raises UserError for a block that is not what was written."""
     store = open_store(path)
-    seal = json.loads(read(path.with_suffix(".seal.json")))
-    recorded = [str(block.get("sha256")) for block in seal["blocks"]]
-    if hashlib.sha256("".join(recorded).encode()).hexdigest() != seal.get("sha256"):
-        raise UserError(f"the seal of {path} is damaged; run `featurize repair`, or {remake(path)}")
+    recorded = [block["sha256"] for block in read_seal(path)["blocks"]]
 
     def digest(number: int) -> str:
         chunk = path.joinpath("c", str(number), *["0"] * (len(store.shape) - 1))

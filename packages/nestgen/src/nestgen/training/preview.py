@@ -15,12 +15,11 @@ from nestgen import randomness
 from nestgen.diffusion.process import level_process
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
-from nestgen.files import sync
 from nestgen.images import draw_sheet, write_image
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.locations import resolve_path, store_path
 from nestgen.recipe.recipe import Recipe
-from nestgen.runs import loss_log
+from nestgen.runs import scores
 from nestgen.runs.checkpoint import load_denoiser
 from nestgen.sampling.decoder import load_decoder
 from nestgen.scoring.frechet import frechet_distance
@@ -74,8 +73,7 @@ class Preview:
         if not z_BCHW.isfinite().all():
             return {}
         distance = frechet_distance(_vectors(z_BCHW), self.reference_ND)
-        loss_log.append(folder / "scores.jsonl", {"step": step, "frechet_distance": distance})
-        sync(folder / "scores.jsonl")  # it decides which checkpoint is the best, and stays
+        scores.append(folder, step, distance)
         decode = _decoder(self.codec)
         rows = [decode(one[:SHOWN]) for one in (self.real_BCHW, z_BCHW)]
         write_image(draw_sheet(rows, ["real", f"step {step}"]), folder / "previews" / f"{step:08d}.png")
