@@ -53,6 +53,7 @@ def check(line: str) -> str | None:
     checks = {
         "make": check_make,
         "pip": check_pip,
+        "uv": check_uv,
         "python": check_python,
         "pytest": check_pytest,
         "pre-commit": check_hook,
@@ -121,6 +122,14 @@ def check_pytest(words: list[str]) -> str | None:
     if not (ROOT / path).exists():
         return f"no tests {path}"
     return None if rest[:1] != ["-k"] or rest[1] in (ROOT / path).read_text() else f"no test is named {rest[1]}"
+
+
+def check_uv(words: list[str]) -> str | None:
+    """Whether what is built is a package of ours, by the name of its distribution."""
+    if words == ["publish"]:
+        return None
+    names = {document["project"]["name"] for document in PROJECTS.values()}
+    return None if words[:2] == ["build", "--package"] and words[2] in names else f"uv {' '.join(words)}"
 
 
 def check_hook(words: list[str]) -> str | None:

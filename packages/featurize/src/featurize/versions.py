@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from functools import cache
 
+DISTRIBUTION = "nested-featurize"  # our own name on PyPI, where another project is called featurize
+
 
 @cache
 def version(library: str) -> str:
     """The version in the installed package's metadata. Raises importlib.metadata.PackageNotFoundError without one."""
-    return importlib.metadata.version(library)
+    return importlib.metadata.version(DISTRIBUTION if library == "featurize" else library)

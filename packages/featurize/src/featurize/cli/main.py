@@ -12,6 +12,7 @@ import click
 from featurize.cli import encoders, extraction, neighbours, scenes, stores
 from featurize.errors import Interrupted, UserError, explain_memory_error, explain_os_error
 from featurize.recipe import DEFAULT_RECIPE, read_request
+from featurize.versions import DISTRIBUTION
 
 
 @click.group(
@@ -19,7 +20,7 @@ from featurize.recipe import DEFAULT_RECIPE, read_request
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(package_name="featurize")
+@click.version_option(package_name=DISTRIBUTION)
 @click.pass_context
 def commands(context: click.Context) -> None:
     """Images through a frozen encoder into standardised per-level zarr stores.
@@ -73,17 +74,17 @@ def main() -> None:
         if sentence is None:
             raise
         _fail(str(sentence))
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click turns what an extraction raises into Abort, a RuntimeError, and keeps it as the cause.
+        states = (str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted))
+        state = next(states, "interrupted: what is written is kept; run the same command again to go on.")
+        click.echo(f"\n{state}", err=True)
+        sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         sentence = explain_memory_error(error)
         if sentence is None:
             raise
         _fail(str(sentence))
-    except (KeyboardInterrupt, click.Abort) as error:
-        # click turns what an extraction raises into Abort, and keeps it as the cause.
-        states = (str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted))
-        state = next(states, "interrupted: what is written is kept; run the same command again to go on.")
-        click.echo(f"\n{state}", err=True)
-        sys.exit(130)
 
 
 def _name_the_user() -> None:

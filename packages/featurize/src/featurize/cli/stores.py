@@ -71,7 +71,8 @@ def ls(folder: str | None) -> None:
 def images(root: str | None, recipe: Path | None, count: int, size: int, out: Path) -> None:
     """Write images of the store ROOT as files.
 
-    ROOT is by default the recipe's. Each image is the square that the encoder saw, read from its source again. Row 0 is 000000.png.
+    ROOT is by default the recipe's. Each image is the square that the encoder saw, read from its source again. Row 0 is
+    000000.png.
 
     Example: featurize images stores/photos-train --count 10 --size 128 --out real
     """
