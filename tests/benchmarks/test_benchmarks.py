@@ -20,6 +20,7 @@ from benchmarks import (
     extraction,
     gpu_day,
     memory,
+    one_pass,
     peers,
     precision,
     reads,
@@ -75,6 +76,13 @@ def test_extraction(run: Callable[..., str]) -> None:
     text = run(extraction, "--pictures", 40, "--model", MODEL, "--levels", "2x2x8", "--workers", 1, "--rounds", 1)
     assert "| featurize extract, 1 worker |" in text and "decode" in text
     assert re.search(r"featurize extract, 1 worker is \d\.\d\d on the clock of bare", text)
+
+
+def test_one_pass_beside_itself(run: Callable[..., str]) -> None:
+    here = Path(one_pass.__file__).parents[1]
+    sizes = ("--pictures", 8, "--basis-rows", 4, "--model", MODEL, "--levels", "2x2x8", "--rounds", 1)
+    text = run(one_pass, "--before", here, *sizes)
+    assert "| before |" in text and "| now " in text
 
 
 def test_the_papers_z_0_is_extracted_tiny(run: Callable[..., str]) -> None:

@@ -168,7 +168,7 @@ def test_ctrl_c_ends_with_one_line(picture_folder: Path, vit_weights: Path, tmp_
     request = options(picture_folder, vit_weights, tmp_path / "out")
     words = ["--encoder", request["encoder"], "--weights", vit_weights, "--out", tmp_path / "out", "--workers", 0]
     begun = begin(tmp_path, "featurize", "extract", request["source"], *words)
-    while not (tmp_path / "out" / "rows.parquet").exists() and begun.process.is_alive():
+    while not (tmp_path / "out" / "first-pass").exists() and begun.process.is_alive():
         time.sleep(0.002)
     os.kill(begun.process.pid, signal.SIGINT)
     code, _, err = begun.ended()

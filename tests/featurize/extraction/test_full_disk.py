@@ -40,7 +40,8 @@ def test_a_full_disk_is_one_sentence_at_every_stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Another program may fill the disk after the look at its free space, so that look is left out here.
-    monkeypatch.setattr("featurize.extraction.extract.check_space", lambda targets, root: None)
+    for module in ("extract", "first_pass"):
+        monkeypatch.setattr(f"featurize.extraction.{module}.check_space", lambda targets, root: None)
     root = small_disk(1) / "root"
     request = options(picture_folder, vit_weights, root)
     words = as_words(request)

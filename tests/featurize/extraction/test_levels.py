@@ -12,6 +12,7 @@ import torch
 import zarr
 
 from featurize.encoders import load_encoder
+from featurize.extraction import levels
 from featurize.extraction.extract import extract
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, options
@@ -40,6 +41,24 @@ def test_a_further_level_needs_no_encoder(
     outcome = featurize("levels", "3x3x4", "--out", root, "--encoder", f"timm:{MODEL}")
     assert outcome.code == 0, outcome.err
     assert zarr.open(str(root / ENCODER / "3x3x4.zarr"), mode="r").shape == (60, 2, 3, 3, 4)
+
+
+def test_the_base_store_is_read_once_for_all_levels(
+    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the reading back that its seal needs, which the sums come from; beside a sealed one there are two readings."""
+    read: list[int] = []
+    read_block = levels.read_block
+    monkeypatch.setattr(levels, "read_block", lambda array, block: read.append(block) or read_block(array, block))
+    request = options(picture_folder, vit_weights, tmp_path)
+    extract(read_request(None, request, "2x2x8,1x1x16,4x4x8"), workers=0, scheduler=None)
+    blocks = list(range(len(read)))
+    assert len(blocks) > 1 and read == blocks
+    for shape in ("2x2x8", "1x1x16"):
+        for name in (f"{shape}.seal.json", f"{shape}.zarr/zarr.json"):
+            assert (tmp_path / ENCODER / name).read_bytes() == (extraction / ENCODER / name).read_bytes()
+    extract(read_request(None, request, "3x3x8,2x2x4,2x2x8"), workers=0, scheduler=None)
+    assert read == blocks * 3
 
 
 @pytest.mark.parametrize(

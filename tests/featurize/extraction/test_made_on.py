@@ -82,10 +82,12 @@ def test_arrays_of_earlier_versions_name_no_device_and_are_gone_on_with(
     device: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurize.extraction import extract as module
+    from featurize.extraction import first_pass
 
     root = tmp_path / "s"
     with monkeypatch.context() as earlier:
-        earlier.setattr(module, "noting_device", lambda targets, features, device: targets)
+        for each in (module, first_pass):
+            earlier.setattr(each, "noting_device", lambda targets, features, device: targets)
         extract(request(root), 0, None)
     lacking_a_block(root, BASE)
     extract(request(root), 0, None)

@@ -69,7 +69,7 @@ def test_garbage_stops_the_run_early_and_the_draft_says_which(
     with pytest.raises(UserError) as stopped:
         make_ledger(tmp_path / "out", "folder", listing, SQUARE, "10%", here)
     # The second bad picture, a.03, is in the second part of two: the other eight are not looked at.
-    assert "2 of the first 4 pictures can't be read" in str(stopped.value)
+    assert "2 of the 4 pictures that were tried can't be read" in str(stopped.value)
     assert "1 times 'the file is empty' (first: a.00.png)" in str(stopped.value)
     assert "1 times 'no picture of a known format" in str(stopped.value)
     assert [line["key"] for line in pq.read_table(draft_ledger_path(tmp_path / "out")).to_pylist()] == [

@@ -103,7 +103,7 @@ def test_twenty_kills_leave_no_trace(
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     killed = 0
     deadline = time.monotonic() + 300
-    while not (root / "rows.parquet").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (root / "first-pass").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     while killed < WORKER_KILLS and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -201,7 +201,7 @@ def test_a_cluster_of_processes_survives_the_loss_of_one(
     ended = threading.Event()
 
     def kill_midway() -> None:
-        while not list(root.glob("*/base.blocks/*[0-9].json")):
+        while not list(root.glob("first-pass/*/base.blocks/*[0-9].json")):
             if ended.wait(0.01):
                 return
         workers[0].kill()
@@ -235,7 +235,7 @@ def test_a_scheduler_that_dies_is_one_sentence(
     ended = threading.Event()
 
     def kill_midway() -> None:
-        while not list(root.glob("*/base.blocks/*[0-9].json")):
+        while not list(root.glob("first-pass/*/base.blocks/*[0-9].json")):
             if ended.wait(0.01):
                 return
         scheduler.kill()

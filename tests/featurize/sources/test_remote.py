@@ -239,7 +239,7 @@ def test_a_network_that_fails_during_extraction_is_not_taken_for_a_changed_pictu
     how, digest = (SQUARE, (InputSpec(16, "bicubic"),), "ignore"), sha256(noise(0)).hexdigest()
 
     def load(digest: str) -> np.ndarray:
-        [reader] = readers([picture], were_there=True)
+        [reader] = readers([picture], [True])
         [crop], _, _ = load_crops_of(picture, reader, digest, *how)
         return crop
 

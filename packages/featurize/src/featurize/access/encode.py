@@ -154,6 +154,6 @@ def _as_base(f_BHWC: np.ndarray) -> np.ndarray:
 def _as_level(spec: ArraySpec, f_BHWC: np.ndarray) -> np.ndarray:
     """The level of the base store's values: pooled and standardised as its attributes say."""
     task = level_task(spec, 0)
-    pooling = task.pool.pooling
+    pooling = task.pooling
     pooled_BHWC = pool(f_BHWC[..., : pooling.channels], pooling.rows, pooling.columns)
     return ((pooled_BHWC - task.mean) / task.std).astype(np.float32)

@@ -135,7 +135,7 @@ def levels(
     """
     from featurize.execution.engine import engine
     from featurize.execution.interrupt import finishing_tasks
-    from featurize.extraction.levels import derive_level
+    from featurize.extraction.levels import derive_levels
     from featurize.extraction.targets import other_basis
     from featurize.io.lock import root_lock
     from featurize.store.layout import base_path, encoder_folder
@@ -150,8 +150,8 @@ def levels(
     # A small base store is pooled sooner than workers start.
     few = workers is None and scheduler is None and read_sealed_metadata(base).nbytes < SMALL_STORE
     with engine(0 if few else workers, scheduler) as run, root_lock(root, wait), finishing_tasks():
-        for shape in request.levels:
-            click.echo(f"{derive_level(base, shape, other_basis(request.features), run)} is sealed")
+        for level in derive_levels(base, request.levels, other_basis(request.features), run):
+            click.echo(f"{level} is sealed")
 
 
 @click.command("embed-text")

@@ -76,15 +76,18 @@ def last_request(log: Path) -> dict[str, Any] | None:
 @contextmanager
 def progress_line(
     total: int, done: int, description: str, refused: int
-) -> Iterator[Callable[[int, dict[str, float]], dict[str, Any]]]:
+) -> Iterator[Callable[[int, dict[str, float], int], dict[str, Any]]]:
     """A line with pictures/s, time left, refused pictures and where the time goes, as shares of the tasks' seconds.
 
-    What is yielded takes the pictures and the seconds a stage of a finished task, and gives what there is to log.
+    What is yielded takes the pictures of a finished task, the seconds a stage and how many more are refused, and gives what
+    there is to log.
     """
     spent: dict[str, float] = {}
     with tqdm(total=total, initial=done, desc=description, unit=" pictures", smoothing=0.1) as line:
 
-        def advance(pictures: int, seconds: dict[str, float]) -> dict[str, Any]:
+        def advance(pictures: int, seconds: dict[str, float], more_refused: int) -> dict[str, Any]:
+            nonlocal refused
+            refused += more_refused
             for stage, more in seconds.items():
                 spent[stage] = spent.get(stage, 0.0) + more
             whole = sum(spent.values()) or 1.0

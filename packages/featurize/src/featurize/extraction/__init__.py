@@ -1,4 +1,4 @@
-"""From images to sealed arrays: the scan for the ledger, the basis, blocks, captions, levels; `extract` puts them in order.
+"""From images to sealed arrays: the first pass over a source (scan, basis, blocks), captions, levels.
 
-`targets` says what is to be made, `plan` what it will take. May import everything below.
+`extract` puts them in order, `targets` says what is to be made, `plan` what it will take. May import everything below.
 """

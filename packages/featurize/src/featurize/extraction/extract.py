@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from featurize.basis.svd import load_basis
 from featurize.errors import Interrupted, UserError
@@ -13,19 +16,21 @@ from featurize.execution.progress import Journal
 from featurize.execution.tasks import Run, ordered_map, run_here
 from featurize.extraction.block import Log, write_images
 from featurize.extraction.captions import captions_of, write_text
-from featurize.extraction.fit import check_tolerance, measure_basis, provide_basis
-from featurize.extraction.levels import derive_level
+from featurize.extraction.first_pass import drafted_basis, first_pass, remove_draft, settle
+from featurize.extraction.fit import check_tolerance, fitted_basis, measure_basis, provide_basis
+from featurize.extraction.levels import BlockSums, block_sums, derive_levels, pooling_of, unmeasured
 from featurize.extraction.made_on import noting_device
-from featurize.extraction.networks import check_networks, describe_networks, heavy_imports
+from featurize.extraction.networks import Networks, check_networks, describe_networks, heavy_imports
 from featurize.extraction.scan import list_requested, make_ledger, stored_crop, warn_of_shared_images
 from featurize.extraction.space import check_space
-from featurize.extraction.targets import Targets, crop_rule, other_basis, targets_of, with_basis
+from featurize.extraction.targets import Targets, check_ledger, crop_rule, other_basis, targets_of, with_basis
 from featurize.io.files import remove_leftovers, resolve_path
 from featurize.io.lock import root_lock
 from featurize.recipe import OWN_BASIS, Features, Request, check_basis_choice
 from featurize.sources import Listing
 from featurize.store.layout import (
     basis_path,
+    first_pass_folder,
     is_sealed,
     ledger_path,
     list_arrays,
@@ -38,6 +43,11 @@ from featurize.store.metadata import ArraySpec, existing_metadata
 from featurize.store.seal import seal
 from featurize.store.write import check_fingerprint, write_array
 from featurize.text.tower import text_spec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +78,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
         for remark in listing.remarks:
             log.warning(remark)
         ledger = ledger_of_listing(root, listing)
-    targets = None if ledger is None else targets_of(request, root, networks, ledger)
+    targets = None if ledger is None else _targets(request, root, networks, ledger)
     if targets is not None and targets.are_sealed:
         return _derive_levels(targets, run_here)
 
@@ -85,8 +95,9 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
             try:
                 if ledger is None:
                     ledger = make_ledger(
-                        root, features.source, listing, crop, features.max_bad, run, listing_arguments, features.strict
-                    )
+                        root, features.source, listing, crop, features.max_bad, run, listing_arguments, features.strict,
+                        partial(first_pass, request, networks, str(device), run, journal),
+                    )  # fmt: skip
                 del listing
                 journal("ledger", rows=ledger.rows, refused=ledger.refused)
                 if features.basis not in (None, OWN_BASIS):
@@ -103,7 +114,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
                         "%s was begun with the official crop of featurize 0.1.0, which differs from torchvision's by one grey "
                         "level in 0.3 %% of the values, and goes on with it; another --out gets torchvision's.", root,
                     )  # fmt: skip
-                paths = _write(targets_of(request, root, networks, ledger), features, ledger, run, journal, device)
+                paths = _write(_targets(request, root, networks, ledger), features, ledger, run, journal, device)
                 remove_leftovers(root)
                 journal("end")
             except KeyboardInterrupt:
@@ -117,29 +128,41 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     return paths
 
 
+def _targets(request: Request, root: Path, networks: Networks, ledger: Ledger) -> Targets:
+    check_ledger(request.features, root, networks, ledger)
+    return targets_of(request, root, networks, ledger)
+
+
 def _write(
     targets: Targets, features: Features, ledger: Ledger, run: Run, journal: Log, device: str | None
 ) -> list[Path]:
     """Every array that is not sealed; images are encoded on `device`, None where none are."""
     for spec in targets.written:
         check_fingerprint(spec)
-    check_space(targets, root_of(targets.base.path))
     if device is not None:
         targets = noting_device(targets, features, device)
+    root = root_of(targets.base.path)
     write_array(targets.labels, ledger.labels)
     if not is_sealed(targets.labels.path):
         seal(targets.labels)
     if not is_sealed(targets.base.path):
-        provide_basis(targets.base, targets.other, features, ledger, run, journal)
+        own_fit = partial(fitted_basis, lambda: ledger, features, run, journal, None)
+        provide_basis(targets.base, targets.other, lambda parts: drafted_basis(targets.base) or own_fit(parts))
     base = _with_own_basis(targets.base)
+    settle(base, run)
+    settle(targets.z0, run)
+    remove_draft(root)
+    check_space(targets, root)
     write_images(base, targets.z0, features, ledger, run, journal)
     _seal(targets.z0, run, journal)
+    sums = None
     if not is_sealed(base.path):
         measured = measure_basis(base)
         if targets.other is None:
             check_tolerance(measured, base, features.basis_tolerance)
-        _seal(base, run, journal, measured)
-    paths = _derive_levels(targets, run)
+        poolings = [pooling_of(shape, base.shape) for shape in unmeasured(base.path, targets.levels, targets.other)]
+        sums = _seal(base, run, journal, measured, partial(block_sums, poolings))
+    paths = _derive_levels(targets, run, sums)
     if targets.text:
         _write_text(targets, features, ledger, run, journal)
     return paths
@@ -158,18 +181,26 @@ def _with_own_basis(spec: ArraySpec) -> ArraySpec:
     return base
 
 
-def _seal(spec: ArraySpec, run: Run, journal: Log, extra: dict[str, object] | None = None) -> None:
-    if not is_sealed(spec.path):
-        seal(spec, extra, ordered_map(run))
-        journal("sealed", array=str(spec.path), **(extra or {}))
+def _seal(
+    spec: ArraySpec,
+    run: Run,
+    journal: Log,
+    extra: dict[str, object] | None = None,
+    gather: Callable[[np.ndarray], T] | None = None,
+) -> list[T]:
+    if is_sealed(spec.path):
+        return []
+    gathered = seal(spec, extra, ordered_map(run), gather)
+    journal("sealed", array=str(spec.path), **(extra or {}))
+    return gathered
 
 
-def _derive_levels(targets: Targets, run: Run) -> list[Path]:
+def _derive_levels(targets: Targets, run: Run, sums: Sequence[BlockSums] | None = None) -> list[Path]:
     """Derive the levels that are missing; the paths of all arrays but the labels."""
     for spec in targets.written:
         check_fingerprint(spec)
-    for shape in targets.levels:
-        derive_level(targets.base.path, shape, targets.other, run)
+    if targets.levels:
+        derive_levels(targets.base.path, targets.levels, targets.other, run, sums)
     return targets.paths
 
 
@@ -184,7 +215,7 @@ def _write_text(targets: Targets, features: Features, ledger: Ledger, run: Run, 
 
 def _what_stays(root: Path) -> str:
     """What an interrupted run leaves behind, in words."""
-    arrays = list_arrays(root)
+    arrays = [*list_arrays(root), *list_arrays(first_pass_folder(root))]
     sealed = sum(map(is_sealed, arrays))
     written = sum(len(written_blocks(path)) for path in arrays if not is_sealed(path))
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from hashlib import sha256
@@ -24,10 +25,10 @@ from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.execution.progress import progress_line
 from featurize.execution.tasks import Run
-from featurize.extraction.block import Done, Log
-from featurize.extraction.loader import Batch, Clock, batch_of, load_views
+from featurize.extraction.block import Done, Learn, Log
+from featurize.extraction.loader import Batch, Clock, Seen, batch_of, load_views
 from featurize.extraction.networks import encoder_spec
-from featurize.io.files import remove_folder
+from featurize.io.files import json_sha256, remove_folder
 from featurize.recipe import Features
 from featurize.store.layout import basis_part_path, basis_parts_folder, basis_path, block_moments_path, moments_path
 from featurize.store.ledger import Ledger
@@ -44,32 +45,45 @@ class FitTask:
     part: Path
 
 
-def provide_basis(base: ArraySpec, other: Path | None, features: Features, ledger: Ledger, run: Run, log: Log) -> None:
-    """The basis beside a base store: the one already there, that of the encoder folder `other`, or a new fit."""
+def provide_basis(base: ArraySpec, other: Path | None, fitted: Callable[[Path], Basis]) -> None:
+    """The basis beside a base store: the one already there, that of the encoder folder `other`, or a new fit, which `fitted`
+    makes with a folder for its parts."""
     path, owner = basis_path(base.path.parent), base.fingerprint
     parts = basis_parts_folder(base.path.parent, owner)
     if not (path.is_file() and owner_of(path) == owner):
-        basis = load_basis(basis_path(other)) if other is not None else fitted_basis(parts, features, ledger, run, log)
-        save_basis(path, basis, owner)
+        save_basis(path, load_basis(basis_path(other)) if other is not None else fitted(parts), owner)
     if parts.exists():
         remove_folder(parts)
 
 
-def fitted_basis(folder: Path, features: Features, ledger: Ledger, run: Run, log: Log) -> Basis:
+def fitted_basis(
+    current: Callable[[], Ledger], features: Features, run: Run, log: Log, learn: Learn | None, folder: Path
+) -> Basis:
     """The basis fitted on the first `basis_rows` images in the order of the keyed hash.
 
-    The parts of the fit stay in `folder`, so that a run that is stopped goes on.
+    `current` gives the ledger as far as it is known: `learn` gets the rows of images that are read for the first time and what
+    was found out, and where some are refused, others take their places. The parts of the fit stay in `folder`, each under the
+    digest of its images' keys, so that a run that is stopped goes on.
     """
-    rows = sorted(by_hash(ledger.keys)[: features.basis_rows])
-    chosen = [rows[start : start + IMAGES_PER_TASK] for start in range(0, len(rows), IMAGES_PER_TASK)]
-    parts = [basis_part_path(folder, index) for index in range(len(chosen))]
-    missing = [index for index, part in enumerate(parts) if not part.is_file()]
-    tasks = (FitTask(batch_of(ledger, chosen[index], features), parts[index]) for index in missing)
-    done = len(rows) - sum(len(chosen[index]) for index in missing)
-    with progress_line(len(rows), done, "fitting the basis", ledger.refused) as advance:
-        for index, result in run(_write_part, tasks):
-            log("basis part", part=missing[index], **advance(result.images, result.seconds))
-    return fit(merge_all(load_moments(part)[0] for part in parts))
+    while True:
+        ledger = current()
+        rows = sorted(by_hash(ledger.keys)[: features.basis_rows])
+        chosen = [rows[start : start + IMAGES_PER_TASK] for start in range(0, len(rows), IMAGES_PER_TASK)]
+        parts = [basis_part_path(folder, json_sha256([ledger.keys[row] for row in part])[:16]) for part in chosen]
+        missing = [index for index, part in enumerate(parts) if not part.is_file()]
+        if not missing:
+            return fit(merge_all(load_moments(part)[0] for part in parts))
+        # Those with unread images first: one that is refused changes which images the parts after it hold.
+        digests = [ledger.digests(chosen[index]) for index in missing]
+        missing = [index for index, known in zip(missing, digests) if not all(known)] or missing
+        tasks = (FitTask(batch_of(ledger, chosen[index], features), parts[index]) for index in missing)
+        done = len(rows) - sum(len(chosen[index]) for index in missing)
+        with progress_line(len(rows), done, "fitting the basis", ledger.refused) as advance:
+            for index, result in run(_write_part, tasks):
+                if learn is not None:
+                    learn(chosen[missing[index]], [one.examined for one in result.seen])
+                refused = sum(not one.is_stored for one in result.seen)
+                log("basis part", part=missing[index], **advance(len(result.seen), result.seconds, refused))
 
 
 def by_hash(keys: list[str]) -> list[int]:
@@ -78,18 +92,21 @@ def by_hash(keys: list[str]) -> list[int]:
 
 
 def _write_part(task: FitTask) -> Done:
-    """Write the moments of a part's tokens."""
+    """Write the moments of a part's tokens, unless one of its images is refused."""
     clock, batch = Clock(), task.batch
     device = device_of_worker()
     encoder = load_encoder(encoder_spec(batch.features), device)
-    parts = []
-    for (x_BHWC,), count in load_views(batch, (batch.input_of(encoder),), clock):
-        with clock.during("encode"):
-            f_BHWD = encode(encoder, x_BHWC, device, batch.features.precision)[:count]
-            parts.append(moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))
-    with clock.during("write"):
-        save_moments(task.part, merge_all(parts))
-    return Done(len(batch.images), clock.seconds)
+    seen: list[Seen] = []
+    views = list(load_views(batch, (batch.input_of(encoder),), clock, seen))  # all, as the last may be refused
+    if all(one.is_stored for one in seen):
+        parts = []
+        for (x_BHWC,), count in views:
+            with clock.during("encode"):
+                f_BHWD = encode(encoder, x_BHWC, device, batch.features.precision)[:count]
+                parts.append(moments_of(f_BHWD.reshape(-1, f_BHWD.shape[-1])))
+        with clock.during("write"):
+            save_moments(task.part, merge_all(parts))
+    return Done(tuple(seen), clock.seconds)
 
 
 def measure_basis(base: ArraySpec) -> dict[str, Any]:
@@ -97,8 +114,13 @@ def measure_basis(base: ArraySpec) -> dict[str, Any]:
     path = moments_path(base.path.parent)
     parts = [block_moments_path(base.path, block) for block in range(base.blocks)]
     if all(part.is_file() for part in parts):  # after a repair only those of some blocks are there
-        save_moments(path, *reduce(_merged, map(load_moments, parts)))
+        save_moments(path, *merged_moments(parts))
     return quality(load_basis(basis_path(base.path.parent)), *load_moments(path), base.shape[-1])
+
+
+def merged_moments(parts: Sequence[Path]) -> tuple[Moments, Outliers]:
+    """The moments in some files, merged from the first to the last, and their outliers."""
+    return reduce(_merged, map(load_moments, parts))
 
 
 def _merged(first: tuple[Moments, Outliers], second: tuple[Moments, Outliers]) -> tuple[Moments, Outliers]:

@@ -1,11 +1,14 @@
-"""A level from the base store: pool, keep the first channels, standardise. No encoder is needed."""
+"""Levels from the base store: pool, keep the first channels, standardise. No encoder is needed.
+
+A block of the base store is read once for its sums, and once for all levels that are written of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +25,8 @@ from featurize.store.read import open_array, read_block, read_sealed_metadata
 from featurize.store.seal import seal
 from featurize.store.write import prepare, write_block
 
+BlockSums: TypeAlias = tuple[Sums, ...]  # of one block, one a level
+
 
 @dataclass(frozen=True)
 class Pooling:
@@ -33,63 +38,84 @@ class Pooling:
 
 
 @dataclass(frozen=True)
-class PoolTask:
-    """One block of a base store to pool."""
+class LevelTask:
+    """One block of a level: a block of the base store pooled, then standardised with mean (C) and std (C)."""
 
+    path: Path
     base: Path
     block: int
     pooling: Pooling
-
-
-@dataclass(frozen=True)
-class LevelTask:
-    """One block of a level: pooled, then standardised with mean (C) and std (C)."""
-
-    path: Path
-    pool: PoolTask
     mean: np.ndarray
     std: np.ndarray
 
 
-def derive_level(base: Path, shape: Shape, standard: Path | None, run: Run) -> Path:
-    """Write and seal the level of `shape` beside a sealed base store; its path. A sealed one is left as it is.
+def derive_levels(
+    base: Path, shapes: Sequence[Shape], standard: Path | None, run: Run, sums: Sequence[BlockSums] | None = None
+) -> list[Path]:
+    """Write and seal the levels of `shapes` beside a sealed base store; their paths. Sealed ones are left as they are.
 
     Standardisation: stored = (pooled - mean) / std per channel, over all rows, views and positions of this store, or with
-    the mean and std of the same level in the encoder folder `standard` (another split's).
-    Raises UserError when the base store is too small for the shape, or a channel is constant.
+    the mean and std of the same level in the encoder folder `standard` (another split's). `sums` are `block_sums` of each block
+    of the base store, where they are known.
+    Raises UserError when the base store is too small for a shape, or a channel is constant.
     """
-    spec = level_spec(base, shape, standard, run)
-    write_level(spec, run)
-    if not is_sealed(spec.path):
-        seal(spec, ordered_map=ordered_map(run))
-    return spec.path
-
-
-def level_spec(base: Path, shape: Shape, standard: Path | None, run: Run) -> ArraySpec:
-    """What the level of `shape` beside a base store is to be; mean and std are measured unless they are taken or stored."""
     metadata = read_sealed_metadata(base)
-    name = shape_name(shape)
-    _check_fits(metadata, base, shape)
+    for shape in shapes:
+        _check_fits(metadata, base, shape)
+    unknown = unmeasured(base, shapes, standard)
+    if unknown and sums is None:
+        if "taken" in metadata.attributes["provenance"]["basis"]:
+            raise UserError(
+                f"{base} has another store's basis, so its levels need that store's standardisation: give --basis."
+            )
+        poolings = [pooling_of(shape, metadata.shape) for shape in unknown]
+        blocks = range(-(-metadata.shape[0] // metadata.chunks[0]))
+        sums = list(in_order(run(_sums_of_block, ((base, block, poolings) for block in blocks))))
+    measured = dict(zip(unknown, map(merge_sums, zip(*sums)))) if unknown and sums is not None else {}
+    specs = [_level_spec(base, metadata, shape, standard, measured.get(shape)) for shape in shapes]
+    write_levels(specs, run)
+    for spec in specs:
+        if not is_sealed(spec.path):
+            seal(spec, ordered_map=ordered_map(run))
+    return [spec.path for spec in specs]
+
+
+def unmeasured(base: Path, shapes: Sequence[Shape], standard: Path | None) -> list[Shape]:
+    """The levels whose mean and std are to be measured: they are neither taken from another split nor stored."""
+    return [] if standard else [shape for shape in shapes if not is_sealed(level_path(base.parent, shape))]
+
+
+def pooling_of(shape: Shape, base: tuple[int, ...]) -> Pooling:
+    """How a level is pooled from a base store of shape (rows, views, H, W, K)."""
+    return Pooling(pooling_matrix(shape[0], base[2]), pooling_matrix(shape[1], base[3]), shape[2])
+
+
+def block_sums(poolings: Sequence[Pooling], chunk: np.ndarray) -> BlockSums:
+    """For each level the sums of what it pools from a block (rows, views, H, W, K)."""
+    return tuple(sums_of(pooled(chunk, pooling)) for pooling in poolings)
+
+
+def _sums_of_block(task: tuple[Path, int, Sequence[Pooling]]) -> BlockSums:
+    base, block, poolings = task
+    return block_sums(poolings, read_block(open_array(base), block))
+
+
+def _level_spec(
+    base: Path, metadata: ArrayMetadata, shape: Shape, standard: Path | None, measured: Sums | None
+) -> ArraySpec:
+    """What the level of `shape` beside a base store is to be; mean and std are measured, or else taken or stored."""
     path = level_path(base.parent, shape)
-    pooling = Pooling(
-        pooling_matrix(shape[0], metadata.shape[2]), pooling_matrix(shape[1], metadata.shape[3]), shape[2]
-    )
+    pooling = pooling_of(shape, metadata.shape)
     rule: dict[str, Any] = {"fitted_on": "all rows, views and positions"}
-    if standard is not None:
+    if measured is not None:
+        mean, std = measured.mean, measured.std
+        check_varies(std, shape_name(shape))
+    elif standard is not None:
         mean, std = _standard_of(level_path(standard, shape), metadata)
         rule = {"taken": sha256(mean.tobytes() + std.tobytes()).hexdigest()}
-    elif "taken" in metadata.attributes["provenance"]["basis"]:
-        raise UserError(
-            f"{base} has another store's basis, so its levels need that store's standardisation: give --basis."
-        )
-    elif is_sealed(path):
+    else:
         stored = read_metadata(path).attributes
         mean, std = np.array(stored["mean"]), np.array(stored["std"])
-    else:
-        blocks = -(-metadata.shape[0] // metadata.chunks[0])
-        sums = merge_sums(in_order(run(_sums_of_block, (PoolTask(base, block, pooling) for block in range(blocks)))))
-        mean, std = sums.mean, sums.std
-        check_varies(std, name)
     basis = load_basis(basis_path(base.parent))
     return ArraySpec(
         path=path,
@@ -117,13 +143,17 @@ def level_spec(base: Path, shape: Shape, standard: Path | None, run: Run) -> Arr
     )
 
 
-def write_level(spec: ArraySpec, run: Run) -> None:
-    """Write the blocks that a level lacks, from the base store beside it."""
-    tasks = [level_task(spec, block) for block in prepare(spec)]
-    description = f"level {spec.path.stem}"
-    with tqdm(total=spec.rows, desc=description, unit=" rows", smoothing=0.1, disable=not tasks) as progress:
-        for _, rows in run(_write_level_block, tasks):
-            progress.update(rows)
+def write_levels(specs: Sequence[ArraySpec], run: Run) -> None:
+    """Write the blocks that levels lack, from the base store beside them, of which each block is read once."""
+    lacking: dict[int, list[LevelTask]] = {}
+    for spec in specs:
+        for block in prepare(spec):
+            lacking.setdefault(block, []).append(level_task(spec, block))
+    names = ", ".join(spec.path.stem for spec in specs)
+    rows = sum(len(specs[0].rows_of(block)) for block in lacking)
+    with tqdm(total=rows, desc=f"levels {names}", unit=" rows", smoothing=0.1, disable=not lacking) as progress:
+        for _, done in run(_write_block_of_levels, (lacking[block] for block in sorted(lacking))):
+            progress.update(done)
 
 
 def level_task(spec: ArraySpec, block: int) -> LevelTask:
@@ -132,12 +162,8 @@ def level_task(spec: ArraySpec, block: int) -> LevelTask:
     pooling = Pooling(
         np.array(attributes["pooling"]["rows"]), np.array(attributes["pooling"]["columns"]), spec.shape[-1]
     )
-    return LevelTask(
-        spec.path,
-        PoolTask(base_path(spec.path.parent), block, pooling),
-        np.array(attributes["mean"]),
-        np.array(attributes["std"]),
-    )
+    mean, std = np.array(attributes["mean"]), np.array(attributes["std"])
+    return LevelTask(spec.path, base_path(spec.path.parent), block, pooling, mean, std)
 
 
 def _check_fits(base: ArrayMetadata, path: Path, shape: Shape) -> None:
@@ -166,25 +192,27 @@ def _standard_of(path: Path, base: ArrayMetadata) -> tuple[np.ndarray, np.ndarra
     return np.array(attributes["mean"], dtype=np.float64), np.array(attributes["std"], dtype=np.float64)
 
 
-def pooled_block(task: PoolTask) -> np.ndarray:
-    """(rows, views, h, w, C) float32 of one block of the base store."""
-    chunk = read_block(open_array(task.base), task.block)[..., : task.pooling.channels]
+def pooled(chunk: np.ndarray, pooling: Pooling) -> np.ndarray:
+    """(rows, views, h, w, C) float32 of a block (rows, views, H, W, K) of the base store."""
+    chunk = chunk[..., : pooling.channels]
     rows, views = chunk.shape[:2]
-    pooled = pool(chunk.reshape(rows * views, *chunk.shape[2:]), task.pooling.rows, task.pooling.columns)
-    return pooled.reshape(rows, views, *pooled.shape[1:])
+    maps = pool(chunk.reshape(rows * views, *chunk.shape[2:]), pooling.rows, pooling.columns)
+    return maps.reshape(rows, views, *maps.shape[1:])
+
+
+def pooled_block(task: LevelTask) -> np.ndarray:
+    """(rows, views, h, w, C) float32 of the task's block of the base store."""
+    return pooled(read_block(open_array(task.base), task.block), task.pooling)
 
 
 def standardised_block(task: LevelTask) -> np.ndarray:
     """The block as it is stored, but for the rounding to float16."""
-    return (pooled_block(task.pool) - task.mean) / task.std
+    return (pooled_block(task) - task.mean) / task.std
 
 
-def _sums_of_block(task: PoolTask) -> Sums:
-    return sums_of(pooled_block(task))
-
-
-def _write_level_block(task: LevelTask) -> int:
-    """Write the task's block; its number of rows."""
-    values = standardised_block(task)
-    write_block(task.path, task.pool.block, values)
-    return len(values)
+def _write_block_of_levels(tasks: Sequence[LevelTask]) -> int:
+    """Write one block of several levels; its number of rows."""
+    chunk = read_block(open_array(tasks[0].base), tasks[0].block)
+    for task in tasks:
+        write_block(task.path, task.block, (pooled(chunk, task.pooling) - task.mean) / task.std)
+    return len(chunk)

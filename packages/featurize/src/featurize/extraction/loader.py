@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from featurize.encoders import EncoderDescription
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
-from featurize.extraction.reading import Reader, readers
+from featurize.extraction.reading import Examined, Reader, first_look, readers
 from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
 from featurize.images.decode import Profile, decode
 from featurize.images.reasons import BadImage
@@ -31,7 +33,7 @@ STAGES = ("read", "decode", "encode", "write")
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to encode, and how."""
+    """Images to encode, their digests ("" for one that is read for the first time, and may be refused), and how."""
 
     images: tuple[SourceImage, ...]
     sha256s: tuple[str, ...]
@@ -63,9 +65,32 @@ def batch_of(ledger: Ledger, rows: range | list[int], features: Features) -> Bat
     return Batch(*ledger.part(rows), parse_rule(ledger.crop), features)
 
 
-def load_views(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> Iterator[tuple[list[np.ndarray], int]]:
-    """(for each input uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side."""
-    crops, views = _load_crops(batch, inputs, clock), batch.features.views
+@dataclass(frozen=True)
+class Seen:
+    """What a batch's image turned out to be: what a first look says of it (None: it was known), and whether it is stored."""
+
+    examined: Examined | None
+    is_stored: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a first look says of an image, its crops, one an input (None where it is refused), and the seconds it took."""
+
+    examined: Examined | None
+    crops: tuple[np.ndarray, ...] | None
+    reading: float
+    decoding: float
+
+
+def load_views(
+    batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock, seen: list[Seen]
+) -> Iterator[tuple[list[np.ndarray], int]]:
+    """(for each input uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side.
+
+    Refused images are left out. `seen` gets an entry for each image.
+    """
+    crops, views = _load_crops(batch, inputs, clock, seen), batch.features.views
     while part := list(islice(crops, INNER_BATCH // views)):
         yield [_stacked(images, views) for images in zip(*part)], len(part) * views
 
@@ -79,32 +104,50 @@ def _stacked(images: Sequence[np.ndarray], views: int) -> np.ndarray:
     return x_BHWC
 
 
-def _load_crops(batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock) -> Iterator[tuple[np.ndarray, ...]]:
-    """The crops of each image, one an input. Nothing else stays in memory: a decoded image may be a hundred times larger."""
+def _load_crops(
+    batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock, seen: list[Seen]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The crops of each stored image, one an input. Nothing else stays in memory: decoded, an image may be 100 times larger."""
     threads = decoding_threads()
-    how = batch.crop, inputs, batch.features.icc
-    jobs = (
-        (image, reader, digest, *how)
-        for image, reader, digest in zip(batch.images, readers(batch.images, True), batch.sha256s, strict=True)
-    )
+    were_read = list(map(bool, batch.sha256s))
+    jobs = zip(batch.images, readers(batch.images, were_read), batch.sha256s, strict=True)
 
-    def timed(loaded: tuple[tuple[np.ndarray, ...], float, float]) -> tuple[np.ndarray, ...]:
-        crops, reading, decoding = loaded
-        clock.seconds["read"] += reading / max(1, threads)
-        clock.seconds["decode"] += decoding / max(1, threads)
-        return crops
+    def stored(loaded: Iterator[Loaded]) -> Iterator[tuple[np.ndarray, ...]]:
+        for one in loaded:
+            clock.seconds["read"] += one.reading / max(1, threads)
+            clock.seconds["decode"] += one.decoding / max(1, threads)
+            seen.append(Seen(one.examined, one.crops is not None))
+            if one.crops is not None:
+                yield one.crops
 
     if not threads:
-        yield from (timed(load_crops_of(*job)) for job in jobs)
+        yield from stored(_load(batch, inputs, *job) for job in jobs)
         return
     with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
-        waiting: deque[Future] = deque()
-        for job in jobs:  # as memory for their bytes allows
-            waiting.append(pool.submit(load_crops_of, *job))
-            if len(waiting) > IMAGES_AHEAD:
-                yield timed(waiting.popleft().result())
-        while waiting:
-            yield timed(waiting.popleft().result())
+        yield from stored(_ahead(pool, partial(_load, batch, inputs), jobs))
+
+
+def _ahead(pool: ThreadPoolExecutor, load: Callable[..., Loaded], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Loaded]:
+    """The jobs' results in order, a few of them computed ahead."""
+    waiting: deque[Future] = deque()
+    for job in jobs:  # as memory for their bytes allows
+        waiting.append(pool.submit(load, *job))
+        if len(waiting) > IMAGES_AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _load(batch: Batch, inputs: tuple[InputSpec, ...], image: SourceImage, reader: Reader, digest: str) -> Loaded:
+    features = batch.features
+    if digest:
+        return Loaded(None, *load_crops_of(image, reader, digest, batch.crop, inputs, features.icc))
+    look = first_look(reader, features.icc)
+    start = time.perf_counter()
+    crops = None
+    if look.image is not None and not look.examined.refusal(features.strict):
+        crops = tuple(crop(look.image, batch.crop, spec) for spec in inputs)
+    return Loaded(look.examined, crops, look.reading, look.decoding + time.perf_counter() - start)
 
 
 def load_crops_of(

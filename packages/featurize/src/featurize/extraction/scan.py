@@ -6,12 +6,13 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,12 +21,10 @@ from tqdm import tqdm
 
 from featurize.errors import UserError
 from featurize.execution.devices import decoding_threads
-from featurize.execution.tasks import Run, in_order
-from featurize.extraction.reading import Reader, readers
+from featurize.execution.tasks import Run
+from featurize.extraction.reading import Examined, first_look, readers
 from featurize.images.crop import SQUARE, CropRule
-from featurize.images.decode import examine
-from featurize.images.reasons import BadImage
-from featurize.io.files import atomic_write, resolve_path
+from featurize.io.files import atomic_write, read_json, resolve_path, write_json
 from featurize.recipe import OWN_BASIS, Features
 from featurize.sources import Listing, SourceImage, list_images, numbered_as
 from featurize.store.layout import draft_ledger_path, ledger_path
@@ -42,18 +41,27 @@ from featurize.store.ledger import (
 )
 
 IMAGES_PER_TASK = 256
+LINES_PER_BATCH = 4096
+UNKNOWN = Examined()
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Scanned:
-    reason: str = ""
-    sha256: str = ""
-    width: int | None = None
-    height: int | None = None
-    mode: str | None = None
-    warning: str = ""
+class Scan:
+    """A scan of listed images under way: what is known of each so far, by its position in the listing, and which are refused.
+
+    `folder` is where it is kept, so that another run goes on with it; None where it is not.
+    """
+
+    root: Path
+    images: Sequence[SourceImage]
+    crop: CropRule
+    max_bad: int | str
+    strict: bool
+    folder: Path | None = None
+    known: dict[int, Examined] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
 
 
 def list_requested(features: Features) -> Listing:
@@ -92,12 +100,14 @@ def make_ledger(
     run: Run,
     listing_arguments: Sequence[object] | None = None,
     strict: bool = False,
+    encode: Callable[[Path, Listing, CropRule], pa.Table] | None = None,
 ) -> Ledger:
     """Decode every image once and write the ledger, or take the one that is there.
 
     An image that can't be decoded is refused with its reason; with `strict` so is one that libjpeg warns of. More than
     `max_bad` of them (a count, or a share like `1%`) is an error, raised as soon as it is certain; so is a ledger of other
-    images. `listing_arguments` are those that `list_images` was called with.
+    images. `listing_arguments` are those that `list_images` was called with. Where there is no ledger yet, `encode` makes its
+    lines, so that images are encoded while they are decoded for it.
     """
     path = ledger_path(root)
     old = read_ledger_metadata(path) if path.exists() else None
@@ -108,7 +118,10 @@ def make_ledger(
         if read_table(path, ["key"])["key"].to_pylist() != [image.key for image in listing.images]:
             raise _other_images(root, old)
         log.info("The files of the images in %s have other paths or times than before; they are read again.", path)
-    table = scan(root, listing.images, crop, max_bad, run, strict)
+    if old is None and encode is not None:
+        table = encode(root, listing, crop)
+    else:
+        table = scan(root, listing.images, crop, max_bad, run, strict)
     if old is not None and not _same_rows(table, read_table(path)):
         raise _other_images(root, old)
     ledger = ledger_of(table, source, str(crop), listing.classes)
@@ -156,24 +169,97 @@ def scan(
     root: Path, images: Sequence[SourceImage], crop: CropRule, max_bad: int | str, run: Run, strict: bool = False
 ) -> pa.Table:
     """A line for each image, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
-    parts = [images[start : start + IMAGES_PER_TASK] for start in range(0, len(images), IMAGES_PER_TASK)]
+    under_way = Scan(root, images, crop, max_bad, strict)
+    examine_rest(under_way, run)
+    return finished_table(under_way)
+
+
+def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | None]) -> None:
+    """Enter what was found out about images (None: nothing that was not known), and keep it where the scan has a folder.
+
+    Raises UserError as soon as more images than `max_bad` are refused.
+    """
+    new = {position: one for position, one in zip(positions, examined, strict=True) if one is not None}
+    if not new:
+        return
+    _enter(scan, new)
+    if scan.folder is not None:
+        name = hashlib.sha256(repr(sorted(new)).encode()).hexdigest()[:16]
+        write_json(
+            scan.folder / f"{name}.json", {"examined": [[position, *astuple(one)] for position, one in new.items()]}
+        )
+    if len(scan.refused) > allowed_bad(scan.max_bad, len(scan.images)):
+        check_bad(scan)
+
+
+def recall(scan: Scan) -> None:
+    """Enter what earlier runs kept in the scan's folder. A file that a power cut damaged says nothing."""
+    assert scan.folder is not None
+    for path in sorted(scan.folder.glob("*.json")) if scan.folder.exists() else ():
+        with suppress(UserError, OSError, KeyError, TypeError):
+            _enter(scan, {position: Examined(*values) for position, *values in read_json(path)["examined"]})
+
+
+def _enter(scan: Scan, new: Mapping[int, Examined]) -> None:
+    scan.known.update(new)
+    scan.refused.update(position for position, one in new.items() if one.refusal(scan.strict))
+
+
+def examine_rest(scan: Scan, run: Run) -> None:
+    """Decode every image of which nothing is known yet."""
+    rest = [position for position in range(len(scan.images)) if position not in scan.known]
+    parts = [rest[start : start + IMAGES_PER_TASK] for start in range(0, len(rest), IMAGES_PER_TASK)]
+    tasks = ([scan.images[position] for position in part] for part in parts)
+    with tqdm(total=len(rest), desc="reading pictures", unit=" pictures", smoothing=0.1, disable=not rest) as progress:
+        for index, examined in run(_examine_part, tasks):
+            learn(scan, parts[index], examined)
+            progress.update(len(examined))
+            progress.set_postfix_str(f"{len(scan.refused)} refused", refresh=False)
+
+
+def _examine_part(images: Sequence[SourceImage]) -> list[Examined]:
+    threads, unread = decoding_threads(), readers(images, [False] * len(images))
+    if not threads:
+        return [first_look(reader).examined for reader in unread]
+    with ThreadPoolExecutor(threads) as pool:  # beside a GPU there are fewer workers than cores
+        return [look.examined for look in pool.map(first_look, unread)]
+
+
+def finished_table(scan: Scan) -> pa.Table:
+    """The lines of all images. Raises UserError where too many of them are refused."""
+    assert len(scan.known) == len(scan.images)
+    table = table_of(scan, scan.known)
+    refused = table["row"].null_count
+    if refused > allowed_bad(scan.max_bad, len(table)) or refused == len(table):
+        check_bad(scan)
+    return table
+
+
+def table_of(scan: Scan, known: Mapping[int, Examined]) -> pa.Table:
+    """A line for each image, of which so much is `known`: one that is not has a row, and no digest.
+
+    The reason of a stored image is what libjpeg warns of in its file, "" where it warns of nothing.
+    """
     batches: list[pa.RecordBatch] = []
     keys: set[str] = set()
-    row = bad = 0
-    with tqdm(total=len(images), desc="reading pictures", unit=" pictures", smoothing=0.1) as progress:
-        for part, scanned in zip(parts, in_order(run(_scan_part, parts))):
-            if strict:
-                scanned = [replace(one, reason=one.reason or one.warning) for one in scanned]
-            batches.append(_lines(part, scanned, crop, keys, row))
-            row += len(part) - batches[-1]["row"].null_count
-            bad += sum(bool(one.reason) for one in scanned)
-            progress.update(len(part))
-            progress.set_postfix_str(f"{bad} refused", refresh=False)
-            if bad > allowed_bad(max_bad, len(images)):
-                break
-    table = pa.Table.from_batches(batches, SCHEMA)
-    _check_bad(root, table, len(images), max_bad)
-    return table
+    row = 0
+    for start in range(0, len(scan.images), LINES_PER_BATCH):
+        images = scan.images[start : start + LINES_PER_BATCH]
+        lines: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        for position, image in enumerate(images, start):
+            one = known.get(position, UNKNOWN)
+            reason = one.refusal(scan.strict) or ("an earlier picture has the same key" if image.key in keys else "")
+            keys.add(image.key)
+            box = list(scan.crop.box(one.width, one.height)) if one.width and one.height else None
+            values = (
+                None if reason else row, image.key, image.source, image.offset, image.size, "refused" if reason else "ok",
+                reason or one.warning, image.label, list(image.captions), one.sha256, one.width, one.height, one.mode, box,
+            )  # fmt: skip
+            for column, value in zip(lines.values(), values, strict=True):
+                column.append(value)
+            row += not reason
+        batches.append(pa.RecordBatch.from_pydict(lines, schema=SCHEMA))
+    return pa.Table.from_batches(batches, SCHEMA)
 
 
 def allowed_bad(max_bad: int | str, images: int) -> int:
@@ -181,77 +267,19 @@ def allowed_bad(max_bad: int | str, images: int) -> int:
     return int(Decimal(max_bad.rstrip("%")) * images / 100) if isinstance(max_bad, str) else max_bad
 
 
-def _scan_part(images: Sequence[SourceImage]) -> list[_Scanned]:
-    threads = decoding_threads()
-    if not threads:
-        return list(map(_scan_one, readers(images, False)))
-    with ThreadPoolExecutor(threads) as pool:  # beside a GPU there are fewer workers than cores
-        return list(pool.map(_scan_one, readers(images, False)))
-
-
-def _scan_one(reader: Reader) -> _Scanned:
-    try:
-        data = reader()
-        found = examine(data)
-    except BadImage as error:
-        return _Scanned(reason=str(error))
-    except FileNotFoundError:
-        return _Scanned(reason="the file is not there")
-    except PermissionError:
-        return _Scanned(reason="the file may not be read: permission is denied")
-    return _Scanned("", hashlib.sha256(data).hexdigest(), *found.image.size, found.mode, found.warning)
-
-
-def _lines(
-    images: Sequence[SourceImage], scanned: Sequence[_Scanned], crop: CropRule, keys: set[str], row: int
-) -> pa.RecordBatch:
-    """The lines of some images, the first stored one being `row`; `keys` are those of earlier images and get these too.
-
-    The reason of a stored image is what libjpeg warns of in its file, "" where it warns of nothing.
-    """
-    lines: list[dict[str, Any]] = []
-    for image, one in zip(images, scanned, strict=True):
-        reason = one.reason or ("an earlier picture has the same key" if image.key in keys else "")
-        keys.add(image.key)
-        lines.append(
-            {
-                "row": None if reason else row,
-                "key": image.key,
-                "source": image.source,
-                "offset": image.offset,
-                "size": image.size,
-                "status": "refused" if reason else "ok",
-                "reason": reason or one.warning,
-                "label": image.label,
-                "captions": list(image.captions),
-                "sha256": one.sha256,
-                "width": one.width,
-                "height": one.height,
-                "mode": one.mode,
-                "box": list(crop.box(one.width, one.height)) if one.width and one.height else None,
-            }
-        )
-        row += not reason
-    return pa.RecordBatch.from_pylist(lines, schema=SCHEMA)
-
-
-def _check_bad(root: Path, table: pa.Table, total: int, max_bad: int | str) -> None:
-    """Raises UserError for too many refused pictures, with the reasons summed up and the lines left in a draft."""
+def check_bad(scan: Scan) -> NoReturn:
+    """Raises UserError for too many refused images, with the reasons summed up and the lines of all that are known in a draft."""
+    table = table_of(scan, scan.known).take(sorted(scan.known))
     refused = [line for line in table.select(["key", "status", "reason"]).to_pylist() if line["status"] == "refused"]
-    none_left = len(refused) == len(table) == total
-    if not none_left and len(refused) <= allowed_bad(max_bad, total):
-        return
-    with atomic_write(draft_ledger_path(root)) as temporary:
+    total, path = len(scan.images), draft_ledger_path(scan.root)
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
-    of = f"{total}" if len(table) == total else f"the first {len(table)}"
-    problem = (
-        f"None of the {total} pictures can be read" if none_left else f"{len(refused)} of {of} pictures can't be read"
-    )
-    allowed = "" if none_left else f", more than --max-bad {max_bad} allows"
+    none_left = len(refused) == total
+    of = f"{total} pictures" if len(table) == total else f"the {len(table)} pictures that were tried"
+    problem = f"None of the {total} pictures can be read" if none_left else f"{len(refused)} of {of} can't be read"
+    allowed = "" if none_left else f", more than --max-bad {scan.max_bad} allows"
     remedy = "check SOURCE" if none_left else "fix them or raise --max-bad"
-    raise UserError(
-        f"{problem}{allowed}: {_summed_up(refused)}; {draft_ledger_path(root)} has a line for each; {remedy}."
-    )
+    raise UserError(f"{problem}{allowed}: {_summed_up(refused)}; {path} has a line for each; {remedy}.")
 
 
 def _summed_up(refused: Sequence[dict[str, str]]) -> str:

@@ -69,12 +69,8 @@ class Targets:
 
 
 def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger) -> Targets:
-    """Raises UserError for levels that the encoder can't give, for a basis that is not there, and for a root whose boxes were
-    made by another crop rule."""
+    """Raises UserError for levels that the encoder can't give, and for a basis that is not there."""
     features = request.features
-    check_crop(root, ledger.crop, crop_rule(features, networks.encoder, ledger.crop))
-    if features.strict:
-        check_strict(root, ledger)
     channels = base_channels(request, networks.encoder.name, networks.encoder.grid, networks.encoder.channels)
     rows_per_block = _rows_per_block_of(root) or choose_rows_per_block(
         ledger.rows, features.views, networks.encoder, channels, networks.codec
@@ -88,6 +84,13 @@ def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger)
         levels=request.levels,
         other=other_basis(features),
     )
+
+
+def check_ledger(features: Features, root: Path, networks: Networks, ledger: Ledger) -> None:
+    """Raises UserError for a root whose boxes were made by another crop rule, or that holds images that --strict refuses."""
+    check_crop(root, ledger.crop, crop_rule(features, networks.encoder, ledger.crop))
+    if features.strict:
+        check_strict(root, ledger)
 
 
 def crop_rule(features: Features, encoder: EncoderDescription, stored: str | None = None) -> CropRule:

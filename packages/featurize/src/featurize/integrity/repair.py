@@ -17,7 +17,7 @@ from featurize.execution.tasks import Run, ordered_map
 from featurize.extraction.block import write_images
 from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.fit import check_tolerance, fitted_basis, measure_basis
-from featurize.extraction.levels import write_level
+from featurize.extraction.levels import write_levels
 from featurize.extraction.networks import describe_networks
 from featurize.extraction.scan import list_requested, scan
 from featurize.extraction.targets import crop_rule, other_basis
@@ -123,7 +123,7 @@ def _make_basis_again(root: Path, base: ArraySpec, ledger: Ledger, run: Run, say
         basis = load_basis(basis_path(_other_folder(root, base)))
     else:
         features = features_of(base).model_copy(update={"basis_rows": rule["rows"]})
-        basis = fitted_basis(parts, features, ledger, run, _no_log)
+        basis = fitted_basis(lambda: ledger, features, run, _no_log, None, parts)
     if basis.sha256 != base.attributes.get("basis_sha256"):
         raise UserError(
             f"The basis {path}, made again, is not the one that {base.path} was made with (other libraries or another processor "
@@ -199,7 +199,7 @@ def _write_z0(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
 
 
 def _write_level(spec: ArraySpec, ledger: Ledger, run: Run) -> None:
-    write_level(spec, run)
+    write_levels([spec], run)
 
 
 def _write_text(spec: ArraySpec, ledger: Ledger, run: Run) -> None:

@@ -317,7 +317,7 @@ def _check_block(check: BlockCheck) -> BlockReport:
             problems.append(
                 f"{wrong.size} rows, the first {rows.start + wrong[0]}, are not the base store's, pooled and standardised"
             )
-        sums = sums_of(pooled_block(task.pool))
+        sums = sums_of(pooled_block(task))
     return BlockReport(problems, sums)
 
 

@@ -71,6 +71,15 @@ def atomic_write(path: Path, wait_for_name: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file or an object another name in the same file system or bucket."""
+    if is_local(source):
+        make_folder(target.parent)
+        os.replace(source, target)
+    else:
+        source.fs.mv(source.path, target.path)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """An OSError that does not say of which file it is, as of a full disk, is said to be of `path`."""

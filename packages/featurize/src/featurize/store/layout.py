@@ -24,6 +24,11 @@ def draft_ledger_path(root: Path) -> Path:
     return root / "rows.draft.parquet"
 
 
+def first_pass_folder(root: Path) -> Path:
+    """What the first pass over a source has found out and encoded, until the ledger is whole and the blocks have their places."""
+    return root / "first-pass"
+
+
 def log_path(root: Path) -> Path:
     """What each extraction did, one JSON object a line."""
     return root / "extract.log.jsonl"
@@ -58,9 +63,9 @@ def basis_parts_folder(folder: Path, fingerprint: str) -> Path:
     return folder / f"basis-{fingerprint[:12]}.parts"
 
 
-def basis_part_path(parts: Path, index: int) -> Path:
-    """The moments of one part of the basis's fit, in the folder of its parts."""
-    return parts / f"{index:06d}.moments.safetensors"
+def basis_part_path(parts: Path, images: str) -> Path:
+    """The moments of one part of the basis's fit, in the folder of its parts; `images` is a digest of which it holds."""
+    return parts / f"{images}.moments.safetensors"
 
 
 def moments_path(folder: Path) -> Path:

@@ -125,6 +125,10 @@ class Ledger:
             tuple(line["sha256"] for line in lines),
         )
 
+    def digests(self, rows: list[int]) -> list[str]:
+        """The digests of some rows, "" for an image that was not read yet."""
+        return self.table["sha256"].take(rows).to_pylist()
+
 
 class Lines(Sequence[T]):
     """The lines of a table, each made an object when it is read."""
@@ -259,8 +263,9 @@ def ledger_of(table: pa.Table, source: str, crop: str, classes: tuple[str, ...] 
 
 def _image(line: dict[str, Any]) -> SourceImage:
     return SourceImage(
-        line["key"], line["source"], line["offset"], line["size"], line["label"], tuple(line["captions"])
-    )
+        line["key"], line["source"], line["offset"], line["size"], line["label"], tuple(line["captions"]),
+        line.get("version") or 0,  # only in the ledger of a first pass
+    )  # fmt: skip
 
 
 def captions_digest(captions: Sequence[str]) -> str:

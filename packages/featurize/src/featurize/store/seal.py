@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
 
 from featurize.errors import UserError
 from featurize.io.files import is_local, json_sha256, read_json, remove_folder, to_disk, write_json
@@ -20,6 +22,8 @@ from featurize.store.layout import (
 )
 from featurize.store.metadata import FORMAT, ArraySpec, fingerprint, metadata_copy
 
+T = TypeVar("T")
+
 OWN_DIGEST = "seal_sha256"  # of everything else that a seal says
 KEYS = {
     "format", "kind", "rows", "block_rows", "keys_sha256", "fingerprint", "sha256", "metadata", "metadata_sha256",
@@ -30,15 +34,21 @@ Record: TypeAlias = dict[str, Any]  # rows, bytes and sha256 of a block
 Map: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # as Python's own `map`
 
 
-def seal(spec: ArraySpec, extra: dict[str, Any] | None = None, ordered_map: Map = map) -> None:
+def seal(
+    spec: ArraySpec,
+    extra: dict[str, Any] | None = None,
+    ordered_map: Map = map,
+    gather: Callable[[np.ndarray], T] | None = None,
+) -> list[T]:
     """Read every block back, compare it with its record, then write the seal, with `extra` keys.
 
-    `ordered_map` spreads the reading over workers. Raises UserError when a block is not what was written; it loses its
-    record, so that the next run writes it again.
+    `ordered_map` spreads the reading over workers. What `gather` makes of each block's rows is returned: they are in memory
+    now. Raises UserError when a block is not what was written; it loses its record, so that the next run writes it again.
     """
     records = [read_record(spec, block) for block in range(spec.blocks)]
-    checks = ((spec.path, block, record, len(spec.shape)) for block, record in enumerate(records))
-    damaged = {block: problem for block, problem in enumerate(ordered_map(_checked_and_on_disk, checks)) if problem}
+    checks = ((spec, block, record, gather) for block, record in enumerate(records))
+    problems, gathered = zip(*ordered_map(_checked_and_on_disk, checks), strict=True)
+    damaged = {block: problem for block, problem in enumerate(problems) if problem}
     for block in damaged:
         record_path(spec.path, block).unlink(missing_ok=True)
     if damaged:
@@ -67,6 +77,7 @@ def seal(spec: ArraySpec, extra: dict[str, Any] | None = None, ordered_map: Map 
     write_json(seal_path(spec.path), document | {OWN_DIGEST: json_sha256(document)})
     if blocks_folder(spec.path).exists():
         remove_folder(blocks_folder(spec.path))
+    return [] if gather is None else list(gathered)
 
 
 def read_seal(array: Path) -> dict[str, Any]:
@@ -137,27 +148,40 @@ def copy_metadata(array: Path, document: dict[str, Any] | None = None) -> None:
 
 def chunk_problem(array: Path, block: int, record: Record | None, dimensions: int) -> str | None:
     """What is wrong with a block's chunk compared with its record, in words that follow `block 3 ...`; None when nothing is."""
+    return _read_chunk(array, block, record, dimensions)[0]
+
+
+def _read_chunk(array: Path, block: int, record: Record | None, dimensions: int) -> tuple[str | None, bytes]:
+    """`chunk_problem`, and the chunk where it has none."""
     if record is None:
-        return "has no record, or a damaged one"
+        return "has no record, or a damaged one", b""
     try:
         data = chunk_path(array, block, dimensions).read_bytes()
     except FileNotFoundError:
-        return "has no chunk"
+        return "has no chunk", b""
     if len(data) != record["bytes"]:
-        return f"has {len(data)} bytes instead of {record['bytes']}"
+        return f"has {len(data)} bytes instead of {record['bytes']}", b""
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        return "has other bytes than were written (SHA-256)"
-    return None
+        return "has other bytes than were written (SHA-256)", b""
+    return None, data
 
 
-def _checked_and_on_disk(check: tuple[Path, int, Record | None, int]) -> str | None:
-    """`chunk_problem`; a chunk that is whole keeps its name after a power cut."""
-    path, block, _, dimensions = check
-    problem = chunk_problem(*check)
-    if problem is None and is_local(path):
-        for folder in chunk_path(path, block, dimensions).parents[: dimensions - 1]:
+def _checked_and_on_disk(
+    check: tuple[ArraySpec, int, Record | None, Callable[[np.ndarray], T] | None],
+) -> tuple[str | None, T | None]:
+    """`chunk_problem`, and what is gathered of a chunk that is whole, which keeps its name after a power cut."""
+    spec, block, record, gather = check
+    dimensions = len(spec.shape)
+    problem, data = _read_chunk(spec.path, block, record, dimensions)
+    if problem is not None:
+        return problem, None
+    if is_local(spec.path):
+        for folder in chunk_path(spec.path, block, dimensions).parents[: dimensions - 1]:
             to_disk(folder)
-    return problem
+    if gather is None:
+        return None, None
+    rows = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(-1, *spec.shape[1:])
+    return None, gather(rows[: len(spec.rows_of(block))])
 
 
 def array_sha256(records: Iterable[Record]) -> str:

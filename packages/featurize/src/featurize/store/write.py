@@ -49,7 +49,7 @@ def prepare(spec: ArraySpec) -> list[int]:
         _create(spec)
     elif (copy := metadata_copy(spec.path)) is not None and not is_as_copied(spec.path):
         restore_metadata(spec.path, copy)
-    whole = _whole_blocks(spec)
+    whole = whole_blocks(spec)
     return [block for block in range(spec.blocks) if block not in whole]
 
 
@@ -74,7 +74,7 @@ def _create(spec: ArraySpec) -> None:
     restore_metadata(spec.path, document)
 
 
-def _whole_blocks(spec: ArraySpec) -> set[int]:
+def whole_blocks(spec: ArraySpec) -> set[int]:
     """The blocks that have a record; those are dropped here that a power cut left without content, or without a chunk."""
     written = written_blocks(spec.path)
     if not is_local(spec.path):

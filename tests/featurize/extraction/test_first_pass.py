@@ -1,0 +1,155 @@
+"""The first pass decodes each picture once and leaves the store that a scan before the encoding left, whatever is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurize.errors import UserError
+from featurize.execution.tasks import run_here
+from featurize.extraction import block, first_pass, fit, reading, targets
+from featurize.extraction.scan import make_ledger
+from featurize.images.crop import SQUARE
+from featurize.sources import list_images
+from featurize.store.layout import draft_ledger_path, first_pass_folder
+from tests.featurize.conftest import random_picture
+from tests.featurize.extraction import refused
+from tests.featurize.extraction.refused import CASES, PICTURES, ROWS_PER_BLOCK, extract_source, write_source
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
+    monkeypatch.setattr(fit, "IMAGES_PER_TASK", 16)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each picture's bytes are read to be decoded."""
+    counts: Counter[str] = Counter()
+    read = reading._read_listed
+
+    def counted(image: Any, *others: Any) -> bytes:
+        counts[image.key] += 1
+        return read(image, *others)
+
+    monkeypatch.setattr(reading, "_read_listed", counted)
+    return counts
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """All files of a root but its log, which has times, and the name of the listing."""
+    found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {name: data for name, data in found.items() if name not in ("extract.log.jsonl", "rows.listing.json")}
+
+
+@pytest.mark.parametrize(("percent", "basis_rows"), CASES)
+def test_the_store_is_that_of_the_commit_before(
+    percent: int, basis_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = json.loads(refused.RECORDED.read_text())
+    if recorded["machine"] != refused.machine():
+        pytest.skip("recorded with other libraries, or on another processor")
+    monkeypatch.setattr(fit, "IMAGES_PER_TASK", 256)  # parts decide the order of sums
+    write_source(tmp_path / "source", percent)
+    extract_source(tmp_path / "source", tmp_path / "root", basis_rows)
+    index = CASES.index((percent, basis_rows))
+    before, now = recorded["stores"][index]["says"], refused.summary(tmp_path / "root")
+    if percent and basis_rows < PICTURES:
+        # Batches hold the pictures of a draft's block, and so other ones after a gap: sums over tokens have other last bits.
+        for says in (before, now):
+            del says["tiny/moments.safetensors"]
+        numbers = [
+            np.array([*seal["basis_drift"].values(), *seal["features"].values()])
+            for seal in (before["tiny/base.seal.json"], now["tiny/base.seal.json"])
+        ]
+        np.testing.assert_allclose(*numbers, rtol=1e-7)
+        for says in (before, now):
+            del says["tiny/base.seal.json"]["basis_drift"], says["tiny/base.seal.json"]["features"]
+    assert now == before
+
+
+def test_two_workers_leave_the_bytes_of_a_scan_before_the_encoding(tmp_path: Path) -> None:
+    """Where the fit sees all pictures, all bytes: the ledger's, the seals', the moments'."""
+    source = tmp_path / "source"
+    write_source(source, 7)
+    listing = list_images(f"folder:{source}", "train", None)
+    make_ledger(tmp_path / "before", f"folder:{source}", listing, SQUARE, "50%", run_here)
+    extract_source(source, tmp_path / "before", PICTURES)
+    extract_source(source, tmp_path / "now", PICTURES, workers=2)
+    before, now = files(tmp_path / "before"), files(tmp_path / "now")
+    assert now.keys() == before.keys()
+    assert [name for name in now if now[name] != before[name]] == []
+
+
+def test_each_picture_is_decoded_once_and_those_of_the_fit_twice(tmp_path: Path, decoded: Counter[str]) -> None:
+    write_source(tmp_path / "source", 0)
+    extract_source(tmp_path / "source", tmp_path / "root", 48)
+    assert Counter(decoded.values()) == {1: PICTURES - 48, 2: 48}
+
+
+def test_a_stopped_first_pass_goes_on(tmp_path: Path, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its blocks, then while these get their places; the finished ones are not encoded again."""
+    source, root = tmp_path / "source", tmp_path / "root"
+    write_source(source, 7)
+    extract_source(source, tmp_path / "undisturbed", 48)
+
+    def stops_at(count: int, function: Callable) -> Callable:
+        calls = iter(range(count))
+
+        def wrapped(*arguments: Any) -> Any:
+            if next(calls, None) is None:
+                raise UserError("stopped")
+            return function(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block, "_write_block", stops_at(3, block._write_block))
+        with pytest.raises(UserError, match="stopped"):
+            extract_source(source, root, 48)
+    assert not (root / "rows.parquet").exists()
+    decoded.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(first_pass, "_place", stops_at(2, first_pass._place))
+        with pytest.raises(UserError, match="stopped"):
+            extract_source(source, root, 48)
+    assert 0 < len(decoded) <= PICTURES - 3 * ROWS_PER_BLOCK
+    decoded.clear()
+    extract_source(source, root, 48)
+    assert not decoded
+    assert not first_pass_folder(root).exists()
+    assert files(root) == files(tmp_path / "undisturbed")
+
+
+def test_changed_pictures_begin_the_first_pass_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    write_source(source, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(first_pass, "write_images", None)
+        with pytest.raises(TypeError):
+            extract_source(source, tmp_path / "root", 48)
+    random_picture(1, 20, 18).save(source / "005.ppm")
+    extract_source(source, tmp_path / "root", 48)
+    assert "begins anew" in caplog.text
+    extract_source(source, tmp_path / "other", 48)
+    assert files(tmp_path / "root") == files(tmp_path / "other")
+
+
+def test_too_many_refused_pictures_stop_the_first_pass_early(tmp_path: Path, decoded: Counter[str]) -> None:
+    write_source(tmp_path / "source", 40)
+    root = tmp_path / "root"
+    with pytest.raises(
+        UserError, match=r"of the \d+ pictures that were tried can't be read, more than --max-bad 3 allows"
+    ):
+        extract_source(tmp_path / "source", root, 48, max_bad=3)
+    assert draft_ledger_path(root).exists()
+    assert len(decoded) <= 32
