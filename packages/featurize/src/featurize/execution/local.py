@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -123,6 +124,9 @@ def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(number, there), name=f"worker {number + 1}", daemon=True)
     try:
+        if context.get_start_method() == "forkserver":
+            with _signals_later():  # else Ctrl-C meets the server as it imports, which then prints a traceback
+                forkserver.ensure_running()
         process.start()
     except (OSError, EOFError) as error:
         raise UserError(
@@ -132,6 +136,16 @@ def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -
     there.close()
     workers[number] = _Worker(number, process, here)
     return workers[number]
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Signals come when the block has ended; to a process that is started in it, never."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(number: int, pipe: Connection) -> None:
