@@ -70,6 +70,14 @@ def test_samples_the_same_images_elsewhere(trained: Trained, tmp_path: Path, mon
     nestgen("sample", "--pretrained", "copy", "--count", 4, "--out", "two", "--processes", 2, "--set", "steps=2")
     assert read_json(elsewhere / "two" / "sample.json")["levels"][0]["steps"] == 2
     assert "--pretrained excludes" in fails("sample", "--pretrained", "copy", "--depth", 1, "--out", "x", code=2)
+    assert "--pretrained excludes --over-depth" in fails("hierarchy", "--pretrained", "copy", "--over-depth", code=2)
+    for command in (
+        ("sample", "--like", 3, "--out", "x"),
+        ("hierarchy", "--interpolate", 1, 2),
+        ("decode", "--out", "x"),
+    ):
+        assert "has no rows: give --store ROOT" in fails(*command, "--pretrained", "copy", code=2)
+    assert not (elsewhere / "x").exists()
 
 
 def test_holds_statistics_recipe_and_names_but_no_path_of_this_machine(trained: Trained, tmp_path: Path) -> None:
