@@ -38,7 +38,7 @@ extract scenes:100000 --out s                                   | needs a size i
 extract scenes --out nope://x                                   | can't be reached
 extract scenes --out s --encoder tinny                          | There is no encoder 'tinny'; known are tiny
 extract scenes --out s --encoder clip                           | can't be fetched
-extract scenes --out s --weights no.pt --encoder dino           | The weights no.pt of dino are not there       
+extract scenes --out s --weights no.pt --encoder dino           | The weights no.pt of dino are not there
 extract scenes --out s --encoder pixels --weights no.pt         | has no weights; leave --weights out
 extract scenes --out s --model-args [[[                         | can't be read; write img_size=64,patch_size=8
 extract scenes --out s --model-args depth=x                     | error:

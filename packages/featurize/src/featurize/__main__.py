@@ -1,6 +1,17 @@
-"""`python -m featurize`: the command where its script is not on the path."""
+"""The command `featurize`, and `python -m featurize`: Ctrl-C while it is being imported, too, is one sentence."""
 
-from featurize.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Imports the command line and runs it."""
+    try:
+        from featurize.cli.main import main as run
+    except KeyboardInterrupt:
+        print("interrupted before anything began", file=sys.stderr)
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

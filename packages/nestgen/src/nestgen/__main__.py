@@ -1,6 +1,17 @@
-"""`python -m nestgen`, for `accelerate launch -m nestgen`."""
+"""The command `nestgen`, and `python -m nestgen`: Ctrl-C while it is being imported, too, is one sentence."""
 
-from nestgen.cli.main import main
+import sys
 
-if __name__ == "__main__":  # not in the processes that `nestgen sample --processes` spawns
-    main(prog_name="nestgen")
+
+def main() -> None:
+    """Imports the command line and runs it."""
+    try:
+        from nestgen.cli.main import main as run
+    except KeyboardInterrupt:
+        print("interrupted before anything began", file=sys.stderr)
+        sys.exit(130)
+    run(prog_name="nestgen")
+
+
+if __name__ == "__main__":
+    main()
