@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from nestgen.errors import UserError
 from nestgen.files import atomic_write
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
+from nestgen.sampling.featurize_command import find_featurize
 from nestgen.stores.store import Store, open_store, read_seal
 
 
@@ -112,8 +111,7 @@ def embed_prompts(recipe: Recipe, prompts: Sequence[str]) -> Path:
     assert recipe.denoiser.text is not None
     if (root / "text" / f"{shape_name(recipe.denoiser.text)}.seal.json").is_file():
         return root
-    beside = Path(sys.executable).with_name("featurize")
-    command = str(beside) if beside.is_file() else shutil.which("featurize")
+    command = find_featurize()
     if command is None:
         raise UserError(
             "a prompt is embedded by `featurize embed-text`, which is not installed; install featurize, or embed prompts "

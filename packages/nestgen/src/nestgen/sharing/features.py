@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nestgen.errors import UserError
+from nestgen.files import json_sha256
 from nestgen.recipe.locations import features_path
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
@@ -67,14 +68,9 @@ def _write_without_rows(store: Store, folder: Path) -> None:
     metadata["attributes"] = portable(metadata["attributes"]) | {"rows": 0, "keys_sha256": NO_KEYS}
     same = {key: metadata["attributes"][key] for key in ("kind", "rows", "block_rows", "keys_sha256", "fingerprint")}
     seal = {"format": FORMAT, **same, "sha256": NO_KEYS, "blocks": []}
-    seal |= {"metadata": metadata, "metadata_sha256": _json_sha256(metadata)}
+    seal |= {"metadata": metadata, "metadata_sha256": json_sha256(metadata)}
     array = folder / store.path.name
     array.mkdir(parents=True)
     (array / "zarr.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8")
-    seal["seal_sha256"] = _json_sha256(seal)
+    seal["seal_sha256"] = json_sha256(seal)
     array.with_suffix(".seal.json").write_text(json.dumps(seal, indent=1) + "\n", encoding="utf-8")
-
-
-def _json_sha256(document: dict[str, Any]) -> str:
-    """SHA-256 of a document as JSON with sorted keys, as featurize takes it."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
