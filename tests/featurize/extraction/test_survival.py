@@ -19,6 +19,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from featurize.execution import stalls
 from featurize.extraction import targets
 from featurize.extraction.extract import extract
 from featurize.recipe import Request, read_request
@@ -186,6 +187,7 @@ def test_a_cluster_of_processes_survives_the_loss_of_one(
 ) -> None:
     """A scheduler and three workers, each a process of its own; one worker is killed midway."""
     monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
+    monkeypatch.setattr(stalls, "LOOK", 0.5)  # the scheduler is asked how they move, over and over
     monkeypatch.chdir(tmp_path)
     root, address = tmp_path / "root", tmp_path / "scheduler.json"
     joined = ["--scheduler-file", str(address)]

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from featurize.errors import UserError
+from featurize.execution import stalls
 from featurize.execution.interrupt import stop_requested
+from featurize.execution.stalls import watch_for_stalls
 from featurize.execution.tasks import Run, call
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iter
 
     waiting = enumerate(tasks)
     running: dict[Any, int] = {}
+    watch = watch_for_stalls()
 
     def fill() -> None:
         """Only a few tasks are in the cluster at a time: memory stays bounded whatever the number of blocks."""
@@ -70,6 +73,7 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iter
         while running:
             if stop_requested():
                 _drop_waiting(client, running)
+            watch(lambda: _movements(client))
             try:
                 with client.as_current():
                     done = wait(list(running), timeout=POLL, return_when="FIRST_COMPLETED").done
@@ -98,6 +102,28 @@ def _run_on(client: Any, function: Callable[[T], R], tasks: Iterable[T]) -> Iter
     finally:
         if client.status == "running":
             client.cancel(list(running))
+
+
+def _movements(client: Any) -> dict[str, bool]:
+    """Of each worker with a task whether its process has been heard of, and has used a core, lately."""
+
+    def look(
+        seconds: float, percent: float, dask_scheduler: Any
+    ) -> dict[str, bool]:  # sent whole: featurize may not be there
+        import time
+
+        return {
+            f"Dask's worker {worker.name} at {worker.address} ({worker.status.name})": (
+                time.time() - worker.last_seen < seconds and worker.metrics.get("cpu", 0.0) > percent
+            )
+            for worker in dask_scheduler.workers.values()
+            if worker.processing
+        }
+
+    try:
+        return client.run_on_scheduler(look, stalls.LOOK, 100 * stalls.LEAST)
+    except (OSError, TimeoutError):  # it is gone, as `wait` will show
+        return {}
 
 
 def _drop_waiting(client: Any, running: dict[Any, int]) -> None:

@@ -22,9 +22,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
+import psutil
+
 from featurize.errors import UserError
-from featurize.execution import devices
+from featurize.execution import devices, stalls
 from featurize.execution.interrupt import SIGNALS, stop_requested
+from featurize.execution.stalls import watch_for_stalls
 from featurize.execution.tasks import Run, call
 
 T = TypeVar("T")
@@ -75,6 +78,18 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
         again: deque[tuple[int, T]] = deque()
         deaths: Counter[int] = Counter()
 
+        watch, used = watch_for_stalls(), dict[_Worker, float]()
+
+        def movements() -> dict[str, bool]:
+            """Whether each busy worker has used its core since the last call."""
+            moved = {}
+            for worker, _, _ in busy.values():
+                with suppress(psutil.Error):  # it has just died, as `wait` will show
+                    seconds = sum(psutil.Process(worker.process.pid).cpu_times()[:2])
+                    moved[_name(worker)] = seconds - used.get(worker, 0.0) > stalls.LEAST * stalls.LOOK
+                    used[worker] = seconds
+            return moved
+
         def fill() -> None:
             while len(busy) < count and not stop_requested():
                 # Last, when most else is done and memory is free, what a worker died over.
@@ -89,7 +104,9 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
         try:
             fill()
             while busy:
-                for pipe in wait(list(busy)):
+                ready = wait(list(busy), stalls.LOOK)
+                watch(movements)
+                for pipe in ready:
                     worker, index, task = busy[cast(Connection, pipe)]
                     try:
                         succeeded, result = worker.pipe.recv()
@@ -184,13 +201,17 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
+def _name(worker: _Worker) -> str:
+    return f"Worker {worker.number + 1} (process {worker.process.pid})"
+
+
 def _report_death(worker: _Worker, deaths: int) -> None:
     """Say which worker died of what. Raises UserError when workers die over one task again and again."""
     worker.pipe.close()
     worker.process.join()
     code = worker.process.exitcode or 0
     cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    name = f"Worker {worker.number + 1} (process {worker.process.pid}) died ({cause})"
+    name = f"{_name(worker)} died ({cause})"
     if deaths >= MAX_DEATHS:
         raise UserError(
             f"{name}; {deaths} workers died over one block of rows: is memory short? What is done is kept; run the same command "
