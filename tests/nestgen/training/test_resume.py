@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nestgen.errors import UserError
 from nestgen.recipe.locations import run_dir
@@ -152,10 +153,10 @@ def test_the_best_checkpoint_survives_a_kill_before_its_preview(
     monkeypatch.setattr(preview, "frechet_distance", lambda samples, reference: next(distances))
     sample = preview.Preview.sample
 
-    def killed(self: preview.Preview, folder: Path, step: int) -> dict[str, float]:
+    def killed(self: preview.Preview, folder: Path, step: int, device: torch.device) -> preview.PreviewResult:
         if step in (4, 8):
             raise ConnectionAbortedError  # nothing catches it, as nothing catches SIGKILL
-        return sample(self, folder, step)
+        return sample(self, folder, step, device)
 
     with monkeypatch.context() as patch:
         patch.setattr(preview.Preview, "sample", killed)

@@ -173,7 +173,7 @@ class Process:
         alpha, sigma = self._alpha_sigma(t, z_BCHW)
         return alpha * eps_BCHW - sigma * z_BCHW
 
-    def eps(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
+    def eps(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor | Coefficients) -> Tensor:
         """The noise eps in z_t that follows from a network's output, (B, C, H, W)."""
         if self.prediction == "eps":
             return output_BCHW
@@ -184,7 +184,7 @@ class Process:
             return (z_t_BCHW + alpha * output_BCHW) / (alpha + sigma)
         return (sigma * z_t_BCHW + alpha * output_BCHW) / (alpha**2 + sigma**2)
 
-    def latent(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor) -> Tensor:
+    def latent(self, output_BCHW: Tensor, z_t_BCHW: Tensor, t: Tensor | Coefficients) -> Tensor:
         """The latent z in z_t that follows from a network's output, (B, C, H, W)."""
         if self.prediction == "x":
             return output_BCHW

@@ -55,6 +55,11 @@ def level_sampling(recipe: Recipe, level: int) -> LevelSampling:
     )
 
 
+def precision_on(device: str, settings: LevelSampling) -> Literal["float32", "bf16"]:
+    """What a network computes in on a type of device: what the settings say, else bf16 on a GPU."""
+    return settings.precision or ("bf16" if device == "cuda" else "float32")
+
+
 def _sigma(recipe: Recipe, level: int) -> float:
     """Noise on a level before it conditions another: the sampling option, else as trained, of a range its lowest."""
     option, trained = recipe.sampling.of("sigma", level), recipe.levels[level].sigma

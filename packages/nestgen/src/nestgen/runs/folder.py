@@ -112,7 +112,8 @@ def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parame
         draft.write_bytes(recipe)
     digest = hashlib.sha256(recipe).hexdigest()
     write_json(folder / "config.json", {"parameters": parameters, **meta, "recipe_sha256": digest})
-    loss_log.truncate(folder / "log.jsonl", step)
+    for name in ("log.jsonl", "held-out.jsonl"):
+        loss_log.truncate(folder / name, step)
     scores.truncate(folder, step)
 
 

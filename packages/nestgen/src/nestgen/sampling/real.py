@@ -70,8 +70,11 @@ def real_latents(store: Store, rows: Sequence[int], seed: int) -> Tensor:
     h, w, c = store.latent_shape
     index = np.asarray(rows, np.int64)
     stored = store.read(index, np.zeros_like(index))
-    posterior_BCHW = randomness.normal(seed, "evaluate/posterior", index.tolist(), (c, h, w))
-    return to_latent(stored, store.attributes.get("codec"), posterior_BCHW)
+    codec = store.attributes.get("codec")
+    posterior_BCHW = None
+    if codec is not None and codec["moments"]:
+        posterior_BCHW = randomness.normal(seed, "evaluate/posterior", index.tolist(), (c, h, w))
+    return to_latent(stored, codec, posterior_BCHW)
 
 
 def labels_of_rows(root: Path, store: Store, rows: Sequence[int], classes: int) -> Tensor:

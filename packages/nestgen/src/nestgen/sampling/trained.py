@@ -15,7 +15,7 @@ from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.guidance import GuidedDenoiser
 from nestgen.diffusion.process import Process, process_from_meta
 from nestgen.errors import UserError
-from nestgen.recipe.level_sampling import LevelSampling, level_sampling
+from nestgen.recipe.level_sampling import LevelSampling, level_sampling, precision_on
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import Autoguide, shape_name
@@ -76,8 +76,8 @@ class LevelSampler:
 
     @property
     def precision(self) -> Literal["float32", "bf16"]:
-        """What the network computes in: that of the settings, else bf16 on a GPU."""
-        return self.settings.precision or ("bf16" if self.device.type == "cuda" else "float32")
+        """What the network computes in."""
+        return precision_on(self.device.type, self.settings)
 
     def guided(
         self,

@@ -23,13 +23,29 @@ from nestgen.recipe.sections import shape_name
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.real import check_comparable, open_real, real_latents, training_root
 from nestgen.scoring.inception import digest_of, folder_features, load_inception, published_moments
-from nestgen.scoring.statistics import Statistics, cached_statistics
+from nestgen.scoring.statistics import MOST, Statistics, cached_statistics
 from nestgen.stores.store import Store, open_store, read_seal
 
 DIMENSIONS = 1024  # largest that a level is scored in; larger latents are average-pooled
 BLOCK = 1024  # rows turned into vectors at a time
 
-Vectors = Callable[[Store, np.ndarray], np.ndarray]  # vectors (N, D) of rows of a store
+OfRows = Callable[[Store, np.ndarray], np.ndarray]  # vectors (N, D) of rows of a store
+
+
+@dataclass(frozen=True)
+class StoreVectors:
+    """The vectors of a store's rows, which are read and computed as they are wanted."""
+
+    store: Store
+    of_rows: OfRows
+
+    def __len__(self) -> int:
+        return self.store.rows
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """Vectors (N, D) of some rows."""
+        blocks = [rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)]
+        return np.concatenate([self.of_rows(self.store, block) for block in blocks])
 
 
 @dataclass(frozen=True)
@@ -137,26 +153,25 @@ def statistics_folder(recipe: Recipe) -> Path:
 
 
 def _stores_space(
-    recipe: Recipe, name: str, samples_ND: np.ndarray, real: Store, training: Store | None, vectors: Vectors
+    recipe: Recipe, name: str, samples_ND: np.ndarray, real: Store, training: Store | None, of_rows: OfRows
 ) -> Space:
     """A space whose real images are rows of a store."""
-
-    def in_blocks(store: Store, rows: np.ndarray) -> np.ndarray:
-        blocks = [rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK)]
-        return np.concatenate([vectors(store, block) for block in blocks])
 
     def floor(count: int) -> np.ndarray:
         assert training is not None
         order = randomness.generator(recipe.seed, "evaluate/floor", 0).permutation(training.rows)
-        return in_blocks(training, order[:count])
+        return StoreVectors(training, of_rows)[order[:count]]
 
     about = {"dimensions": samples_ND.shape[1], "pooled_from": shape_name(real.latent_shape)}
     origin, folder = _origin(real), statistics_folder(recipe)
     key = {"space": name, "reference": origin["sha256"], "rows": real.rows, "seed": recipe.seed, **about}
+    if max(real.rows, len(samples_ND)) > MOST:
+        about["kernel_rows"] = MOST
+        key["kernel_rows"] = MOST
     return Space(
         name=name,
         samples_ND=samples_ND,
-        reference=lambda: cached_statistics(folder, key, lambda: in_blocks(real, np.arange(real.rows))),
+        reference=lambda: cached_statistics(folder, key, lambda: StoreVectors(real, of_rows)),
         origin=origin,
         about=about,
         floor=None if training is None else floor,

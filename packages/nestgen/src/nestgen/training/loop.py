@@ -53,7 +53,7 @@ def run_steps(
         for step, batch in enumerate(batches, steps.start + 1):
             with out_of_memory(options, trainer.micro_batch or options.batch // processes):
                 result = trainer.step(batch(), step - 1)
-            progress.add(result.loss, result.finite)
+            progress.add(result.loss, result.gradient_norm, result.finite)
             stop = _any_stops(accelerator, stop_requested(), step)
             save = stop or step == last or step % options.checkpoint_every == 0
             if save or step % LOG_EVERY == 0:
@@ -64,7 +64,10 @@ def run_steps(
                 progress.pause()
                 trainer.save(folder, meta, step, best_step(folder))
                 if preview and not stop:
-                    progress.track(preview.sample(folder, step), step)
+                    shown = preview.sample(folder, step, device)
+                    progress.track(shown.numbers, step)
+                    if shown.sheet is not None:
+                        progress.track_preview(shown.sheet, step)
                 if accelerator.is_main_process:
                     write_status(folder, meta, f"In training, at step {step} of {last}")
                 progress.resume()

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -53,7 +56,7 @@ class Progress:
         self._begin()
 
     def _begin(self) -> None:
-        self._loss, self._counted = torch.zeros(2, device=self.accelerator.device).unbind()
+        self._loss, self._norm, self._counted = torch.zeros(3, device=self.accelerator.device).unbind()
         self._steps, self._started = 0, time.perf_counter()
 
     def pause(self) -> None:
@@ -64,11 +67,12 @@ class Progress:
         """Starts the clock again."""
         self._started += time.perf_counter() - self._paused
 
-    def add(self, loss: Tensor, finite: Tensor) -> None:
-        """Counts a step, and its loss if it was finite: on the device, for which nothing here waits."""
+    def add(self, loss: Tensor, gradient_norm: Tensor, finite: Tensor) -> None:
+        """Counts a step, and its loss and gradient if they were finite: on the device, for which nothing here waits."""
         self.bar.update()
         self._steps += 1
         self._loss += loss.where(finite, 0)
+        self._norm += gradient_norm.where(finite, 0)
         self._counted += finite
         self._in_a_row = (self._in_a_row + 1).where(~finite, 0)
 
@@ -77,11 +81,12 @@ class Progress:
 
         Raises UserError after too many skipped steps in a row.
         """
-        loss, counted, self.skipped_in_a_row = self._read()
+        loss, norm, counted, self.skipped_in_a_row = self._read()
         skipped = self._steps - counted
         seconds = time.perf_counter() - self._started
         rate = self._steps * self.options.batch / seconds
-        record: dict[str, Any] = {"step": step, "loss": loss, "lr": learning_rate}
+        record: dict[str, Any] = {"step": step, "loss": loss, "lr": learning_rate, "gradient_norm": norm}
+        record["memory_gib"] = round(memory_used(self.accelerator.device) / 2**30, 2)
         record["samples_per_second"] = round(rate, 1)
         flops = rate * self.flops
         if self.peak is None:
@@ -107,16 +112,28 @@ class Progress:
             )
         self._begin()
 
-    def _read(self) -> tuple[float | None, int, int]:
-        """The mean loss of the finite steps, how many they are, and how many were skipped in a row up to now."""
+    def _read(self) -> tuple[float | None, float | None, int, int]:
+        """Mean loss and gradient norm of the finite steps, how many they are, and how many were skipped in a row up to now."""
         loss: Tensor = self.accelerator.reduce(self._loss, "mean")
-        total, counted, in_a_row = torch.stack([loss, self._counted, self._in_a_row]).tolist()
-        mean = total / counted if counted else math.nan
-        return mean if math.isfinite(mean) else None, int(counted), int(in_a_row)
+        total, norm, counted, in_a_row = torch.stack([loss, self._norm, self._counted, self._in_a_row]).tolist()
+        means = (one / counted if counted else math.nan for one in (total, norm))
+        mean_loss, mean_norm = (one if math.isfinite(one) else None for one in means)
+        return mean_loss, mean_norm, int(counted), int(in_a_row)
 
     def track(self, values: dict[str, Any], step: int) -> None:
         """Sends numbers to the trackers."""
         self.accelerator.log(values, step=step)
+
+    def track_preview(self, sheet: Image.Image, step: int) -> None:
+        """Sends an image to the trackers; only the main process has any."""
+        for tracker in self.accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"preview": np.asarray(sheet)[None]}, step=step, **options)
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU so far, or what this process has of the machine's memory."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def time_left(steps: int, seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +21,7 @@ from nestgen.denoiser.pretrained import read_weights
 from nestgen.denoiser.uvit import Denoiser, initial_denoiser
 from nestgen.diffusion.process import level_process
 from nestgen.errors import UserError
-from nestgen.files import sha256_of
+from nestgen.files import atomic_write, sha256_of
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
@@ -78,7 +79,7 @@ def _train(
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")
         if accelerator.is_main_process:  # killed after the last checkpoint
             if recipe.training.preview and not is_scored(folder, first):
-                open_preview(recipe, level, data.stores).sample(folder, first)
+                open_preview(recipe, level, data.stores).sample(folder, first, accelerator.device)
             if not (folder / "loss.png").is_file():
                 _draw_losses(recipe, folder)
         return
@@ -96,8 +97,10 @@ def _train(
     _check_memory(accelerator, denoiser.config, recipe.training, micro_batch)
     trainer = Trainer(accelerator, denoiser, process, recipe.training, checkpoint, micro_batch)
     if recipe.training.trackers:
+        by_wandb = accelerator.is_main_process and "wandb" in recipe.training.trackers
+        options = {"wandb": _wandb(folder)} if by_wandb else {}
         values = {"run": folder.name, "seed": recipe.seed, **_plain(recipe)}
-        accelerator.init_trackers(recipe.name, values, {"wandb": {"dir": str(folder), "name": folder.name}})
+        accelerator.init_trackers(recipe.name, values, options)
     accelerator.print(_summary(accelerator, data))
     if warning := bottleneck_warning(denoiser.config):
         accelerator.print(f"warning: {warning}")
@@ -105,7 +108,7 @@ def _train(
         prepare_folder(folder, recipe.file, meta, parameters, first)
         write_status(folder, meta, f"In training from step {first} to {last}")
     if preview and checkpoint and not is_scored(folder, first):  # killed before its preview, and it may be the best
-        preview.sample(folder, first)
+        preview.sample(folder, first, accelerator.device)
     try:
         run_steps(trainer, data, folder, meta, range(first, last), preview)
     finally:
@@ -136,6 +139,15 @@ def _check_memory(
             f"the latents of {samples:,} samples do not fit into the memory of this machine, {memory / 1e9:.0f} GB; set "
             f"training.batch to less than {memory // (4 * values):,}"
         )
+
+
+def _wandb(folder: Path) -> dict[str, str]:
+    """Options of wandb, by which a run that goes on is the same run there: its name is kept in the folder."""
+    file = folder / "wandb-id"
+    if not file.is_file():
+        with atomic_write(file) as draft:
+            draft.write_text(uuid.uuid4().hex)
+    return {"dir": str(folder), "name": folder.name, "id": file.read_text(), "resume": "allow"}
 
 
 def _first_denoiser(data: TrainingData, init: Path | None) -> Denoiser:
