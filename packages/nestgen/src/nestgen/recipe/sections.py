@@ -194,7 +194,7 @@ class TrainingOptions(Section):
     clip: PositiveFloat | None = None
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     micro_batch: Annotated[tuple[PositiveInt | None, ...], PerLevel] = (None,)
-    compile: bool = False
+    compile: bool | None = None  # None: on a GPU
     checkpoint_activations: bool = False
     shard: bool = False
     shuffle: PositiveInt | None = None

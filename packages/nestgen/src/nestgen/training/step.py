@@ -23,6 +23,8 @@ from nestgen.training.batches import Batch
 from nestgen.training.fsdp import full_tensor, shard, shard_as
 from nestgen.training.optimizers import make_optimizers
 
+GRAPHED = 64  # tokens at most of a denoiser whose step a GPU takes as one CUDA graph: it would wait for launches otherwise
+
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
     """Learning rate of the optimiser step that follows `step` steps: linear warm-up, times the share left by decay."""
@@ -73,8 +75,10 @@ class Trainer:
         self.sharded = options.shard and accelerator.num_processes > 1
         if self.sharded:
             shard(self.denoiser)
-        if self.options.compile:
-            self.denoiser.compile()  # in place: the weights keep their names
+        if options.compile or (options.compile is None and accelerator.device.type == "cuda"):
+            few = math.prod(denoiser.config.grid) <= GRAPHED and accelerator.device.type == "cuda"
+            # in place: the weights keep their names
+            self.denoiser.compile(mode="reduce-overhead" if few and accelerator.num_processes == 1 else None)
         self.weights: dict[str, Tensor] = dict(self.denoiser.named_parameters())
         lengths = ema.LENGTHS if self.options.ema_snapshots else ()
         self.average = self._copy()

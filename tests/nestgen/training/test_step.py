@@ -1,0 +1,104 @@
+"""One step: it waits for nothing, skips what is not finite, and its network is one graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from nestgen.denoiser.config import DenoiserConfig
+from nestgen.denoiser.uvit import Denoiser
+from nestgen.diffusion.process import Process
+from nestgen.recipe.sections import TrainingOptions
+from nestgen.training.batches import Batch
+from nestgen.training.step import Trainer
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+CONFIG = DenoiserConfig((4, 4, 3), 2, 16, 2, 2, ((2, 2, 3),), labels=3, sigma_told=True)
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon before 2.9")
+
+
+def trainer(**options: Any) -> Trainer:
+    """Of a small denoiser."""
+    torch.manual_seed(0)
+    chosen = TrainingOptions(warmup=0, lr=1e-3, clip=1.0, ema_snapshots=5, **options)
+    return Trainer(Accelerator(cpu=True), Denoiser(CONFIG), Process(), chosen)
+
+
+def batch(seed: int) -> Batch:
+    """Noise."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng)
+
+    at = Process().at((torch.arange(4, dtype=torch.float64) + 1) / 5)
+    above, told = (normal(4, 3, 2, 2),), torch.full((4, 1), 0.5)
+    keep_B, label_B = torch.arange(4) > 0, torch.arange(4)
+    return Batch(normal(4, 3, 4, 4), normal(4, 3, 4, 4), at, above, told, keep_B, label_B)
+
+
+def everything(trained: Trainer) -> dict[str, Tensor]:
+    """Weights, averages and the optimisers' state, copied."""
+    found = {f"weight/{name}": tensor for name, tensor in trained.weights.items()}
+    for length, average in {0: trained.average, **trained.power}.items():
+        found |= {f"average {length}/{name}": tensor for name, tensor in average.items()}
+    for one in trained.optimizers:
+        found |= one.state()
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("muon", [None, pytest.param(1e-3, marks=needs_muon)])
+def test_a_step_that_is_not_finite_changes_nothing_of_any_optimiser(muon: float | None) -> None:
+    trained, reference = trainer(muon=muon), trainer(muon=muon)
+    assert trained.step(batch(1), 0).finite
+    before = everything(trained)
+    bad = batch(2)
+    result = trained.step(replace(bad, z_BCHW=bad.z_BCHW * torch.inf), 1)
+    assert not result.finite and not result.gradient_norm.isfinite()
+    after = everything(trained)
+    assert before.keys() == after.keys()
+    assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
+    reference.step(batch(1), 0)
+    for one in (trained, reference):
+        assert one.step(batch(3), 1).finite
+    assert all(torch.equal(tensor, everything(reference)[name]) for name, tensor in everything(trained).items())
+
+
+def test_a_step_does_not_wait_for_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No value of a tensor becomes one of Python: on a GPU each would wait for all that was launched before."""
+    trained = trainer()
+    trained.step(batch(1), 0)
+
+    def waits(*_: object) -> None:
+        raise AssertionError("a step has read a tensor's value")
+
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(Tensor, name, waits)
+    trained.step(batch(2), 1)
+
+
+def test_the_denoiser_is_one_graph() -> None:
+    """torch.compile finds nothing in it that it has to leave to Python."""
+    denoiser = Denoiser(replace(CONFIG, side_head=True, qk_norm=True, text=(2, 4)))
+    one = batch(1)
+    inputs = one.denoiser_inputs() | {"context_BTD": torch.randn(4, 2, 4)}
+    explained = torch._dynamo.explain(denoiser)(one.z_BCHW, one.at.time_embedding_input_B, **inputs, all_outputs=True)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    torch._dynamo.reset()
+
+
+def test_tokens_have_one_precision_and_the_prediction_that_of_the_weights() -> None:
+    denoiser, types = Denoiser(CONFIG), []
+    for module in (*denoiser.in_blocks, denoiser.mid_block, *denoiser.out_blocks, *denoiser.sites):
+        assert isinstance(module, nn.Module)
+        module.register_forward_hook(lambda module, inputs, output: types.append((inputs[0].dtype, output.dtype)))
+    one = batch(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction_BCHW = denoiser(one.z_BCHW, one.at.time_embedding_input_B, **one.denoiser_inputs())
+    assert set(types) == {(torch.bfloat16, torch.bfloat16)}
+    assert prediction_BCHW.dtype == torch.float32
