@@ -102,3 +102,21 @@ def test_tokens_have_one_precision_and_the_prediction_that_of_the_weights() -> N
         prediction_BCHW = denoiser(one.z_BCHW, one.at.time_embedding_input_B, **one.denoiser_inputs())
     assert set(types) == {(torch.bfloat16, torch.bfloat16)}
     assert prediction_BCHW.dtype == torch.float32
+
+
+def test_the_average_of_a_constant_decay() -> None:
+    """As U-ViT's: a tenth of the first step at a decay of 0.9, where the default would take nine tenths of it."""
+    trained = trainer(ema=0.9, ema_schedule="constant")
+    before = {name: weight.detach().clone() for name, weight in trained.weights.items()}
+    trained.step(batch(1), 0)
+    for name, weight in trained.weights.items():
+        torch.testing.assert_close(trained.average[name], 0.9 * before[name] + 0.1 * weight.detach())
+
+
+def test_first_weights_may_be_uvits() -> None:
+    """Truncated normal of 0.02 in every linear layer, also those that the default lets the input through."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(replace(CONFIG, dim=128, init="uvit"))
+    for layer in (denoiser.decoder_pred, denoiser.out_blocks[0].skip_linear):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert layer.weight.abs().max() < 0.1

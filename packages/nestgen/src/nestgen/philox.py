@@ -53,10 +53,10 @@ def normal(seed: int, stream: str, rows: range, shape: tuple[int, ...], device: 
     pairs = -(-values // 2)
     blocks = -(-6 * pairs // 32)
     if torch.device(device).type != "cpu":
-        bits = words(seed, stream, rows, blocks, device).view(torch.int32)
-        radii, angles = (bits[:, :pairs] & 0x7FFFFFFF).float(), bits.view(torch.int16)[:, 2 * pairs : 3 * pairs].float()
+        on_device = words(seed, stream, rows, blocks, device)
+        of_32, of_16 = on_device.view(torch.int32)[:, :pairs], on_device.view(torch.int16)[:, 2 * pairs : 3 * pairs]
         out = torch.empty(len(rows), 2 * pairs, device=device)
-        _box_muller(radii, angles, out, torch)
+        _box_muller((of_32 & 0x7FFFFFFF).float(), of_16.float(), out, torch)
         return out[:, :values].reshape(len(rows), *shape)
     # In numpy, whose functions are faster here than torch's and leave the threads of the training step alone.
     array = np.empty((len(rows), 2 * pairs), np.float32)

@@ -36,6 +36,7 @@ class DenoiserConfig:
     qk_norm: bool = False
     side_head: bool = False
     aligned: int = 0  # channels of the stored features that the early blocks are aligned to
+    init: Literal["identity", "uvit"] = "identity"  # of the first weights between input and output
 
     @property
     def early(self) -> int:
@@ -66,6 +67,7 @@ def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
         sigma_told=options.sigma_told and bool(recipe.conditions(level)),
         qk_norm=options.qk_norm,
         side_head=recipe.training.side_loss is not None,
+        init=options.init,
         aligned=recipe.features.base_channels if recipe.training.align and level == 0 else 0,
     )
 

@@ -92,7 +92,8 @@ class Denoiser(nn.Module):
     def _initialise(self) -> None:
         initialise_linear_layers(self)
         nn.init.trunc_normal_(self.pos_embed, std=STD)
-        initialise_identity_path(self.patch_embed, self.out_blocks, self.decoder_pred, self.final_layer)
+        if self.config.init == "identity":
+            initialise_identity_path(self.patch_embed, self.out_blocks, self.decoder_pred, self.final_layer)
         if self.config.side_head:  # lets the input through as well
             self.side_pred.load_state_dict(self.decoder_pred.state_dict())
         for name, parameter in self.named_parameters():

@@ -130,6 +130,7 @@ class DenoiserOptions(Section):
     """What the denoisers of all levels have in common."""
 
     size: Size = "small"
+    init: Literal["identity", "uvit"] = "identity"
     labels: NonNegativeInt = 0
     condition: Literal["replace", "residual"] = "replace"
     null_condition: Literal["zeros", "learned"] = "zeros"
@@ -186,6 +187,7 @@ class TrainingOptions(Section):
     weight_decay: NonNegativeFloat = 0.03
     warmup: NonNegativeInt = 5000
     ema: Decay = 0.9999
+    ema_schedule: Literal["constant"] | None = None
     side_loss: PositiveFloat | None = None
     align: Align | None = None
     condition_drop: Probability = 0.5

@@ -52,7 +52,7 @@ def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | No
         "seed": recipe.seed,
         "training": recipe.training.model_dump(),
         "init": init,
-        "versions": {name: importlib.metadata.version(name) for name in ("nestgen", "torch", "accelerate")},
+        "versions": {name: importlib.metadata.version(name) for name in ("nestgen", "torch", "accelerate", "numpy")},
     }
     return json.loads(json.dumps(meta))
 

@@ -144,7 +144,8 @@ class Trainer:
     @torch.no_grad()
     def _update_averages(self, step: int, finite: Tensor) -> None:
         """Moves the averages towards the weights, by nothing after a step that was skipped."""
-        decays = [(self.average, ema.decay(self.options.ema, step))]
+        constant = self.options.ema_schedule == "constant"
+        decays = [(self.average, self.options.ema if constant else ema.decay(self.options.ema, step))]
         decays += [(average, ema.power_decay(length, step)) for length, average in self.power.items()]
         for average, decay in decays:
             averaged = list(average.values())
