@@ -6,6 +6,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -203,3 +205,17 @@ def test_workers_take_the_gpus_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
         devices.become_worker(number)
         assert device_of_worker() == device
     devices.become_worker(0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says which signals a process blocks")
+def test_ctrl_c_never_meets_the_fork_server_as_it_imports() -> None:
+    code = (
+        "from multiprocessing import forkserver\n"
+        "from featurize.execution.local import local_workers\n"
+        "with local_workers(1, ()) as run:\n"
+        "    assert dict(run(abs, [-1])) == {0: 1}\n"
+        "    print(open(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read())\n"
+    )
+    status = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+    assert int(blocked, 16) >> (signal.SIGINT - 1) & 1

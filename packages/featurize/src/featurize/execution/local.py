@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -142,6 +142,7 @@ def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -
     process = context.Process(target=_serve, args=(number, there), name=f"worker {number + 1}", daemon=True)
     try:
         if context.get_start_method() == "forkserver":
+            resource_tracker.ensure_running()  # now, as it would let the signals through again
             with _signals_later():  # else Ctrl-C meets the server as it imports, which then prints a traceback
                 forkserver.ensure_running()
         process.start()
