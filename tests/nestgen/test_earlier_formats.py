@@ -1,13 +1,14 @@
 """Stores, checkpoints and samples of earlier commits go on: they are opened, resumed and sampled.
 
-earlier/135b89d.zip was made at that commit, which kept all modules in one folder: two toy levels (4x4x3 pixels and
-2x2x2), their denoisers of (D, depth, heads) = (4, 2, 1) after 4 steps of seed 5, two samples, and the averaged weights
-after 2 further steps of D_0.
+toy/ of tests/fixtures/previous.tar.xz was made at commit 135b89d, which kept all modules in one folder: two toy levels
+(4x4x3 pixels and 2x2x2), their denoisers of (D, depth, heads) = (4, 2, 1), told sigma, after 4 steps of seed 5, two
+samples with guidance, and the averaged weights after 2 further steps of D_0. tests/end_to_end/test_previous_version.py takes
+the rest of the archive, which the command lines of both packages wrote.
 """
 
 from __future__ import annotations
 
-import zipfile
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,18 @@ from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.runs.checkpoint import newest
 from nestgen.stores.hierarchy import open_level
 
+ARCHIVE = Path(__file__).parents[1] / "fixtures" / "previous.tar.xz"
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture
 def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of that experiment."""
-    with zipfile.ZipFile(Path(__file__).parent / "earlier/135b89d.zip") as archive:
-        archive.extractall(tmp_path)
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, [one for one in archive if one.name.startswith("toy/")], filter="data")
     monkeypatch.setitem(SIZES, "nano", (4, 2, 1))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.chdir(tmp_path / "toy")
+    return tmp_path / "toy"
 
 
 def run(*arguments: str) -> str:
