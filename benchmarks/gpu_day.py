@@ -73,7 +73,7 @@ STAGES = (
         "sample-small",
         "images a second, and what five levels cost",
         "sample",
-        "--size small --depth 5 --batch 64 --steps 50 --rounds 2",
+        "--size small --depth 5 --batch 64 --steps 50 --precision bf16 --rounds 2",
         f"{NANO} --steps 1 --depth 2",
     ),
     Stage(

@@ -16,6 +16,7 @@ from nestgen.denoiser.config import SIZES, denoiser_config
 from nestgen.denoiser.flops import count
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.process import betas, level_process
+from nestgen.memory import keep_freed_memory
 from nestgen.recipe.level_sampling import level_sampling
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.conditions import ImageConditions
@@ -28,6 +29,8 @@ def random_samplers(recipe: Recipe) -> tuple[LevelSampler, ...]:
     samplers = []
     for level in range(len(recipe.levels)):
         denoiser = Denoiser(denoiser_config(recipe, level)).requires_grad_(False).eval().to(default_device())
+        if default_device().type == "cuda":
+            denoiser.compile()  # as `nestgen sample` does for many images
         trained = TrainedDenoiser(denoiser, level_process(recipe, level), {}, "")
         samplers.append(LevelSampler(level, trained, level_sampling(recipe, level)))
     return tuple(samplers)
@@ -67,11 +70,13 @@ def gflops(recipe: Recipe, guided: float) -> float:
 @click.option("--batch", default=4, show_default=True)
 @click.option("--steps", default=6, show_default=True, help="Network calls a level.")
 @click.option("--guidance", default=0.0, show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True)
 @rounds_option
 @out_option
-def main(size: str, depth: int, batch: int, steps: int, guidance: float, rounds: int, out: Any) -> None:
+def main(size: str, depth: int, batch: int, steps: int, guidance: float, precision: str, rounds: int, out: Any) -> None:
     """Seconds an image: a plain U-ViT loop, L = 1, and the whole hierarchy beside what its GFlops say."""
-    settings = {"steps": steps, "guidance": guidance, "sampler": "dpm++-multi"}
+    keep_freed_memory()  # for all contenders alike
+    settings = {"steps": steps, "guidance": guidance, "sampler": "dpm++-multi", "precision": precision}
     recipes = [recipe_of(size, "no", levels, batch).with_sampling(settings) for levels in (1, depth)]
     one, all_levels = (random_samplers(recipe) for recipe in recipes)
     plain = PlainUViT(32, 4, 2, *SIZES[size]).requires_grad_(False).eval().to(default_device())
@@ -82,8 +87,12 @@ def main(size: str, depth: int, batch: int, steps: int, guidance: float, rounds:
         if default_device().type == "cuda":
             torch.cuda.synchronize()
 
+    def run_plain() -> None:
+        with torch.autocast(default_device().type, torch.bfloat16, enabled=precision == "bf16"):
+            plain_loop(plain, z, steps).cpu()
+
     contenders = {
-        "plain U-ViT, DPM-Solver++": lambda turn: plain_loop(plain, z, steps).cpu(),
+        "plain U-ViT, DPM-Solver++": lambda turn: run_plain(),
         "nestgen, L = 1": lambda turn: run(one),
         f"nestgen, L = {depth}": lambda turn: run(all_levels),
     }
@@ -100,7 +109,8 @@ def main(size: str, depth: int, batch: int, steps: int, guidance: float, rounds:
     body = table(["loop", "s an image", "GFlops an image", "plain / it", "spread"], lines)
     costs, says = seconds[2] / seconds[1], flops[2] / flops[1]
     body += f"\n\nThe hierarchy costs {costs:.2f} times L = 1; by its GFlops {says:.2f} ({costs / says - 1:+.0%})."
-    report(f"Sampling, {size}, batch {batch}, {steps} calls a level, guidance {guidance:g}", body, ["torch"], out)
+    settings_said = f"batch {batch}, {steps} calls a level, guidance {guidance:g}, {precision}"
+    report(f"Sampling, {size}, {settings_said}", body, ["torch"], out)
 
 
 if __name__ == "__main__":
