@@ -32,7 +32,7 @@ from nestgen.stores.store import Store, open_store
 
 PROCESS = Process("discrete", prediction="v")
 CONDITION_DROP = 0.15  # share of training samples without condition, for classifier-free guidance
-SAMPLING = {"sampler": "dpm++-single", "steps": 20, "guidance": 1.0, "interval": None}
+SAMPLING = {"sampler": "dpm++-single", "steps": 20, "interval": None}
 
 
 def read_latents(store: Store, rows: np.ndarray) -> Tensor:
@@ -83,7 +83,8 @@ def sample(denoiser: Denoiser, condition_BCHW: Tensor | None, count: int, sigma:
     """Latents (count, C, H, W), given the level above."""
     h, w, c = denoiser.config.shape
     conditions = () if condition_BCHW is None else (add_condition_noise(condition_BCHW, sigma),)
-    settings = LevelSampling(**SAMPLING, sigmas=(sigma,) * len(conditions))
+    guidance = 1.0 if conditions else None  # there is nothing to guide by at the top
+    settings = LevelSampling(**SAMPLING, guidance=guidance, sigmas=(sigma,) * len(conditions))
     guided = GuidedDenoiser(denoiser, PROCESS, settings, conditions)
     return sample_level(guided, PROCESS, torch.randn(count, c, h, w), settings.steps, settings.sampler)
 
