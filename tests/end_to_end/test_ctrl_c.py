@@ -42,7 +42,7 @@ COMMANDS = [
         "nestgen diagnose --samples samples",
         "nestgen nearest --samples samples",
         "nestgen hierarchy",
-        "nestgen sheet samples --titles before --out sheet.png",
+        "nestgen sheet samples --titles before --count 2 --out sheet.png",
         "nestgen export runs/previous --out model",
         "nestgen decode --store stores/train --count 8 --out decoded",
         "nestgen info",
