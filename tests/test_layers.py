@@ -20,8 +20,8 @@ ORDER = {
         "scoring training explore cli"
     ),
     "featurize": (
-        "errors versions plugins io execution images scenes checkpoints sources recipe encoders codecs text basis store extraction "
-        "integrity access neighbours reports cli"
+        "errors versions plugins io execution images scenes checkpoints sources recipe encoders codecs text basis store "
+        "extraction integrity access neighbours reports cli"
     ),
 }
 FILES = {package: sorted((PACKAGES / package / "src" / package).rglob("*.py")) for package in ORDER}
