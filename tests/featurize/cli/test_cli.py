@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import webdataset
 import yaml
 
@@ -106,3 +107,23 @@ def test_a_user_without_a_name_has_one_for_torch(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LOGNAME", "")  # so that what is set is removed again
     assert featurize("--help").code == 0
     assert getpass.getuser() == str(os.getuid())
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (MemoryError(), "error: The memory of the machine is full; give fewer --workers"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: The memory of the machine is full"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: The memory of the GPU is full; give fewer --workers"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence(
+    raised: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, featurize: Command
+) -> None:
+    def full() -> None:
+        raise raised
+
+    monkeypatch.setattr(commands.commands["encoders"], "callback", full)
+    outcome = featurize("encoders")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert outcome.err.startswith(sentence)

@@ -188,6 +188,12 @@ def test_usage_errors_exit_2(run: Run, args: tuple[str, ...]) -> None:
         (UserError("it is so"), 1, "error: it is so\n"),
         (OSError(28, "No space left on device", "/x/log.jsonl"), 1, "error: /x/log.jsonl: No space left on device\n"),
         (OSError("odd"), 1, "error: odd\n"),
+        (MemoryError(), 1, "error: memory is full; give a smaller batch, or fewer images, or a smaller denoiser\n"),
+        (
+            RuntimeError("CUDA out of memory"),
+            1,
+            "error: memory is full; give a smaller batch, or fewer images, or a smaller denoiser\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
     ],

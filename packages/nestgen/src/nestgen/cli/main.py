@@ -28,9 +28,10 @@ class Commands(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             sentence, code = f"error: {where}{error.strerror or error}", 1
         except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) or "out of memory" in str(error)):
+            of_torch = ("DefaultCPUAllocator", "out of memory")
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in of_torch):
                 raise
-            sentence, code = "error: memory is full; give a smaller batch, fewer images or columns, or a smaller denoiser", 1
+            sentence, code = "error: memory is full; give a smaller batch, or fewer images, or a smaller denoiser", 1
         except KeyboardInterrupt as interrupt:
             sentence, code = str(interrupt) or "interrupted", 130
         click.echo(sentence, err=True)

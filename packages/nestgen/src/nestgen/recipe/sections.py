@@ -113,7 +113,9 @@ class Level(Section):
     def _fits(self) -> Level:
         h, w, _ = self.shape
         if math.prod(self.shape) > MOST_VALUES:
-            raise ValueError(f"has shape {shape_name(self.shape)}, which is too large: {MOST_VALUES:,} values are the most")
+            raise ValueError(
+                f"has shape {shape_name(self.shape)}, which is too large: {MOST_VALUES:,} values are the most"
+            )
         if h % self.patch or w % self.patch:
             raise ValueError(f"has patch {self.patch}, which does not divide its {h}x{w} grid")
         if isinstance(self.sigma, tuple) and self.sigma[0] >= self.sigma[1]:
