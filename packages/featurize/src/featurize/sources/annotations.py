@@ -94,7 +94,7 @@ def annotate(
     unused = annotations.named.difference(names)
     if unused and whole:
         remarks.append(
-            f"{len(unused):,} names in {', '.join(annotations.files)} are of no picture (first: {min(unused)})."
+            f"{len(unused):,} names in {', '.join(annotations.files)} are of no picture (first: {_one_line(min(unused))})."
         )
     annotated = [
         replace(
@@ -128,9 +128,14 @@ def _by_last_part(images: Sequence[SourceImage], annotations: Annotations, root:
     if not matched:
         raise UserError(
             f"None of the {len(annotations.named):,} names in {', '.join(annotations.files)} is of a picture in {root} (first: "
-            f"{min(annotations.named)}); write paths like {images[0].key}, or move the file away."
+            f"{_one_line(min(annotations.named))}); write paths like {images[0].key}, or move the file away."
         )
     return names
+
+
+def _one_line(name: str) -> str:
+    """A name from a table as a sentence shows it: it may hold line breaks."""
+    return " ".join(name.split())
 
 
 def _match(forms: Iterable[str], names: frozenset[str] | dict[str, list[str]]) -> str:
