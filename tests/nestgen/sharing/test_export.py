@@ -289,6 +289,9 @@ def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monke
     assert names.shipped() == ["toy"]
     torch.testing.assert_close(NestedPipeline.from_pretrained("toy")(num_images=2).latents[0], expected, rtol=0, atol=0)
     nestgen("sample", "--pretrained", "toy", "--count", 2, "--out", tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
+    nestgen("sample", "--pretrained", "toy", "--count", 1, "--out", "toy")  # samples of that name don't hide it
+    assert names.find_pretrained("toy") == tmp_path / "hub" / "someone" / "toy"
     assert "there is no exported hierarchy scene: it is no folder, and the package ships toy" in fails(
         "sample", "--pretrained", "scene", "--count", 2, "--out", tmp_path / "x"
     )

@@ -98,12 +98,13 @@ def _training(config: Mapping[str, Any]) -> str:
     images = f"{data['rows']:,} images" if "rows" in data else "Images"
     source = f" of `{data['source']}`" if data.get("source") else ""
     flipped = ", and their mirror images" if data.get("views") == 2 else ""
+    optimizer = "Muon for the matrices within the blocks, AdamW for the rest" if training.get("muon") else "AdamW"
     return "\n".join(
         [
             "## Training",
             "",
-            f"{images}{source}{flipped}. Batches of {training['batch']}, AdamW with a learning rate of {training['lr']:g}, "
-            f"weights averaged with a decay of {training['ema']:g}. Process `{process['kind']}`, predicting "
+            f"{images}{source}{flipped}. Batches of {training['batch']}, {optimizer} with a learning rate of "
+            f"{training['lr']:g}, weights averaged with a decay of {training['ema']:g}. Process `{process['kind']}`, predicting "
             f"`{process['prediction']}`. Everything else is in [config.json](config.json).",
         ]
     )

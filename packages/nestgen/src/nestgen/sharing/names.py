@@ -25,9 +25,10 @@ def find_pretrained(name: str | Path, **download: Any) -> Path:
     `download` are options of huggingface_hub's `snapshot_download`: revision, token, cache_dir, local_files_only. Raises
     UserError where there is none, or where it cannot be downloaded.
     """
-    if Path(name).is_dir():
+    ships = str(name) in shipped()
+    if Path(name).is_dir() and not (ships and not (Path(name) / "config.json").exists()):  # samples may have its name
         return Path(name)
-    if str(name) in shipped():
+    if ships:
         return SHIPPED / str(name)
     if isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):
         return _downloaded(name, download)
