@@ -39,3 +39,16 @@ def finishing_tasks() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _stop.clear()
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """Signals come when the block has ended; to a process that is started in it, never.
+
+    Else Ctrl-C, which a terminal sends to all processes, meets that process while it imports, and it prints a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -26,7 +26,7 @@ import psutil
 
 from featurize.errors import UserError
 from featurize.execution import devices, stalls
-from featurize.execution.interrupt import SIGNALS, stop_requested
+from featurize.execution.interrupt import SIGNALS, signals_later, stop_requested
 from featurize.execution.stalls import watch_for_stalls
 from featurize.execution.tasks import Run, call
 
@@ -141,11 +141,11 @@ def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(number, there), name=f"worker {number + 1}", daemon=True)
     try:
-        if context.get_start_method() == "forkserver":
-            resource_tracker.ensure_running()  # now, as it would let the signals through again
-            with _signals_later():  # else Ctrl-C meets the server as it imports, which then prints a traceback
+        resource_tracker.ensure_running()  # now, as it would let the signals through again
+        with signals_later():
+            if context.get_start_method() == "forkserver":
                 forkserver.ensure_running()
-        process.start()
+            process.start()
     except (OSError, EOFError) as error:
         raise UserError(
             f"Worker {number + 1} of {count} could not be started ({error}): is memory or are processes short? Run the same "
@@ -154,16 +154,6 @@ def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -
     there.close()
     workers[number] = _Worker(number, process, here)
     return workers[number]
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Signals come when the block has ended; to a process that is started in it, never."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(number: int, pipe: Connection) -> None:

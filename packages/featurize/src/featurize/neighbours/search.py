@@ -12,11 +12,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 import numpy as np
 from tqdm import tqdm
 
 from featurize.errors import UserError
+from featurize.execution.interrupt import signals_later
 from featurize.neighbours.spaces import Space, blocks, unit
 
 EXACT_ROWS = 1_000_000  # up to so many every row is compared; beyond, an inverted file is built
@@ -58,18 +60,27 @@ class Neighbours:
 
 @contextmanager
 def search_process() -> Iterator[Callable[..., Neighbours]]:
-    """`nearest`, carried out in one process that has FAISS and no torch; it ends with the block."""
+    """`nearest`, carried out in one process that has FAISS and no torch; it ends with the block, at once after an error."""
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def call(space: Space, queries: np.ndarray, count: int, kind: str = "auto") -> Neighbours:
+            resource_tracker.ensure_running()  # now, as it would let the signals through again
+            with signals_later():  # the process starts with the first task
+                found = pool.submit(nearest, space, queries, count, kind)
             try:
-                return pool.submit(nearest, space, queries, count, kind).result()
+                return found.result()
             except BrokenProcessPool:
                 raise UserError(
                     f"The search in {space.name} was killed (out of memory?); compare fewer pictures with --rows."
                 ) from None
 
-        yield call
+        try:
+            yield call
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()  # the pool waits for the search to end
+            raise
 
 
 def nearest(space: Space, queries: np.ndarray, count: int, kind: str = "auto") -> Neighbours:
