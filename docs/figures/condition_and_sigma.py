@@ -50,7 +50,7 @@ def main(file: Path, rows: int, out: Path) -> None:
     z_BCHW = to_latent(z_store.read(chosen, views), z_store.attributes["codec"], normal("posterior", shape))
     true_BCHW = to_latent(above.read(chosen, views), None, None)
     eps_BCHW, added_BCHW = normal("eps", shape), normal("condition", given)
-    t_B = process.time((torch.arange(rows, dtype=torch.float64) + 0.5) / rows)[
+    t_B = process.training_time((torch.arange(rows, dtype=torch.float64) + 0.5) / rows)[
         randomness.generator(1, "t", 0).permutation(rows)
     ]
     z_t_BCHW, told_B = process.add_noise(z_BCHW, eps_BCHW, t_B), process.time_embedding_input(t_B)
