@@ -47,9 +47,13 @@ class Optimal(nn.Module):
         self.config = DenoiserConfig((1, 1, D), 1, 8, 2, 1, () if level == 2 else ((1, 1, D),))
         self.pos_embed = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
-    def forward(self, z: Tensor, told: Tensor, condition: Any = None, **given: Any) -> Outputs:
+    def prepare(self, batch: int, condition: Any, *further: Any) -> Any:
+        """The condition, as nothing is to be computed of it."""
+        return condition
+
+    def forward(self, z: Tensor, told: Tensor, conditioning: Any = None, **given: Any) -> Outputs:
         t = told[0].double() / (1000 if self.process.kind == "discrete" else 999)
-        mean, covariance = self.posterior(condition, len(z))
+        mean, covariance = self.posterior(conditioning, len(z))
         alpha, sigma = float(self.process.alpha(t)), float(self.process.sigma(t))
         gain = alpha * covariance @ np.linalg.inv(alpha**2 * covariance + sigma**2 * np.eye(D))
         z_BD = z.flatten(1).numpy()

@@ -76,6 +76,8 @@ class GuidedDenoiser:
         s, w, v = 0.0, 0.0, 1.0
         if _within(self.settings.interval, t):
             s, w = self.settings.guidance or 0.0, self.settings.autoguidance
+        if not self._images:  # both outputs would be the same
+            s = 0.0
         internal = self.settings.internal_guidance
         if internal is not None and _within(internal.interval, t):
             v = internal.scale
@@ -110,10 +112,15 @@ class GuidedDenoiser:
         batch = 2 * self._batch
         return self.denoiser.prepare(batch, condition, keep_B, label_B, context_BTD, self._sigma_BK(batch))
 
+    @cached_property
+    def _images(self) -> int | None:
+        """How many the conditions, classes or captions are for; None where there are none of them."""
+        return next((len(one) for one in (*self.conditions, self.label_B, self.context_BTD) if one is not None), None)
+
     @property
     def _batch(self) -> int:
         """Images; 1 where nothing tells them apart."""
-        return next((len(one) for one in (*self.conditions, self.label_B, self.context_BTD) if one is not None), 1)
+        return self._images or 1
 
     def _sigma_BK(self, batch: int) -> Tensor | None:
         """The noise on each condition, the same for all images."""

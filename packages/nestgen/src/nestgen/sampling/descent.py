@@ -64,7 +64,8 @@ def sample_images(
             z[level] = sample(sampler, indices, callback)
         elif level in conditions.stores:
             assert conditions.frozen is not None
-            z[level] = real_latents(conditions.stores[level], conditions.frozen.rows(indices), conditions.seed)
+            z_BCHW = real_latents(conditions.stores[level], conditions.frozen.rows(indices), conditions.seed)
+            z[level] = z_BCHW.contiguous()  # sums round by layout
         else:  # to image 0, whose class and caption all images share
             z[level] = sample(sampler, [0], no_callback).expand(len(indices), -1, -1, -1)
     return z

@@ -23,7 +23,9 @@ from nestgen.training.batches import Batch
 from nestgen.training.fsdp import full_tensor, shard, shard_as
 from nestgen.training.optimizers import make_optimizers
 
-GRAPHED = 64  # tokens at most of a denoiser whose step a GPU takes as one CUDA graph: it would wait for launches otherwise
+GRAPHED = (
+    64  # tokens at most of a denoiser whose step a GPU takes as one CUDA graph: it would wait for launches otherwise
+)
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
