@@ -66,6 +66,8 @@ IMPORTED = [
     "matplotlib.figure",
 ]
 ForkServer = multiprocessing.context.ForkServerContext
+# The server was perhaps begun by a test of featurize's workers, which are to get no signals.
+GET_SIGNALS = "import signal; signal.pthread_sigmask(signal.SIG_SETMASK, [])\n"
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +89,7 @@ def fork(fork_server: ForkServer) -> Iterator[Callable[..., BaseProcess]]:
     def run(code: str, environment: dict[str, str] | None = None, **variables: object) -> BaseProcess:
         code = f"import os, torch; os.environ.update(environment); torch.set_num_threads(1)\n{code}"
         variables |= {"environment": {**os.environ, **(environment or {})}}
-        process = fork_server.Process(target=exec, args=(code, variables))
+        process = fork_server.Process(target=exec, args=(GET_SIGNALS + code, variables))
         process.start()
         started.append(process)
         return process
@@ -145,7 +147,7 @@ def begin(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> 
             "arguments": [*map(str, arguments)],
             "before": before,
         }
-        process = fork_server.Process(target=exec, args=(COMMAND, variables))
+        process = fork_server.Process(target=exec, args=(GET_SIGNALS + COMMAND, variables))
         process.start()
         return Begun(process, printed / "out", printed / "errors")
 

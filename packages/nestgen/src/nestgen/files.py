@@ -79,11 +79,9 @@ def json_sha256(document: Any) -> str:
 
 
 def with_digest(document: dict[str, Any]) -> dict[str, Any]:
-    """A document with the digest of all that it says, which `without_digest` compares."""
-    return {
-        **document,
-        OWN_DIGEST: json_sha256(json.loads(json.dumps(document))),
-    }  # as it will be read: tuples are lists
+    """A document with the digest of all that it says, which `without_digest` compares; one that it has already goes."""
+    said = {key: value for key, value in document.items() if key != OWN_DIGEST}
+    return said | {OWN_DIGEST: json_sha256(json.loads(json.dumps(said)))}  # as it will be read: tuples are lists
 
 
 def without_digest(document: dict[str, Any]) -> dict[str, Any]:
