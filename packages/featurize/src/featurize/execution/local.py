@@ -146,13 +146,13 @@ def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -
             if context.get_start_method() == "forkserver":
                 forkserver.ensure_running()
             process.start()
+            workers[number] = _Worker(number, process, here)  # before a signal comes, so that it is ended
     except (OSError, EOFError) as error:
         raise UserError(
             f"Worker {number + 1} of {count} could not be started ({error}): is memory or are processes short? Run the same "
             "command again, or with fewer --workers."
         ) from None
     there.close()
-    workers[number] = _Worker(number, process, here)
     return workers[number]
 
 
