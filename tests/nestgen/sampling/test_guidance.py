@@ -257,7 +257,9 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
             load_samplers(recipe.with_sampling({"autoguide": [None, None, autoguide]}), CPU)
 
 
-def test_internal_guidance_leads_away_from_the_side_head_in_one_call(trained: Trained, tmp_path: Path) -> None:
+def test_internal_guidance_leads_away_from_the_side_head_in_one_call(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """D_side + w (D - D_side) within its interval, D outside; with guidance by the condition, its terms add up."""
     recipe = load_recipe(trained(training={"side_loss": 0.25}))
     guided = recipe.with_sampling({"internal_guidance": {"scale": 1.7, "interval": [0.3, 1]}})
@@ -277,6 +279,8 @@ def test_internal_guidance_leads_away_from_the_side_head_in_one_call(trained: Tr
     sample_folder(guided, tmp_path / "s")
     card = read_json(tmp_path / "s" / "sample.json")["levels"][0]
     assert card["internal_guidance"] == {"scale": 1.7, "interval": [0.3, 1.0]}
+    sample_folder(guided, tmp_path / "s")
+    assert "sampled again" not in capsys.readouterr().out  # an interval read is the interval written
 
 
 def test_internal_guidance_needs_a_side_head(recipe: Recipe) -> None:

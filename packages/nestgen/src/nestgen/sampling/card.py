@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def make_card(
         "label": conditions.label,
         "text": None if conditions.prompts is None else conditions.prompts.describe(),
         "process": {"kind": recipe.process.kind, "prediction": recipe.process.prediction},
-        "levels": [_level(sampler, conditions) for sampler in samplers],
+        "levels": json.loads(json.dumps([_level(sampler, conditions) for sampler in samplers])),  # as it will be read
         "codec": {key: value for key, value in codec.items() if key not in ("weights", "config")},
         "pictures": "png, rounded to the nearest uint8",
         "batch": batch,
