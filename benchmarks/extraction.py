@@ -25,7 +25,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.photos import random_vae, random_vit, write_shards
+from benchmarks.photos import random_vae, random_vit, source_or_shards
 from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
 from featurize.codecs import load_codec, parse_codec
 from featurize.encoders import EncoderSpec, load_encoder
@@ -78,10 +78,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="extraction-") as name:
         folder = Path(name)
         weights = random_vit(folder, model)
-        what = f"pictures of `{source}`"
-        if source is None:
-            write_shards(folder / "shards", pictures)
-            source, what = f"wds:{folder / 'shards'}/*.tar", "generated JPEGs of 500x375"
+        source, what = source_or_shards(source, folder, pictures)
         if z0_weights is None and not z0.startswith("pixels"):
             z0_weights = str(random_vae(folder))
         spec = EncoderSpec(f"timm:{model}", str(weights), "{}", precision)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.photos import random_vit, write_shards
+from benchmarks.photos import random_vit, source_or_shards
 from benchmarks.side_by_side import out_option, report, rounds_option, table
 
 # In a process of its own, since each has another featurize; what it imports does not count.
@@ -65,10 +65,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="one-pass-") as name:
         folder = Path(name)
         weights = random_vit(folder, model)
-        what = f"pictures of `{source}`"
-        if source is None:
-            write_shards(folder / "shards", pictures)
-            source, what = f"wds:{folder / 'shards'}/*.tar", "generated JPEGs of 500x375"
+        source, what = source_or_shards(source, folder, pictures)
         spent: dict[str, list[list[float]]] = {"before": [], "now": []}
         for turn in range(rounds):
             for arm, checkout in sorted({"before": before, "now": here}.items(), reverse=bool(turn % 2)):

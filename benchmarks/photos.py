@@ -50,6 +50,14 @@ def random_vae(folder: Path) -> Path:
     return folder / "vae"
 
 
+def source_or_shards(source: str | None, folder: Path, count: int) -> tuple[str, str]:
+    """SOURCE and what its images are called in a table; by default `count` generated JPEGs below the folder."""
+    if source is not None:
+        return source, f"pictures of `{source}`"
+    write_shards(folder / "shards", count)
+    return f"wds:{folder / 'shards'}/*.tar", "generated JPEGs of 500x375"
+
+
 def random_vit(folder: Path, model: str) -> Path:
     """A timm model's random weights as safetensors."""
     torch.manual_seed(0)

@@ -72,6 +72,14 @@ def finished(served_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, told
 
 
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """That folder again, for another recipe."""
+    folder = tmp_path / "experiment"
+    subprocess.run(["cp", "-a", finished[0], folder], check=True)
+    (folder / "tiny.yaml").unlink()
+    return folder
+
+
 def test_it_tells_a_story_in_lines(finished: tuple[Path, str]) -> None:
     folder, told = finished
     assert "\r" not in told and "rule" not in told
@@ -144,9 +152,7 @@ def test_a_step_that_hides_another_s_change_is_followed_by_it(
     finished: tuple[Path, str], served_bin: Path, tmp_path: Path
 ) -> None:
     """With a new level and more training steps at once Snakemake plans the extraction, and not the trainings that are there."""
-    folder = tmp_path / "experiment"
-    subprocess.run(["cp", "-a", finished[0], folder], check=True)
-    (folder / "tiny.yaml").unlink()
+    folder = copied(finished, tmp_path)
     levels = [*TINY["levels"], {"shape": "1x1x8"}]
     begun = begin(
         folder,
@@ -166,9 +172,7 @@ def test_it_opens_with_hierarchies_that_are_trained_already(
 ) -> None:
     from nestgen import NestedPipeline
 
-    folder = tmp_path / "experiment"
-    subprocess.run(["cp", "-a", finished[0], folder], check=True)
-    (folder / "tiny.yaml").unlink()
+    folder = copied(finished, tmp_path)
     for depth in (1, 2):
         pipe = NestedPipeline.from_run(folder / "runs" / "tiny", depth=depth, device="cpu")
         card = json.loads((folder / "samples" / f"L{depth}" / "evaluation.json").read_text())
