@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,6 +20,10 @@ from nestgen.cli.options import (
     vae_option,
 )
 from nestgen.errors import UserError
+
+if TYPE_CHECKING:
+    from nestgen.recipe.recipe import Recipe
+    from nestgen.sharing.folder import About, Exported
 
 pretrained_option = click.option(
     "--pretrained",
@@ -106,9 +111,10 @@ def sample(
     if pretrained is not None:
         if step is not None:
             raise click.UsageError("--pretrained excludes --step")
-        recipe, levels = _exported(pretrained, recipe_file, depth, sigmas, settings, like is not None, store)
+        exported = _exported(pretrained, recipe_file, depth, sigmas, settings, like is not None, store)
+        recipe, levels, about = exported.recipe, exported.levels, exported.about
     else:
-        recipe = recipe_of(recipe_file, depth, sigmas, settings)
+        recipe, about = recipe_of(recipe_file, depth, sigmas, settings), None
         levels = find_levels(recipe, step=step)
     if prompt is not None and prompts is not None:
         raise click.UsageError("--prompt and --prompts exclude each other")
@@ -122,7 +128,7 @@ def sample(
         count=count or recipe.evaluation.count,
         seed=recipe.seed if seed is None else seed,
         batch=batch_size or recipe.sampling.batch,
-        label=_class_number(label, pretrained, recipe),
+        label=_class_number(label, recipe, about),
         frozen=frozen,
         prompts=embed_prompts(recipe, [prompt]) if prompt is not None else prompts,
         prompt=prompt,
@@ -132,18 +138,18 @@ def sample(
     sample(recipe, out, request, processes, levels)
 
 
-def _class_number(label: str | None, pretrained: str | None, recipe: Any) -> int | None:
-    """The class of --label, a number or a name. Raises UserError for a name that no class has."""
+def _class_number(label: str | None, recipe: Recipe, about: About | None) -> int | None:
+    """The class of --label, a number or a name. Without `about` the recipe's stores say the names.
+
+    Raises UserError for a name that no class has.
+    """
     if label is None or label.isdecimal():
         return None if label is None else int(label)
     from nestgen.sampling.arguments import label_number
     from nestgen.sharing.about import about_stores
-    from nestgen.sharing.folder import read_exported
-    from nestgen.sharing.names import find_pretrained
 
-    about = about_stores(recipe) if pretrained is None else read_exported(find_pretrained(pretrained)).about
     try:
-        return label_number(label, about.class_names)
+        return label_number(label, (about or about_stores(recipe)).class_names)
     except ValueError as error:
         raise UserError(f"--label: {error}") from None
 
@@ -210,7 +216,8 @@ def hierarchy(
         if over_depth:
             raise click.UsageError("--pretrained excludes --over-depth: an exported hierarchy has one depth")
         needs_rows = like is not None or interpolate is not None
-        recipe, levels = _exported(pretrained, recipe_file, depth, sigmas, settings, needs_rows, store)
+        exported = _exported(pretrained, recipe_file, depth, sigmas, settings, needs_rows, store)
+        recipe, levels = exported.recipe, exported.levels
     else:
         recipe = recipe_of(recipe_file, depth, sigmas, settings)
     options = SheetOptions(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
@@ -225,8 +232,8 @@ def _exported(
     settings: dict[str, Any],
     needs_rows: bool,
     store: Path | None,
-) -> tuple[Any, Any]:
-    """Recipe and saved levels of an exported hierarchy."""
+) -> Exported:
+    """An exported hierarchy, with `settings` in its recipe's `sampling`."""
     from nestgen.sharing.folder import read_exported
     from nestgen.sharing.names import find_pretrained
 
@@ -239,7 +246,7 @@ def _exported(
             f"{folder / 'features' / 'nested.yaml'} --out ROOT`"
         )
     exported = read_exported(folder)
-    return exported.recipe.with_sampling(settings), exported.levels
+    return replace(exported, recipe=exported.recipe.with_sampling(settings))
 
 
 @click.command()
@@ -285,7 +292,7 @@ def decode(
     from nestgen.scoring.decoded import write_decoded
 
     if pretrained is not None:
-        recipe, _ = _exported(pretrained, recipe_file, None, None, {}, True, store)
+        recipe = _exported(pretrained, recipe_file, None, None, {}, True, store).recipe
     else:
         recipe = load_recipe(recipe_file)
     where = store or training_root(recipe)
