@@ -2,12 +2,16 @@
 
 import sys
 
+from featurize.errors import interrupt_of
+
 
 def main() -> None:
     """Imports the command line and runs it."""
     try:
         from featurize.cli.main import main as run
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupt_of(error) is None:
+            raise
         print("interrupted before anything began", file=sys.stderr)
         sys.exit(130)
     run()

@@ -11,6 +11,17 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after the tasks under way are finished: says what is written."""
 
 
+def interrupt_of(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C behind an error; None where there is none.
+
+    Where it comes while a class is being made, Python raises RuntimeError from it, and click makes Abort of it.
+    """
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, KeyboardInterrupt):
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return link
+
+
 def explain_os_error(error: OSError) -> UserError | None:
     """The sentence for a failed write or read that the user can fix; None for any other error."""
     import errno
@@ -35,7 +46,7 @@ def explain_os_error(error: OSError) -> UserError | None:
     return UserError(sentence) if sentence else None
 
 
-def explain_memory_error(error: Exception) -> UserError | None:
+def explain_memory_error(error: BaseException) -> UserError | None:
     """The sentence for memory that ran out, of this machine or of a GPU; None for any other error."""
     gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which may not be imported
     if not (gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):

@@ -10,7 +10,7 @@ import sys
 import click
 
 from featurize.cli import encoders, extraction, neighbours, scenes, stores
-from featurize.errors import Interrupted, UserError, explain_memory_error, explain_os_error
+from featurize.errors import Interrupted, UserError, explain_memory_error, explain_os_error, interrupt_of
 from featurize.recipe import DEFAULT_RECIPE, read_request
 from featurize.versions import DISTRIBUTION
 
@@ -74,13 +74,11 @@ def main() -> None:
         if sentence is None:
             raise
         _fail(str(sentence))
-    except (KeyboardInterrupt, click.Abort) as error:
-        # click turns what an extraction raises into Abort, a RuntimeError, and keeps it as the cause.
-        states = (str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted))
-        state = next(states, "interrupted: what is written is kept; run the same command again to go on.")
-        click.echo(f"\n{state}", err=True)
-        sys.exit(130)
-    except (MemoryError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if (interrupt := interrupt_of(error)) is not None:
+            state = "interrupted: what is written is kept; run the same command again to go on."
+            click.echo(f"\n{interrupt if isinstance(interrupt, Interrupted) else state}", err=True)
+            sys.exit(130)
         sentence = explain_memory_error(error)
         if sentence is None:
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nestgen.cli import sampling, scoring, sharing, training
-from nestgen.errors import LostProcess, UserError
+from nestgen.errors import LostProcess, UserError, interrupt_of
 from nestgen.memory import keep_freed_memory
 from nestgen.training.launch import LOST
 
@@ -27,15 +27,24 @@ class Commands(click.Group):
         except OSError as error:  # no space, no permission: the sentence is the system's
             where = f"{error.filename}: " if error.filename else ""
             sentence, code = f"error: {where}{error.strerror or error}", 1
-        except (MemoryError, RuntimeError) as error:
-            of_torch = ("DefaultCPUAllocator", "out of memory")
-            if not isinstance(error, MemoryError) and not any(words in str(error) for words in of_torch):
+        except (Exception, KeyboardInterrupt) as error:
+            if (interrupt := interrupt_of(error)) is not None:
+                sentence, code = str(interrupt) or "interrupted", 130
+            elif isinstance(error, MemoryError) or _is_full(error):
+                sentence, code = (
+                    "error: memory is full; give a smaller batch, or fewer images, or a smaller denoiser",
+                    1,
+                )
+            else:
                 raise
-            sentence, code = "error: memory is full; give a smaller batch, or fewer images, or a smaller denoiser", 1
-        except KeyboardInterrupt as interrupt:
-            sentence, code = str(interrupt) or "interrupted", 130
         click.echo(sentence, err=True)
         return ctx.exit(code)
+
+
+def _is_full(error: Exception | KeyboardInterrupt) -> bool:
+    """Whether torch raised it for memory that ran out, of the machine or of a GPU."""
+    words = ("DefaultCPUAllocator", "out of memory")
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in words)
 
 
 @click.group(
