@@ -79,7 +79,7 @@ def main(file: Path, rows: int, out: Path) -> None:
         axes.plot(sigmas, values, style, label=f"given {name}", markersize=4)
     axes.set(xlabel="σ of the noise on z_1", ylabel=f"loss of z_0 on {rows} held-out scenes")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center")
     figure.savefig(out, dpi=110)
     click.echo(out)
 

@@ -34,7 +34,7 @@ text { font: 15px system-ui, sans-serif; fill: #222; text-anchor: middle; }
 
 @click.command()
 @click.argument("name", default="scenes")
-@click.option("--image", default=0, show_default=True, help="Number of the image in the recipe's seed.")
+@click.option("--image", default=4, show_default=True, help="Number of the image in the recipe's seed.")
 def main(name: str, image: int) -> None:
     """Samples an image of NAME and draws its levels."""
     pipe = NestedPipeline.from_pretrained(name, device="cpu")
