@@ -223,7 +223,46 @@ def test_first_weights_are_uvits_but_for_the_way_through() -> None:
             assert abs(weight.mean()) < 0.001, name
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, labels=3), GIVEN, replace(GIVEN, condition="residual")])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (8, 4, 6), (1, 1, 64), (8, 8, 8)])
+def test_positions_of_sinusoids_are_told_apart_beside_the_patch(shape: tuple[int, int, int]) -> None:
+    config = DenoiserConfig(shape=shape, patch=4 if shape[0] == 32 else 1, dim=128, depth=4, heads=4)
+    torch.manual_seed(0)
+    random = Denoiser(config)
+    torch.manual_seed(0)
+    denoiser = Denoiser(replace(config, positions="sinusoids"))
+    for name, weight in denoiser.named_parameters():  # nothing else changes
+        assert name == "pos_embed" or weight.equal(random.get_parameter(name)), name
+    position_ND = (denoiser.pos_embed - random.pos_embed)[0].detach()
+    assert not position_ND[: denoiser.extras].any()
+    position_ND = position_ND[denoiser.extras :]
+    if len(position_ND) == 1:
+        assert not position_ND.any()
+        return
+    embed_DP, values = denoiser.patch_embed.proj.weight.flatten(1), shape[2] * config.patch**2
+    torch.testing.assert_close(position_ND @ embed_DP, torch.zeros(len(position_ND), values), atol=1e-4, rtol=0)
+    torch.testing.assert_close(position_ND.norm(dim=1), torch.full((len(position_ND),), values**0.5))
+    # A token is most like itself, and the less like another, the further that is.
+    similarity_NN = position_ND @ position_ND.T
+    assert similarity_NN.argmax(1).equal(torch.arange(len(position_ND)))
+    assert (similarity_NN[0, :3].diff() < 0).all()
+
+
+def test_positions_have_room_for_no_right_angle_where_a_patch_fills_the_token() -> None:
+    full = DenoiserConfig(shape=(8, 8, 8), patch=2, dim=32, depth=2, heads=2, positions="sinusoids")
+    position_ND = Denoiser(full).pos_embed[0, 1:]
+    torch.testing.assert_close(position_ND.norm(dim=1), torch.full((16,), 32**0.5), atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        replace(SMALL, labels=3),
+        GIVEN,
+        replace(GIVEN, condition="residual"),
+        replace(SMALL, positions="sinusoids"),
+    ],
+)
 def test_an_untrained_denoiser_returns_what_it_is_given(config: DenoiserConfig) -> None:
     """Most of z_t is the noise asked for: U-ViT's own start has to learn the way through first."""
     torch.manual_seed(0)

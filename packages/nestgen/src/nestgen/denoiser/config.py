@@ -37,6 +37,7 @@ class DenoiserConfig:
     side_head: bool = False
     aligned: int = 0  # channels of the stored features that the early blocks are aligned to
     init: Literal["identity", "uvit"] = "identity"  # of the first weights between input and output
+    positions: Literal["random", "sinusoids"] = "random"  # of the first position embeddings; they are learned
 
     @property
     def early(self) -> int:
@@ -68,6 +69,7 @@ def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
         qk_norm=options.qk_norm,
         side_head=recipe.training.side_loss is not None,
         init=options.init,
+        positions=options.positions,
         aligned=recipe.features.base_channels if recipe.training.align and level == 0 else 0,
     )
 

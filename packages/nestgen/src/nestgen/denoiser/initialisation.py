@@ -4,16 +4,20 @@ The noise to predict is most of what the network gets as input. So patches are e
 out by its transpose, long skips begin as the mean of both branches and the last convolution as the identity: the
 untrained network returns its input instead of having to learn that first. Measured on scenes (32x32x3, patch 4, nano,
 batch 64): loss 0.19 after 30 steps; with U-ViT's own first weights 0.36 after 160.
+
+U-ViT's position embeddings start 50 times shorter than a patch of noise, which a block normalises both with: on photos
+a thousand steps passed before neighbouring patches met. `initialise_positions` starts them as long as the patch.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nestgen.denoiser.blocks import PatchEmbed
 
 STD = 0.02  # of U-ViT's truncated normal
+LONGEST = 20.0  # tokens for a radian of the slowest sinusoid of a position; the fastest takes one
 
 
 def initialise_linear_layers(module: nn.Module) -> None:
@@ -54,3 +58,34 @@ def initialise_identity_path(
         block.skip_linear.weight.add_(mean)  # type: ignore[operator, union-attr]
     nn.init.dirac_(final_layer.weight)
     nn.init.zeros_(final_layer.bias)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def initialise_positions(position_ND: Tensor, grid: tuple[int, int], patch_embed: PatchEmbed) -> None:
+    """Adds to every image token's position embedding, in place, sinusoids of its row and its column.
+
+    They are at right angles to the embedded patches, so that what the first layers let through stays the patch, and as
+    long as a patch of noise, so that attention tells neighbours apart from the first step. Where a patch has
+    as many values as a token nothing is at right angles to it, and they lie over the patch. Measured on photos
+    (32x32x3, patch 4, nano, 800 steps of 128): loss 0.128, and 0.142 without.
+    """
+    if len(position_ND) == 1:  # no other token to be told apart from
+        return
+    embed_DP = patch_embed.proj.weight.flatten(1)
+    dim, values = embed_DP.shape
+    row_N, column_N = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    sinusoids_ND = torch.cat([_sinusoids(row_N, dim // 2), _sinusoids(column_N, dim - dim // 2)], 1)
+    sinusoids_ND -= sinusoids_ND.mean(0)
+    if values + 1 < dim:
+        bias_D = patch_embed.proj.bias
+        assert bias_D is not None
+        basis_DP, _ = torch.linalg.qr(torch.cat([embed_DP, bias_D[:, None]], 1))
+        sinusoids_ND -= sinusoids_ND @ basis_DP @ basis_DP.T
+    position_ND += nn.functional.normalize(sinusoids_ND, dim=1) * values**0.5
+
+
+def _sinusoids(position_N: Tensor, dim: int) -> Tensor:
+    """(N, D): sines and cosines of a position, at frequencies that fall geometrically from 1 to 1 / LONGEST."""
+    half = dim // 2
+    angle_NF = position_N[:, None] * LONGEST ** (-torch.arange(half) / half)
+    return nn.functional.pad(torch.cat([angle_NF.sin(), angle_NF.cos()], 1), (0, dim % 2))

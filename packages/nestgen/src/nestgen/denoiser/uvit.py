@@ -14,7 +14,12 @@ from nestgen.denoiser.blocks import Block, PatchEmbed, sinusoids
 from nestgen.denoiser.condition_path import Site
 from nestgen.denoiser.config import DenoiserConfig, denoiser_config
 from nestgen.denoiser.cpu_linear import Linear
-from nestgen.denoiser.initialisation import STD, initialise_identity_path, initialise_linear_layers
+from nestgen.denoiser.initialisation import (
+    STD,
+    initialise_identity_path,
+    initialise_linear_layers,
+    initialise_positions,
+)
 from nestgen.recipe.recipe import Recipe
 
 SIGMA_SCALE = 100.0  # sigmas of 0..1.5 are embedded as 0..150, where sinusoids differ enough
@@ -94,6 +99,8 @@ class Denoiser(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=STD)
         if self.config.init == "identity":
             initialise_identity_path(self.patch_embed, self.out_blocks, self.decoder_pred, self.final_layer)
+        if self.config.positions == "sinusoids":
+            initialise_positions(self.pos_embed[0, self.extras :], self.config.grid, self.patch_embed)
         if self.config.side_head:  # lets the input through as well
             self.side_pred.load_state_dict(self.decoder_pred.state_dict())
         for name, parameter in self.named_parameters():
