@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,10 +91,13 @@ def test_another_split_takes_basis_and_standardisation(
     # The same picture has the same latent in both: class-1's are rows 20 to 39 of the training split.
     np.testing.assert_array_equal(np.asarray(val[:]), np.asarray(train[20:40]))
 
+    root = shutil.copytree(extraction, tmp_path / "its train")
     outcome = featurize("levels", "1x1x4", "--out", tmp_path / "val", "--encoder", f"timm:{MODEL}")
     assert outcome.code == 1
     assert "give --basis" in outcome.err
-    outcome = featurize(
-        "levels", "1x1x4", "--out", tmp_path / "val", "--encoder", f"timm:{MODEL}", "--basis", extraction
-    )
-    assert "featurize levels 1x1x4" in outcome.err
+    outcome = featurize("levels", "1x1x4", "--out", tmp_path / "val", "--encoder", f"timm:{MODEL}", "--basis", root)
+    # The advice works: it makes the level of the training split, and then the command above does what it was asked.
+    _, _, advice = outcome.err.rpartition("make that level first: featurize ")
+    assert featurize(*shlex.split(advice)).code == 0
+    outcome = featurize("levels", "1x1x4", "--out", tmp_path / "val", "--encoder", f"timm:{MODEL}", "--basis", root)
+    assert outcome.code == 0

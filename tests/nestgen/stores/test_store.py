@@ -123,6 +123,8 @@ def test_bad_states_are_one_sentence(experiment: Writer, damage: Callable[[Path]
     path = store_path(recipe, 1)
     if base:
         (path.parent / "base.seal.json").write_text("{}")
+        (path.parent / "base.zarr").mkdir()
+        (path.parent / "base.zarr" / "zarr.json").write_text('{"attributes": {"encoder": "timm:vit"}}')
     damage(path)
     with pytest.raises(UserError) as caught:
         open_hierarchy(recipe)
@@ -130,7 +132,8 @@ def test_bad_states_are_one_sentence(experiment: Writer, damage: Callable[[Path]
     assert says in sentence
     assert str(path) in sentence
     assert "\n" not in sentence
-    assert ("featurize levels 4x4x6" if base else "featurize extract") in sentence or "extract it again" in sentence
+    advice = f"featurize levels 4x4x6 --encoder timm:vit --out {path.parent.parent}"
+    assert (advice if base else "featurize extract") in sentence or "extract it again" in sentence
 
 
 def test_compressed_store_is_refused(experiment: Writer) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -182,7 +183,7 @@ def _standard_of(path: Path, base: ArrayMetadata) -> tuple[np.ndarray, np.ndarra
     if not has_metadata(path):
         raise UserError(
             f"The standardisation is to be that of {path}, which is not there; make that level first: "
-            f"featurize levels {path.stem} --out {root_of(path)}."
+            f"featurize levels {path.stem} --encoder {quote(base.attributes['encoder'])} --out {quote(str(root_of(path)))}"
         )
     attributes = read_sealed_metadata(path).attributes
     if attributes["basis_sha256"] != base.attributes["basis_sha256"]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -151,8 +152,13 @@ def _made_by(path: Path | UPath) -> str:
     """The command that makes a store: a level comes from its base store where that is sealed."""
     if path.parent.name == "text":
         return "featurize embed-text"
-    from_base = path.stem.count("x") == 2 and (path.parent / "base.seal.json").is_file()
-    return f"featurize levels {path.stem}" if from_base else "featurize extract"
+    if path.stem.count("x") != 2 or not (path.parent / "base.seal.json").is_file():
+        return "featurize extract"
+    try:
+        encoder = json.loads(read(path.parent / "base.zarr" / "zarr.json"))["attributes"]["encoder"]
+    except (OSError, ValueError, LookupError, TypeError):  # damaged too: its own message is for the next command
+        return f"featurize levels {path.stem}"
+    return f"featurize levels {path.stem} --encoder {quote(str(encoder))} --out {quote(str(path.parent.parent))}"
 
 
 def remake(path: Path | UPath) -> str:
