@@ -52,6 +52,7 @@ LOGIT = {"process": {"logit_normal": [0.0, 1.0]}}
 DECAY = {"training": {"lr_decay": "linear"}}
 FLOW = {"process": {"kind": "flow", "prediction": "velocity"}}
 SIDE = {"training": {"side_loss": 0.25}}
+POSITIONS = {"denoiser": {"positions": "sinusoids"}}
 # What an arm changes of the recipe; lists of levels are changed level by level.
 ARMS: dict[str, list[dict[str, Any]]] = {
     "today": [],
@@ -74,6 +75,15 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         LOGIT,
         {"training": {"batch": 64, "lr": 1.4e-3, "muon": 2e-3, "side_loss": 0.25}},
         {"sampling": {"internal_guidance": {"scale": 2.0, "interval": [0.3, 1.0]}}},
+    ],
+    "positions": [POSITIONS],
+    "photos' best": [
+        POSITIONS,
+        DECAY,
+        SIDE,
+        {"process": {"logit_normal": [0.5, 1.0]}},
+        {"training": {"batch": 64, "muon": 2e-3, "betas": [0.9, 0.95]}},
+        {"sampling": {"internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
     ],
     "align": [{"training": {"align": {"weight": 0.5, "until": 0.4}}}],
 }
