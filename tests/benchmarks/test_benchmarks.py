@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks import (
     decode,
     extraction,
     gpu_day,
+    io_counts,
     memory,
     one_pass,
     peers,
@@ -70,6 +72,12 @@ def test_basis_fit(run: Callable[..., str]) -> None:
     angle = float(ours.split("|")[5])
     assert angle < 1e-4  # degrees
     assert "svd_compressed" in text
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_io_counts(run: Callable[..., str]) -> None:
+    text = run(io_counts, "--pictures", 40, "--model", MODEL, "--levels", "2x2x8")
+    assert re.search(r"\| chunks +\| 4.0 +\|", text) and re.search(r"the base store is read, times \| 2.00", text)
 
 
 def test_extraction(run: Callable[..., str]) -> None:

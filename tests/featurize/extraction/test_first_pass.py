@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,27 @@ def test_each_picture_is_decoded_once_and_those_of_the_fit_twice(tmp_path: Path,
     write_source(tmp_path / "source", 0)
     extract_source(tmp_path / "source", tmp_path / "root", 48)
     assert Counter(decoded.values()) == {1: PICTURES - 48, 2: 48}
+
+
+def test_blocks_get_their_places_without_being_synced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk and its record once each, the base store's moments, and what is known of the pictures of a block or of a part."""
+    write_source(tmp_path / "source", 0)
+    kinds = {
+        "chunk": r"\.zarr/c(/\d+){5}$",
+        "record": r"/(base|\w+x\w+)\.blocks/\.\d{6}\.json",
+        "moments": r"/base\.blocks/\.\d{6}\.moments",
+        "known": r"/first-pass/examined/\.\w",
+    }
+    synced: Counter[str] = Counter()
+
+    def counted(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.update(kind for kind, pattern in kinds.items() if re.search(pattern, path))
+
+    monkeypatch.setattr(os, "fsync", counted)
+    extract_source(tmp_path / "source", tmp_path / "root", 48)
+    blocks, parts, arrays = -(-PICTURES // ROWS_PER_BLOCK), 3, 4  # the base store, z_0 and two levels
+    assert synced == {"chunk": arrays * blocks, "record": arrays * blocks, "moments": blocks, "known": blocks + parts}
 
 
 def test_a_stopped_first_pass_goes_on(tmp_path: Path, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:

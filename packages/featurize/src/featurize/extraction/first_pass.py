@@ -236,11 +236,13 @@ def _place(task: _Placing) -> None:
     first = task.needed.start
     own = draft.rows_of(first)
     if spec.bytes_per_block == draft.bytes_per_block and np.array_equal(task.rows, own):
-        record = read_json(record_path(draft.path, first)) | {
-            "rows": [spec.rows_of(block).start, spec.rows_of(block).stop]
-        }
+        old, new = record_path(draft.path, first), record_path(spec.path, block)
+        record = read_json(old) | {"rows": [spec.rows_of(block).start, spec.rows_of(block).stop]}
         move(chunk_path(draft.path, first, len(draft.shape)), chunk_path(spec.path, block, len(spec.shape)))
-        write_json(record_path(spec.path, block), record, wait_for_name=False)
+        if first == block:  # the same rows: a record that the disk holds already
+            move(old, new)
+        else:
+            write_json(new, record, wait_for_name=False)
     else:
         write_block(spec.path, block, read_rows(open_array(draft.path), task.rows))
 

@@ -185,9 +185,8 @@ def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | No
     _enter(scan, new)
     if scan.folder is not None:
         name = hashlib.sha256(repr(sorted(new)).encode()).hexdigest()[:16]
-        write_json(
-            scan.folder / f"{name}.json", {"examined": [[position, *astuple(one)] for position, one in new.items()]}
-        )
+        lines = [[position, *astuple(one)] for position, one in new.items()]
+        write_json(scan.folder / f"{name}.json", {"examined": lines}, wait_for_name=False)
     if len(scan.refused) > allowed_bad(scan.max_bad, len(scan.images)):
         check_bad(scan)
 

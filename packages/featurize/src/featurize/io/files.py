@@ -72,9 +72,9 @@ def atomic_write(path: Path, wait_for_name: bool = True) -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a file or an object another name in the same file system or bucket."""
+    """Give a file or an object another name in the same file system or bucket; nothing waits until the disk holds it."""
     if is_local(source):
-        make_folder(target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
     else:
         source.fs.mv(source.path, target.path)  # type: ignore[attr-defined]
