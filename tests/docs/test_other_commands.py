@@ -85,6 +85,11 @@ def check_pip(words: list[str]) -> str | None:
         name, _, extras = word.rstrip("]").partition("[")
         if name == ".":
             continue
+        if " @ git+" in word:
+            name, folder = re.fullmatch(r"([\w-]+) @ git\+\$REPO#subdirectory=packages/(\w+)", word).groups()
+            if folder not in PROJECTS or PROJECTS[folder]["project"]["name"] != name:
+                return f"packages/{folder} is not {name}"
+            continue
         if name.startswith("./"):
             project = PROJECTS[Path(name).name]["project"]
             if missing := set(filter(None, extras.split(","))) - project["optional-dependencies"].keys():
@@ -160,6 +165,7 @@ def test_python_of_a_page_can_be_parsed_and_imported(page: Path) -> None:
         ("make run RECIPE=mini CONFIG='gpu=1'", "no CONFIG key gpu"),
         ("pip install featurise", "nobody checked"),
         ("pip install './packages/featurize[s4]'", "has no extra s4"),
+        ("pip install 'featurize @ git+$REPO#subdirectory=packages/featurize'", "packages/featurize is not featurize"),
         ("python -m benchmarks.decode --pictures many", "is not a valid"),
         ("wget https://example.org", "no test knows wget"),
         (".venv/bin/pytest tests/nowhere", "no tests"),

@@ -95,6 +95,43 @@ def test_nestgen_s_readme_and_sharing(
     assert (tmp_path / "demo-model" / "scores" / "evaluation.json").is_file()
 
 
+def test_the_packages_install_from_an_address_of_git(tmp_path: Path) -> None:
+    """README's lines, by uv and without what the packages depend on, which is here; what is installed is whole."""
+    repository, installed = tmp_path / "repository", tmp_path / "installed"
+    shutil.copytree(ROOT / "packages", repository / "packages", ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-C", repository, "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    lines = [words for block in blocks("README.md", "bash", "Install elsewhere") for words in calls(block)]
+    assert [words[:2] for words in lines] == [["pip", "install"]] * 2
+    wanted = [word.replace("$REPO", repository.as_uri()) for words in lines for word in words[2:]]
+    uv = [
+        Path(sys.executable).with_name("uv"),
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-config",
+    ]
+    where = ["--python", sys.executable, "--target", installed, "--cache-dir", tmp_path / "cache"]
+    subprocess.run([*uv, *where, *wanted], check=True)
+    for name in ("featurize", "nestgen"):
+        source = ROOT / "packages" / name / "src"
+        there = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+        assert not [path for path in there if not (installed / path).is_file()]
+        code = f"import {name}; from {name}.__main__ import main; print({name}.__file__); main()"
+        result = subprocess.run(
+            [sys.executable, "-c", code, "--version"],
+            env=os.environ | {"PYTHONPATH": str(installed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stdout.splitlines()[0] == str(installed / name / "__init__.py")
+        assert "version 0" in result.stdout
+
+
 @pytest.mark.parametrize(("program", "word"), [("featurize", "extract"), ("nestgen", "sample")])
 def test_the_shell_completes_commands(program: str, word: str) -> None:
     """As README's line sets it up: the script for bash, and what it calls for a Tab."""
