@@ -51,7 +51,7 @@ def wait_for_steps(folder: Path, tell: Callable[[str], object], seconds: float =
 
 
 def living_processes(folder: Path) -> Iterator[str]:
-    """Steps that hold the lock of their file in `.snakemake/steps` (workflow/step.py): "HOST-PID COMMAND"."""
+    """Steps that hold the lock of their file in `.snakemake/steps` (workflow/step.py): "COMMAND (process PID of HOST)"."""
     for file in (folder / ".snakemake" / "steps").glob("*"):
         try:
             with file.open() as step:
@@ -59,7 +59,8 @@ def living_processes(folder: Path) -> Iterator[str]:
                     fcntl.flock(step, fcntl.LOCK_SH | fcntl.LOCK_NB)
                     file.unlink()
                 except BlockingIOError:
-                    yield f"{file.name} {step.read().strip()}"
+                    host, _, process = file.name.rpartition("-")
+                    yield f"{step.read().strip()} (process {process} of {host})"
         except OSError:  # it has just been removed, or this file system has no locks
             continue
 

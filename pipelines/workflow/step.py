@@ -22,7 +22,7 @@ def main(words: list[str]) -> None:
         words = words[2:]
     held = hold(STATE / "steps" / f"{socket.gethostname()}-{os.getpid()}")
     if held is not None:
-        os.write(held, " ".join(words[:3]).encode(errors="replace"))
+        os.write(held, " ".join([os.path.basename(words[0]), *words[1:4]]).encode(errors="replace"))
     try:
         os.execvp(words[0], words)
     except OSError as error:

@@ -41,7 +41,7 @@ def test_a_step_that_lives_on_is_waited_for(tmp_path: Path) -> None:
         while not told and waiting.is_alive():
             time.sleep(0.01)
         assert waiting.is_alive()
-        assert f"-{begun.pid} " in told[0]
+        assert f"{Path(sys.executable).name} -c import" in told[0] and f" (process {begun.pid} of " in told[0]
         begun.stdin.close()
         waiting.join(30)
         assert not waiting.is_alive()
