@@ -24,6 +24,8 @@ rule real_decoded:
         directory("real/decoded"),
     params:
         shown=SHOWN,
+    resources:
+        **GPU,
     shell:
         f"on_gpu nestgen decode --store {REFERENCE} --count {{params.shown}} --out {{output}}"
 
@@ -92,8 +94,10 @@ if SHOWCASE and SHOWCASE.source:
             source=SHOWCASE.source,
             settings=verbatim(str(SHOWCASE.settings)),
         priority: 200
+        resources:
+            **GPU,
         shell:
-            f"featurize extract {{params.source:q}} --split val --limit {COUNT} --recipe {{params.settings:q}} --out {{output}}"
+            f"on_gpu featurize extract {{params.source:q}} --split val --limit {COUNT} --recipe {{params.settings:q}} --out {{output}}"
             " --workers 0"
 
     rule pretrained_images:
@@ -114,6 +118,8 @@ if SHOWCASE and SHOWCASE.source:
             directory("pretrained/real/decoded"),
         params:
             name=verbatim(SHOWCASE.name),
+        resources:
+            **GPU,
         shell:
             f"on_gpu nestgen decode --pretrained {{params.name:q}} --store {{input}} --count {COUNT} --out {{output}}"
 

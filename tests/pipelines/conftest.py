@@ -26,10 +26,11 @@ def pipelines() -> Path:
 
 @dataclass(eq=False)
 class Report(logging.Handler):
-    """The jobs that Snakemake reports: how many of each rule, and the shell's lines by rule."""
+    """The jobs that Snakemake reports: how many of each rule, and by rule the shell's lines and the GPUs that each claims."""
 
     jobs: Counter[str] = field(default_factory=Counter)
     shell: dict[str, list[str]] = field(default_factory=dict)
+    gpus: dict[str, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -39,6 +40,7 @@ class Report(logging.Handler):
             rule = "train" if rule == "train_above" else rule  # two rules only so that z_0's denoisers start first
             self.jobs[rule] += 1
             self.shell.setdefault(rule, []).append(getattr(record, "shellcmd", None) or "")
+            self.gpus.setdefault(rule, set()).add(record.resources.get("gpu", 0))  # type: ignore[attr-defined]
 
 
 Snakemake = Callable[..., Report]

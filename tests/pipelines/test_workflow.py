@@ -98,3 +98,20 @@ def test_a_recipe_lists_its_jobs_without_data(snakemake: Snakemake, file: Path, 
     if file.stem == "mini-photos-pixels":  # neither Snakemake nor the shell takes the braces for its own
         assert {called[rule][0]["source"] for rule in ("extract_reference", "extract_scored_reference")} == {SHARDS}
         assert f"'{SHARDS}'" in found.shell["extract_reference"][0]
+
+
+ON_A_GPU = {"featurize": {"extract"}, "nestgen": {"train", "sample", "hierarchy", "evaluate", "decode"}}
+
+
+@pytest.mark.parametrize("name", ["demo", "mini-photos-pixels"])
+def test_what_computes_on_a_gpu_claims_one_and_sees_no_other(
+    snakemake: Snakemake, pipelines: Path, tmp_path: Path, name: str
+) -> None:
+    """Of several in one machine. An extraction takes all cores, so it runs alone and may see all of them."""
+    found = snakemake(pipelines / "recipes" / f"{name}.yaml", tmp_path, dry=True, gpus=2)
+    for rule, lines in found.shell.items():
+        commands = [command for line in lines for command in commands_in(line)]
+        on_a_gpu = any(words[0] in ON_A_GPU[program] for program, words in commands)
+        assert found.gpus[rule] == {int(on_a_gpu)}, rule
+        pinned = all(re.search(r"\bon_gpu (nestgen|featurize) |(^| )train ", line) for line in lines)
+        assert pinned or not on_a_gpu or rule.startswith("extract"), rule
