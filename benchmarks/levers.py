@@ -43,7 +43,7 @@ from nestgen.training.train import train
 RECIPES = Path(__file__).parents[1] / "pipelines" / "recipes"
 DATA = {"scenes": "mini.yaml", "photos": "mini-photos.yaml"}
 SHARES = {1: (1.0,), 2: (0.75, 0.25), 3: (0.7, 0.2, 0.1)}  # of the processor time, z_0 first
-COUNT = 500  # samples
+REFERENCE = 2000  # held-out images
 SPACE = "1x1x64"  # of the encoder, where they are compared
 COSTLY = ("batch", "side_loss", "align", "muon")  # what of a training decides the cost of its step
 ROUNDS, STEPS = 5, 20  # that are timed, and steps of each
@@ -53,9 +53,19 @@ DECAY = {"training": {"lr_decay": "linear"}}
 FLOW = {"process": {"kind": "flow", "prediction": "velocity"}}
 SIDE = {"training": {"side_loss": 0.25}}
 POSITIONS = {"denoiser": {"positions": "sinusoids"}}
+# `mini` as it was before its recipe took what these arms found.
+BEFORE = {
+    "denoiser": {"gaussian": False},
+    "process": {"logit_normal": None},
+    "training": {
+        "batch": 32, "lr": 1e-3, "muon": None, "lr_decay": None, "side_loss": None, "betas": [0.9, 0.99], "ema": 0.998,
+    },
+    "sampling": {"guidance": [1.0, 0.0, 0.0, 0.0], "internal_guidance": None},
+}  # fmt: skip
 # What an arm changes of the recipe; lists of levels are changed level by level.
 ARMS: dict[str, list[dict[str, Any]]] = {
     "today": [],
+    "before": [BEFORE],
     "decay": [DECAY],
     "logit-normal": [LOGIT],
     "flow": [FLOW],
@@ -113,7 +123,7 @@ def extract_stores(data: str, stores: Path, scenes: int) -> None:
         "--basis",
         str(stores / "train"),
         "--limit",
-        str(4 * COUNT),
+        str(REFERENCE),
     ]
     for arguments in ([], [*([held_out] if held_out else []), *reference]):
         featurize("extract", *arguments, "--recipe", str(file), "--levels", shapes, "--workers", "0", folder=stores)
@@ -185,7 +195,15 @@ def recipe_at(folder: Path, document: dict[str, Any]) -> Recipe:
 
 
 def run(
-    data: str, arm: str, changes: list[dict[str, Any]], depth: int, seed: int, seconds: float, stores: Path, out: Path
+    data: str,
+    arm: str,
+    changes: list[dict[str, Any]],
+    depth: int,
+    seed: int,
+    seconds: float,
+    count: int,
+    stores: Path,
+    out: Path,
 ) -> dict[str, Any]:
     """Trains, samples and scores one hierarchy; what it took and what came of it."""
     folder = out / data
@@ -208,7 +226,7 @@ def run(
     recipe = recipe_at(place, document).depth(depth)
     sampled = place / f"samples-{digest([json.dumps(document['sampling'], sort_keys=True)])}"
     start = time.process_time()
-    sample(recipe, sampled, Request(COUNT, 0, 100))
+    sample(recipe, sampled, Request(count, 0, 100))
     sampling_seconds = time.process_time() - start
     encoded = sampled.with_name(sampled.name + "-encoded")
     options = ["--recipe", str(place / "nested.yaml"), "--out", str(encoded), "--basis", document["features"]["out"]]
@@ -279,6 +297,7 @@ def _named(run: dict[str, Any]) -> list[str]:
 @click.option("--depth", "depths", multiple=True, type=int, default=(1, 3), show_default=True)
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), show_default=True)
 @click.option("--seconds", default=120.0, show_default=True, help="Processor time of all trainings of a hierarchy.")
+@click.option("--count", default=500, show_default=True, help="Samples that are scored.")
 @click.option("--scenes", default=20_000, show_default=True, help="How many scenes to train on.")
 @click.option(
     "--stores", type=click.Path(path_type=Path), help="Folder with train/ and val/.  [default: OUT/DATA-stores]"
@@ -290,6 +309,7 @@ def main(
     depths: tuple[int, ...],
     seeds: tuple[int, ...],
     seconds: float,
+    count: int,
     scenes: int,
     stores: Path | None,
     out: Path,
@@ -307,7 +327,7 @@ def main(
                 path = results / f"{arm.replace(', ', '+').replace(' ', '-')}-L{depth}-{seconds:g}s-seed{seed}.json"
                 if not path.is_file():
                     print(f"== {path.stem}", flush=True)
-                    write_json(path, run(data, arm, ARMS[arm], depth, seed, seconds, stores, out))
+                    write_json(path, run(data, arm, ARMS[arm], depth, seed, seconds, count, stores, out))
     show(results)
 
 

@@ -38,6 +38,7 @@ class DenoiserConfig:
     aligned: int = 0  # channels of the stored features that the early blocks are aligned to
     init: Literal["identity", "uvit"] = "identity"  # of the first weights between input and output
     positions: Literal["random", "sinusoids"] = "random"  # of the first position embeddings; they are learned
+    gaussian: bool = False  # whether it has a linear part, from the rows' mean and covariance (gaussian.py)
 
     @property
     def early(self) -> int:
@@ -70,6 +71,7 @@ def denoiser_config(recipe: Recipe, level: int) -> DenoiserConfig:
         side_head=recipe.training.side_loss is not None,
         init=options.init,
         positions=options.positions,
+        gaussian=options.gaussian,
         aligned=recipe.features.base_channels if recipe.training.align and level == 0 else 0,
     )
 

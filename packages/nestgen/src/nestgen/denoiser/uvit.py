@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nestgen.denoiser.blocks import Block, PatchEmbed, sinusoids
+from nestgen.denoiser.blocks import Block, LayerNorm, PatchEmbed, sinusoids
 from nestgen.denoiser.condition_path import Site
 from nestgen.denoiser.config import DenoiserConfig, denoiser_config
 from nestgen.denoiser.cpu_linear import Linear
+from nestgen.denoiser.gaussian import Gaussian, Given
 from nestgen.denoiser.initialisation import (
     STD,
     initialise_identity_path,
@@ -40,6 +41,7 @@ class Conditioning(NamedTuple):
         Tensor  # the tokens before the image's, without the time's embedding; B is 1 where all samples have the same
     )
     sites: tuple[Tensor | tuple[Tensor, ...], ...] = ()  # for each site, its `condition_part` or the noised latents
+    given: Given | None = None  # what the linear part makes of the noised latents
 
 
 class Denoiser(nn.Module):
@@ -75,11 +77,11 @@ class Denoiser(nn.Module):
         self.in_blocks = nn.ModuleList(block() for _ in range(half))
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(half))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.decoder_pred = Linear(dim, config.patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
         if config.side_head:
-            self.side_norm = nn.LayerNorm(dim)
+            self.side_norm = LayerNorm(dim)
             self.side_pred = Linear(dim, config.patch**2 * channels)
         if config.aligned:
             self.align_conv = nn.Conv2d(dim, config.aligned, 3, padding=1)
@@ -92,6 +94,8 @@ class Denoiser(nn.Module):
                 nearest, *further = (nn.Parameter(torch.empty(c, h, w)) for h, w, c in config.condition_shapes)
                 self.null_condition = nearest
                 self.null_further = nn.ParameterList(further)
+        if config.gaussian:  # diffusion/linear_part.py adds it: the network does not know the process
+            self.gaussian = Gaussian(config.shape, config.condition_shapes)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -101,7 +105,9 @@ class Denoiser(nn.Module):
             initialise_identity_path(self.patch_embed, self.out_blocks, self.decoder_pred, self.final_layer)
         if self.config.positions == "sinusoids":
             initialise_positions(self.pos_embed[0, self.extras :], self.config.grid, self.patch_embed)
-        if self.config.side_head:  # lets the input through as well
+        if self.config.gaussian:  # the linear part alone, at first
+            nn.init.zeros_(self.decoder_pred.weight)
+        if self.config.side_head:  # as the last head
             self.side_pred.load_state_dict(self.decoder_pred.state_dict())
         for name, parameter in self.named_parameters():
             if name.startswith("null_"):
@@ -192,6 +198,7 @@ class Denoiser(nn.Module):
         return Conditioning(
             self._extras(batch, condition, keep_B, label_B, context_BTD, sigma_BK),
             tuple(site.condition_part(conditions) for site in getattr(self, "sites", ())),
+            self.gaussian.given(condition, keep_B) if self.config.gaussian else None,
         )
 
     def _tokens(self, z_BCHW: Tensor, time_B: Tensor, extras_BED: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nestgen.denoiser.uvit import Conditioning, Denoiser, Outputs
+from nestgen.diffusion.linear_part import with_linear_part
 from nestgen.diffusion.process import Coefficients, Process
 from nestgen.recipe.level_sampling import LevelSampling
 from nestgen.recipe.sections import Interval
@@ -50,26 +51,26 @@ class GuidedDenoiser:
         s, w, v = self._strengths(float(t))
         latent_BCHW, z_BCHW = z_BCHW, z_BCHW.to(self.denoiser.pos_embed.dtype)
         at = _coefficients(self.process, float(t), z_BCHW.device)
-        time_B = at.time_embedding_input_B.expand(len(z_BCHW))
         with torch.autocast(z_BCHW.device.type, torch.bfloat16, enabled=self.autocast):
             if s:
-                outputs = self._outputs(z_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), self._with_unconditional)
+                outputs = self._outputs(self.denoiser, z_BCHW.repeat(2, 1, 1, 1), at, self._with_unconditional)
                 conditional_BCHW, unconditional_BCHW = outputs.prediction_BCHW.chunk(2)
                 out_BCHW = conditional_BCHW + s * (conditional_BCHW - unconditional_BCHW)
             else:
-                outputs = self._outputs(z_BCHW, time_B, self._conditional)
+                outputs = self._outputs(self.denoiser, z_BCHW, at, self._conditional)
                 out_BCHW = conditional_BCHW = outputs.prediction_BCHW
             if w and self.weak is not None:
-                out_BCHW = out_BCHW + w * (
-                    conditional_BCHW - self.weak(z_BCHW, time_B, conditioning=self._weak_conditional)
-                )
+                weak = self._outputs(self.weak, z_BCHW, at, self._weak_conditional)
+                out_BCHW = out_BCHW + w * (conditional_BCHW - weak.prediction_BCHW)
             if v != 1 and outputs.side_BCHW is not None:
                 out_BCHW = out_BCHW + (v - 1) * (conditional_BCHW - outputs.side_BCHW[: len(z_BCHW)])
         return self.process.latent(out_BCHW.to(latent_BCHW.dtype), latent_BCHW, at)
 
-    def _outputs(self, z_BCHW: Tensor, time_B: Tensor, conditioning: Conditioning) -> Outputs:
-        outputs: Outputs = self.denoiser(z_BCHW, time_B, conditioning=conditioning, all_outputs=True)
-        return outputs
+    def _outputs(self, denoiser: Denoiser, z_BCHW: Tensor, at: Coefficients, conditioning: Conditioning) -> Outputs:
+        time_B = at.time_embedding_input_B.expand(len(z_BCHW))
+        outputs: Outputs = denoiser(z_BCHW, time_B, conditioning=conditioning, all_outputs=True)
+        given = conditioning.given if denoiser.config.gaussian else None
+        return with_linear_part(outputs, denoiser, self.process, z_BCHW, at, given)
 
     def _strengths(self, t: float) -> tuple[float, float, float]:
         """Guidance, autoguidance and internal guidance at a time."""

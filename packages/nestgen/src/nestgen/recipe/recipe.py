@@ -80,6 +80,11 @@ class Recipe(Section):
                     f"levels[{number}].sigma is a range, so the denoisers need the sigma as an input; "
                     "set denoiser.sigma_told: true"
                 )
+            if isinstance(level.sigma, tuple) and self.denoiser.gaussian:
+                raise ValueError(
+                    f"levels[{number}].sigma is a range, and denoiser.gaussian holds for one sigma; "
+                    "set a number, or remove denoiser.gaussian"
+                )
         return self
 
     def _check_lists(self) -> None:

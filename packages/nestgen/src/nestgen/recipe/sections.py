@@ -134,6 +134,7 @@ class DenoiserOptions(Section):
     size: Size = "small"
     init: Literal["identity", "uvit"] = "identity"
     positions: Literal["random", "sinusoids"] = "random"
+    gaussian: bool = False
     labels: NonNegativeInt = 0
     condition: Literal["replace", "residual"] = "replace"
     null_condition: Literal["zeros", "learned"] = "zeros"

@@ -16,6 +16,7 @@ from torch import Tensor
 from nestgen import randomness
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.diffusion.guidance import GuidedDenoiser
+from nestgen.diffusion.linear_part import with_linear_part
 from nestgen.diffusion.process import level_process
 from nestgen.diffusion.solvers import sample_level
 from nestgen.errors import UserError
@@ -117,9 +118,11 @@ class Preview:
         losses = []
         for uniform_B in ((torch.arange(BINS) + uniform_BN) / BINS).T:
             t_B = process.training_time(uniform_B)
-            time_B = process.time_embedding_input(t_B).to(device)
-            output_BCHW = denoiser(process.add_noise(z_BCHW, eps_BCHW, t_B), time_B, conditioning=conditioning)
-            losses.append(process.loss(output_BCHW, z_BCHW, eps_BCHW, t_B))
+            at = process.at(t_B)
+            z_t_BCHW, time_B = process.add_noise(z_BCHW, eps_BCHW, at), at.time_embedding_input_B.to(device)
+            outputs = denoiser(z_t_BCHW, time_B, conditioning=conditioning, all_outputs=True)
+            outputs = with_linear_part(outputs, denoiser, process, z_t_BCHW, at, conditioning.given)
+            losses.append(process.loss(outputs.prediction_BCHW, z_BCHW, eps_BCHW, t_B))
         return torch.stack(losses) * len(z_BCHW)
 
     def _inputs(self, rows: slice, device: torch.device) -> tuple[list[Tensor], Tensor | None, Tensor | None]:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from nestgen.denoiser.uvit import Denoiser, Outputs
+from nestgen.diffusion.linear_part import with_linear_part
 from nestgen.diffusion.process import Process
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import ema
@@ -126,6 +127,9 @@ class Trainer:
                 outputs: Outputs = self.model(
                     z_t_BCHW, batch.at.time_embedding_input_B, **batch.denoiser_inputs(), all_outputs=True
                 )
+            if self.denoiser.config.gaussian:
+                given = self.denoiser.gaussian.given(batch.conditions or None, batch.keep_B)
+                outputs = with_linear_part(outputs, self.denoiser, self.process, z_t_BCHW, batch.at, given)
             value = self.process.loss(outputs.prediction_BCHW, batch.z_BCHW, batch.eps_BCHW, batch.at)
             self.accelerator.backward((value + self._further_losses(outputs, batch, step)) * share)
         return value.detach() * share

@@ -26,6 +26,7 @@ from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import loss_log
+from nestgen.runs.checkpoint import Checkpoint
 from nestgen.runs.folder import (
     describe_run,
     find_checkpoint,
@@ -37,6 +38,7 @@ from nestgen.runs.folder import (
 from nestgen.training.accelerator import lost_processes, start_accelerator, with_actual_precision
 from nestgen.training.batches import TrainingData, open_training_data
 from nestgen.training.loop import run_steps
+from nestgen.training.moments import fit_gaussian
 from nestgen.training.numbers import NEWEST, NUMBERS
 from nestgen.training.preview import open_preview
 from nestgen.training.step import Trainer
@@ -89,7 +91,7 @@ def _train(
             "" if meta["numbers"] == NEWEST else f", with the random numbers it was started with ({meta['numbers']}'s)"
         )
         accelerator.print(f"{folder} goes on from step {first}{remark}")
-    denoiser = _first_denoiser(data, None if checkpoint else init)
+    denoiser = _first_denoiser(data, init, checkpoint)
     parameters = sum(weight.numel() for weight in denoiser.parameters())
     previews = recipe.training.preview and accelerator.is_main_process
     preview = open_preview(recipe, level, data.stores) if previews else None
@@ -150,10 +152,25 @@ def _wandb(folder: Path) -> dict[str, str]:
     return {"dir": str(folder), "name": folder.name, "id": file.read_text(), "resume": "allow"}
 
 
-def _first_denoiser(data: TrainingData, init: Path | None) -> Denoiser:
-    """The denoiser with its first weights, those of the file `init` where it has any."""
+def _first_denoiser(data: TrainingData, init: Path | None, checkpoint: Checkpoint | None) -> Denoiser:
+    """The denoiser with what is not trained: the empty caption, and the linear part, which is that of a checkpoint.
+
+    Its weights are the first ones, those of the file `init` where it has any.
+    """
     denoiser = initial_denoiser(data.recipe, data.level)
-    if init:
+    if denoiser.config.gaussian:
+        if init:
+            raise UserError(
+                f"{init} holds a network that predicts all by itself, and denoiser.gaussian of {data.recipe.file} one that "
+                "adds to the linear part; leave one of them out"
+            )
+        if checkpoint:
+            named = checkpoint.load("denoiser")
+            parts = {name: named[f"gaussian.{name}"] for name in denoiser.gaussian.state_dict()}
+            denoiser.gaussian.load_state_dict(parts)
+        else:
+            fit_gaussian(denoiser.gaussian, data)
+    if init and not checkpoint:
         denoiser.load_state_dict(read_weights(init, denoiser), strict=False)
     if data.stores.captions is not None:
         null_TD = data.stores.captions.text.read(np.array([0]))[0]
