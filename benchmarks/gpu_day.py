@@ -97,6 +97,13 @@ STAGES = (
         "--size large --batch 64 --steps 5 --precision bf16 --compile",
         NANO,
     ),
+    Stage(
+        "pictures",
+        "what hierarchies of one, two and three levels draw after twenty minutes",
+        "pictures",
+        "--side 64 --size small --steps 3000 --batch 256",
+        "--side 16 --steps 2 --batch 4 --limit 24 --count 16 --depth 1 --photos none",
+    ),
 )
 NAMES = [stage.name for stage in STAGES]
 

@@ -213,7 +213,7 @@ def test_a_gpu_day_s_stages_are_commands(stage: gpu_day.Stage) -> None:
         module.main.make_context(stage.name, stage.command(on_gpu, Path("out.md"))[3:])
 
 
-@pytest.mark.parametrize("name", ["resume", "profile-small"])
+@pytest.mark.parametrize("name", ["resume", "profile-small", "pictures"])
 def test_a_gpu_day_runs_tiny_without_a_gpu(name: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(gpu_day.main, ["--out", str(tmp_path), "--only", name])
     assert done.exit_code == 0, (tmp_path / f"{name}.log").read_text()
