@@ -142,3 +142,12 @@ def test_what_it_does_not_go_with_is_said(toy: Callable[..., Recipe]) -> None:
     recipe.file.write_text(yaml.safe_dump(document))
     with pytest.raises(UserError, match=r"levels\[1\].sigma is a range, and denoiser.gaussian holds for one sigma"):
         load_recipe(recipe.file)
+
+
+def test_sizes_are_counted_without_tensors(toy: Callable[..., Recipe]) -> None:
+    with torch.device("meta"):
+        denoiser = Denoiser(_config(gaussian(toy, "sizes")))
+        above = torch.zeros(2, 3, 2, 2)
+        given = denoiser.gaussian.given(above, torch.ones(2, dtype=torch.bool))
+        mean_BCHW, _ = denoiser.gaussian(torch.zeros(2, 2, 4, 4), torch.ones(2), torch.ones(2), given)
+    assert mean_BCHW.shape == (2, 2, 4, 4)

@@ -73,7 +73,7 @@ class Gaussian(nn.Module):
         if conditions is None or not self.conditional:
             return Given(mean_D[None], mean_D.new_zeros(1, dtype=torch.bool) if self.conditional else None)
         several = [conditions] if isinstance(conditions, Tensor) else conditions
-        with torch.autocast(mean_D.device.type, enabled=False):
+        with _full_precision(mean_D):
             above_BK = torch.cat([one_BCHW.float().flatten(1) for one_BCHW in several], 1) - self.above_K
             mean_BD = mean_D + above_BK @ self.gain_DK.float().T
         return Given(mean_BD if keep_B is None else torch.where(keep_B[:, None], mean_BD, mean_D), keep_B)
@@ -88,7 +88,7 @@ class Gaussian(nn.Module):
             share_BD = rest_BD @ basis_DD / (alpha_B1**2 * variance_D + sigma_B1**2)
             return torch.stack([alpha_B1 * variance_D * share_BD, sigma_B1 * share_BD]) @ basis_DD.T
 
-        with torch.autocast(z_t_BCHW.device.type, enabled=False):
+        with _full_precision(z_t_BCHW):
             if not self.conditional:
                 means_2BD = means(self.variance_D, self.basis_DD)
             else:
@@ -98,6 +98,11 @@ class Gaussian(nn.Module):
                     means_2BD = torch.where(given.keep_B[:, None], means_2BD, without_2BD)
         z_BD, eps_BD = means_2BD
         return (given.mean_BD + z_BD).view(z_t_BCHW.shape), eps_BD.view(z_t_BCHW.shape)
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """No autocast; on the CPU's terms for tensors that are nowhere, of which sizes are counted."""
+    return torch.autocast("cuda" if like.is_cuda else "cpu", enabled=False)
 
 
 def _directions(prefix: str, covariance_DD: Tensor) -> dict[str, Tensor]:
