@@ -2,18 +2,19 @@
 
 import sys
 
-from featurize.errors import interrupt_of
+from featurize.errors import noticing_interrupts
 
 
 def main() -> None:
     """Imports the command line and runs it."""
-    try:
-        from featurize.cli.main import main as run
-    except (Exception, KeyboardInterrupt) as error:
-        if interrupt_of(error) is None:
-            raise
-        print("interrupted before anything began", file=sys.stderr)
-        sys.exit(130)
+    with noticing_interrupts() as came:
+        try:
+            from featurize.cli.main import main as run
+        except (Exception, KeyboardInterrupt):
+            if not came:
+                raise
+            print("interrupted before anything began", file=sys.stderr)
+            sys.exit(130)
     run()
 
 

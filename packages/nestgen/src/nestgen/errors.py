@@ -1,6 +1,12 @@
-"""The one exception a user sees."""
+"""The one exception a user sees, and Ctrl-C."""
 
 from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(Exception):
@@ -11,12 +17,24 @@ class LostProcess(UserError):
     """Another process of the same training ended; what it printed says why."""
 
 
-def interrupt_of(error: BaseException) -> KeyboardInterrupt | None:
-    """The Ctrl-C behind an error; None where there is none.
+@contextmanager
+def noticing_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C raises KeyboardInterrupt as always, and is noted in the list that the block gets.
 
-    Where it comes while a class is being made, Python raises RuntimeError from it.
+    Libraries make other errors of it: Python 3.11 does while a class is being made, safetensors while it reads weights.
     """
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, KeyboardInterrupt):
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return link
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody else decides
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

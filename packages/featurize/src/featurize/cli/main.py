@@ -10,7 +10,7 @@ import sys
 import click
 
 from featurize.cli import encoders, extraction, neighbours, scenes, stores
-from featurize.errors import Interrupted, UserError, explain_memory_error, explain_os_error, interrupt_of
+from featurize.errors import Interrupted, UserError, explain_memory_error, explain_os_error, noticing_interrupts
 from featurize.recipe import DEFAULT_RECIPE, read_request
 from featurize.versions import DISTRIBUTION
 
@@ -63,26 +63,24 @@ def main() -> None:
     logging.getLogger("featurize").setLevel(logging.INFO)
     _name_the_user()
     try:
-        commands(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        sentence = explain_os_error(error)
-        if sentence is None:
-            raise
-        _fail(str(sentence))
+        with noticing_interrupts() as came:
+            commands(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
-        if (interrupt := interrupt_of(error)) is not None:
-            state = "interrupted: what is written is kept; run the same command again to go on."
-            click.echo(f"\n{interrupt if isinstance(interrupt, Interrupted) else state}", err=True)
+        if came or isinstance(error, KeyboardInterrupt | click.Abort):
+            # click turns what an extraction raises into Abort, and keeps it as the cause.
+            states = (str(raised) for raised in (error, error.__cause__) if isinstance(raised, Interrupted))
+            state = next(states, "interrupted: what is written is kept; run the same command again to go on.")
+            click.echo(f"\n{state}", err=True)
             sys.exit(130)
-        sentence = explain_memory_error(error)
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        explained = explain_os_error(error) if isinstance(error, OSError) else explain_memory_error(error)
+        sentence = error if isinstance(error, UserError) else explained
         if sentence is None:
             raise
-        _fail(str(sentence))
+        click.echo(f"error: {sentence}", err=True)
+        sys.exit(1)
 
 
 def _name_the_user() -> None:
@@ -91,11 +89,6 @@ def _name_the_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["LOGNAME"] = str(os.getuid())
-
-
-def _fail(sentence: str) -> None:
-    click.echo(f"error: {sentence}", err=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nestgen.cli import sampling, scoring, sharing, training
-from nestgen.errors import LostProcess, UserError, interrupt_of
+from nestgen.errors import LostProcess, UserError, noticing_interrupts
 from nestgen.memory import keep_freed_memory
 from nestgen.training.launch import LOST
 
@@ -21,30 +21,33 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
-            return super().invoke(ctx)
-        except UserError as error:
-            sentence, code = f"error: {error}", LOST if isinstance(error, LostProcess) else 1
-        except OSError as error:  # no space, no permission: the sentence is the system's
-            where = f"{error.filename}: " if error.filename else ""
-            sentence, code = f"error: {where}{error.strerror or error}", 1
+            with noticing_interrupts() as came:
+                return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
         except (Exception, KeyboardInterrupt) as error:
-            if (interrupt := interrupt_of(error)) is not None:
-                sentence, code = str(interrupt) or "interrupted", 130
-            elif isinstance(error, MemoryError) or _is_full(error):
-                sentence, code = (
-                    "error: memory is full; give a smaller batch, or fewer images, or a smaller denoiser",
-                    1,
-                )
+            if came or isinstance(error, KeyboardInterrupt):
+                sentence, code = (str(error) if isinstance(error, KeyboardInterrupt) else "") or "interrupted", 130
+            elif (explained := _explain(error)) is not None:
+                sentence, code = f"error: {explained}", LOST if isinstance(error, LostProcess) else 1
             else:
                 raise
         click.echo(sentence, err=True)
         return ctx.exit(code)
 
 
-def _is_full(error: Exception | KeyboardInterrupt) -> bool:
-    """Whether torch raised it for memory that ran out, of the machine or of a GPU."""
-    words = ("DefaultCPUAllocator", "out of memory")
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+def _explain(error: Exception) -> str | None:
+    """The sentence for an error that a user can mend; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):  # no space, no permission: the sentence is the system's
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    of_torch = isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
+    )
+    if isinstance(error, MemoryError) or of_torch:
+        return "memory is full; give a smaller batch, or fewer images, or a smaller denoiser"
+    return None
 
 
 @click.group(
