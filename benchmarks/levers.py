@@ -53,19 +53,21 @@ DECAY = {"training": {"lr_decay": "linear"}}
 FLOW = {"process": {"kind": "flow", "prediction": "velocity"}}
 SIDE = {"training": {"side_loss": 0.25}}
 POSITIONS = {"denoiser": {"positions": "sinusoids"}}
-# `mini` as it was before its recipe took what these arms found.
-BEFORE = {
-    "denoiser": {"gaussian": False},
-    "process": {"logit_normal": None},
-    "training": {
-        "batch": 32, "lr": 1e-3, "muon": None, "lr_decay": None, "side_loss": None, "betas": [0.9, 0.99], "ema": 0.998,
+# The recipes as they were before they took what these arms found.
+PLAIN: dict[str, dict[str, Any]] = {
+    "scenes": {
+        "denoiser": {"gaussian": False},
+        "process": {"logit_normal": None},
+        "training": {
+            "batch": 32, "lr": 1e-3, "muon": None, "lr_decay": None, "side_loss": None, "betas": [0.9, 0.99], "ema": 0.998,
+        },
+        "sampling": {"guidance": [1.0, 0.0, 0.0, 0.0], "internal_guidance": None},
     },
-    "sampling": {"guidance": [1.0, 0.0, 0.0, 0.0], "internal_guidance": None},
+    "photos": {},
 }  # fmt: skip
-# What an arm changes of the recipe; lists of levels are changed level by level.
+# What an arm changes of the plain recipe; lists of levels are changed level by level.
 ARMS: dict[str, list[dict[str, Any]]] = {
     "today": [],
-    "before": [BEFORE],
     "decay": [DECAY],
     "logit-normal": [LOGIT],
     "flow": [FLOW],
@@ -85,6 +87,15 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         LOGIT,
         {"training": {"batch": 64, "lr": 1.4e-3, "muon": 2e-3, "side_loss": 0.25}},
         {"sampling": {"internal_guidance": {"scale": 2.0, "interval": [0.3, 1.0]}}},
+    ],
+    "linear part": [{"denoiser": {"gaussian": True}}],
+    "scenes' best": [
+        DECAY,
+        SIDE,
+        {"denoiser": {"gaussian": True}},
+        {"process": {"logit_normal": [0.3, 1.1]}},
+        {"training": {"batch": 128, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95], "ema": 0.995}},
+        {"sampling": {"internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
     ],
     "positions": [POSITIONS],
     "photos' best": [
@@ -135,7 +146,7 @@ def document_of(data: str, stores: Path, changes: Iterable[dict[str, Any]], seed
     document |= {"seed": seed, "grid": None}
     document["features"]["out"] = str(stores / "train")
     document["evaluation"]["reference"] = str(stores / "val")
-    for change in changes:
+    for change in (PLAIN[data], *changes):
         document = merged(document, change)
     return document
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.levers import ARMS, DATA, document_of, merged, recipe_at
+from benchmarks.levers import ARMS, DATA, RECIPES, document_of, merged, recipe_at
+from nestgen.recipe.recipe import load_recipe
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -17,6 +18,14 @@ def test_every_arm_is_a_recipe_of_its_own(data: str, tmp_path: Path) -> None:
     assert recipes.pop("today") == plain
     assert all(recipe != plain for recipe in recipes.values())
     assert {len(recipe.levels) for recipe in recipes.values()} == {len(plain.levels)}
+
+
+def test_the_best_arm_is_what_the_recipe_took(tmp_path: Path) -> None:
+    best = recipe_at(tmp_path, document_of("scenes", tmp_path, ARMS["scenes' best"], 1))
+    mini = load_recipe(RECIPES / DATA["scenes"])
+    steps = {"steps": best.training.steps, "warmup": best.training.warmup}
+    assert best.training.model_copy(update=steps) == mini.training.model_copy(update=steps)
+    assert (best.sampling, best.denoiser, best.process) == (mini.sampling, mini.denoiser, mini.process)
 
 
 def test_changes_reach_into_sections_and_into_every_level() -> None:
