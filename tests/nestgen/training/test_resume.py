@@ -19,6 +19,7 @@ import torch
 from nestgen.errors import UserError
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
+from nestgen.runs import checkpoint
 from nestgen.runs.checkpoint import newest
 from nestgen.runs.folder import best_step, training_lock
 from nestgen.training import preview
@@ -173,6 +174,24 @@ def test_the_best_checkpoint_survives_a_kill_before_its_preview(
             train(recipe, 0)
     train(recipe, 0)  # complete, but for the preview of its last checkpoint
     assert best_step(run_dir(recipe, 0)) == 8
+
+
+def test_checkpoints_that_the_disk_has_no_room_for_are_refused(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy(steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "free_bytes", lambda path: 0)
+        with pytest.raises(
+            UserError,
+            match=r"the checkpoints of .* take \S+ GB more, and its disk has 0 GB left; .* smaller training\.keep",
+        ):
+            train(recipe, 0)
+    assert [file.name for file in run_dir(recipe, 0).iterdir()] == [".lock"]
+    train(recipe, 0)
+    files = run_dir(recipe, 0).glob("checkpoints/00000001/*.safetensors")
+    parameters = json.loads((run_dir(recipe, 0) / "config.json").read_text())["parameters"]
+    assert sum(file.stat().st_size for file in files) == pytest.approx(16 * parameters, rel=0.2)
 
 
 def test_no_room_for_a_checkpoint(toy: Callable[..., Recipe]) -> None:

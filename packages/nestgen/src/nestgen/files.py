@@ -1,13 +1,12 @@
-"""Files written whole or not at all, that outlast a power cut; their digests; the lock of a folder."""
+"""Files written whole or not at all, that outlast a power cut, and their digests."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import socket
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +49,12 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in new:
         sync(folder.parent)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk of a path, which need not be there yet."""
+    path = path.resolve()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free
 
 
 @contextmanager
@@ -116,27 +121,3 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def folder_lock(folder: Path, use: str) -> Iterator[None]:
-    """Holds the lock of a folder, FOLDER/.lock; the system releases it however the process ends.
-
-    Raises UserError if another process holds it; `use` says what that one does there, such as "is being trained".
-    """
-    with writing(folder / ".lock"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+b", buffering=0)
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().decode(errors="replace").strip()
-            raise UserError(
-                f"{folder} {use} by another process ({owner}); wait for it, or stop it with Ctrl-C"
-            ) from None
-        with writing(folder / ".lock"):
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield

@@ -32,7 +32,7 @@ from nestgen.sampling.arguments import (
 from nestgen.sampling.captions import embed_prompts
 from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
 from nestgen.sampling.decoder import Decoder, load_decoder
-from nestgen.sampling.descent import default_device, sample_images
+from nestgen.sampling.descent import default_device, sample_in_batches
 from nestgen.sampling.hierarchies import Sigma, choose_hierarchy
 from nestgen.sampling.trained import LevelSampler, find_levels, load_samplers, with_settings, with_weights
 from nestgen.sharing.about import about_stores
@@ -256,25 +256,21 @@ class NestedPipeline:
         number = label_number(label, self.about.class_names if isinstance(label, str) else ())
         conditions = self._conditions(recipe, samplers, seed, prompt, number, prompts)
         sampled = [sampler for sampler in samplers if sampler.level not in frozen]
-        size, parts = recipe.sampling.batch, []
-        total = sum(sampler.settings.steps for sampler in sampled) * len(numbers)
+        batch, steps = recipe.sampling.batch, {sampler.level: sampler.settings.steps for sampler in sampled}
+        total = sum(steps.values()) * len(numbers)
         with tqdm(total=total, unit=" steps", desc=recipe.name, disable=not progress) as bar:
-            for first in range(0, len(numbers), size):
-                batch = numbers[first : first + size]
 
-                def report(level: int, call: int, t: float, x_BCHW: Tensor, batch: tuple[int, ...] = batch) -> None:
-                    bar.update(len(batch))
-                    if callback_on_step_end is not None:
-                        steps = samplers[level].settings.steps
-                        arguments = {"level": level, "steps": steps, "indices": batch, "latents": x_BCHW}
-                        callback_on_step_end(self, call, t, arguments)
+            def report(level: int, indices: Sequence[int], call: int, t: float, x_BCHW: Tensor) -> None:
+                bar.update(len(indices))
+                if callback_on_step_end is not None:
+                    values = {"level": level, "steps": steps[level], "indices": tuple(indices), "latents": x_BCHW}
+                    callback_on_step_end(self, call, t, values)
 
-                latents = {level: z_NCHW[first : first + size] for level, z_NCHW in frozen.items()}
-                parts.append(sample_images(samplers, batch, conditions, latents, report))
-        latents = {level: torch.cat([part[level].cpu() for part in parts]) for level in sorted(parts[0])}
+            z = sample_in_batches(samplers, numbers, conditions, batch, frozen, report)
+        latents = {level: z[level] for level in sorted(z)}
         label_B = conditions.labels(numbers)
         labels = None if label_B is None else tuple(label_B.tolist())
-        return Samples(self._decoded(latents[0], output_type, size), latents, seed, numbers, labels)
+        return Samples(self._decoded(latents[0], output_type, batch), latents, seed, numbers, labels)
 
     def _conditions(
         self,

@@ -97,7 +97,8 @@ def sample(
 
     OUT gets 000000.png, ..., their latents and the card sample.json; the first 64 are together in OUT-sheet.png.
     Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers and
-    --overwrite, it samples again the levels they change. Image i is the same for any batch size and number of processes.
+    --overwrite, it samples again the levels they change. Begun several times at once, on several machines too, it shares
+    the work. Image i is the same for any batch size and number of processes.
 
     Example: nestgen sample --count 64 --out samples
     """

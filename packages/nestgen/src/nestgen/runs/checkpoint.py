@@ -32,7 +32,7 @@ from torch import Tensor
 from nestgen.denoiser.config import DenoiserConfig
 from nestgen.denoiser.uvit import Denoiser
 from nestgen.errors import UserError
-from nestgen.files import json_sha256, make_folder, sha256_of, sync
+from nestgen.files import free_bytes, json_sha256, make_folder, sha256_of, sync
 
 FORMAT = "nestgen-checkpoint/2"
 PARTS = ("denoiser", "ema", "optimizer")
@@ -116,6 +116,19 @@ def write_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: d
             f"cannot write the checkpoint of step {meta['step']} to {folder} ({error}); {remaining}: "
             "make room there and run the same command again"
         ) from None
+
+
+def check_room(run_dir: Path, parameters: int, keep: int) -> None:
+    """Raises UserError where the disk has no room for the checkpoints of a training: `keep`, and one that is being written.
+
+    Each holds the weights, their average and two moments, in float32.
+    """
+    needed = 16 * parameters * max(1, keep + 1 - len(checkpoint_folders(run_dir)))
+    if needed > (free := free_bytes(run_dir)):
+        raise UserError(
+            f"the checkpoints of {run_dir} take {needed / 1e9:,.3g} GB more, and its disk has {free / 1e9:,.3g} GB left; "
+            "free some, or train with a smaller training.keep"
+        )
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:

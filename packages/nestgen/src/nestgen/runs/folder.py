@@ -13,11 +13,12 @@ from typing import Any
 
 from nestgen.denoiser.config import denoiser_config
 from nestgen.errors import UserError
-from nestgen.files import atomic_write, folder_lock, read_json, sha256_of, write_json
+from nestgen.files import atomic_write, read_json, sha256_of, write_json
+from nestgen.locks import folder_lock
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.runs import loss_log, scores
-from nestgen.runs.checkpoint import Checkpoint, checkpoint_folders, config_from_meta, newest
+from nestgen.runs.checkpoint import Checkpoint, check_room, checkpoint_folders, config_from_meta, newest
 from nestgen.stores.hierarchy import LevelStores
 from nestgen.text import short
 
@@ -106,7 +107,11 @@ def training_lock(folder: Path) -> AbstractContextManager[None]:
 
 
 def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parameters: int, step: int) -> None:
-    """Writes recipe.yaml and config.json and removes what was logged after `step`."""
+    """Writes recipe.yaml and config.json and removes what was logged after `step`.
+
+    Raises UserError where the disk has no room for the checkpoints.
+    """
+    check_room(folder, parameters, meta["training"]["keep"])
     recipe = recipe_file.read_bytes()
     with atomic_write(folder / "recipe.yaml") as draft:
         draft.write_bytes(recipe)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,16 +24,26 @@ from tqdm import tqdm
 from nestgen.denoiser.memory import sampling_memory
 from nestgen.errors import UserError
 from nestgen.images import image_path, is_whole, write_image
+from nestgen.locks import PartLocks, open_locks
 from nestgen.memory import keep_freed_memory
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
 from nestgen.sampling.decoder import Decoder, load_decoder
-from nestgen.sampling.descent import sample_images
+from nestgen.sampling.descent import sample_in_batches
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.trained import LevelSampler, SavedLevel, load_samplers
 
-MOST = 1024  # images of an upper level that are sampled together
 COMPILED = 4096  # images from which compiling the denoisers, which takes minutes, is worth it on a GPU
+PAUSE = 0.5  # seconds before blocks of other processes are looked at again
+
+# Parts of a sample folder that are locked: by who makes it ready or finishes it, and by all who sample into it.
+DOOR, USERS = range(1), range(1, 2)
+
+
+def rows_of_level(level: int | None, rows: range) -> range:
+    """The parts that are locked while some rows of a level, or their images (None), are made."""
+    first = (1 if level is None else level + 2) << 32
+    return range(first + rows.start, first + rows.stop)
 
 
 @dataclass(frozen=True)
@@ -66,40 +76,57 @@ class BlockSampler:
         codec = self.samplers[0].trained.meta["codec"]
         return load_decoder(codec, self.request.vae, str(self.device))
 
-    def run(self, level: int | None, rows: range, callback: Callable[[int], object]) -> None:
-        """Samples a level of a block, or decodes its images (None); `callback` gets the images of each network call."""
+    @cached_property
+    def locks(self) -> PartLocks:
+        """Of the folder: DOOR, USERS and `rows_of_level`."""
+        return open_locks(self.out)
+
+    def run(self, level: int | None, rows: range, callback: Callable[[int], object]) -> bool:
+        """Sees to a level of some blocks, or to their images (None); False while another process works at them.
+
+        `callback` gets the images of each network call.
+        """
+        with self.locks.held(rows_of_level(level, rows)) as ours:
+            if not ours:
+                return False
+            _look_again(self.out if level is None else open_latents(self.out, level).records)
+            if self.has(level, rows):
+                callback(len(rows) * self.calls(level))
+            elif level is None:
+                self.decode(rows)
+                callback(len(rows))
+            else:
+                self.sample(level, rows, callback)
+        return True
+
+    def has(self, level: int | None, rows: range) -> bool:
+        """Whether a level of some blocks, or their images (None), are there."""
         if level is None:
-            self.decode(rows)
-            callback(len(rows))
-        else:
-            self.sample(level, rows, callback)
+            return all(is_whole(image_path(self.out, index)) for index in rows)
+        latents = open_latents(self.out, level)
+        return all(map(latents.has, latents.blocks(rows)))
+
+    def calls(self, level: int | None) -> int:
+        """Network calls for an image."""
+        return 1 if level is None else self.samplers[level].settings.steps
 
     def sample(self, level: int, rows: range, callback: Callable[[int], object]) -> None:
         """Samples a level of some blocks and writes those that are not there, given the levels above, which the folder has."""
-        conditions, latents = self.conditions, open_latents(self.out, level)
-        batch = images_at_once(self.samplers, level, self.request.batch)
+        conditions, latents, batch = self.conditions, open_latents(self.out, level), self.request.batch
         needed = () if level in conditions.stores else self.recipe.conditions(level)
         above = {one: open_latents(self.out, one).read(rows) for one in needed}
 
-        def report(level: int, call: int, t: float, x_BCHW: Tensor) -> None:
-            callback(len(x_BCHW))
+        def report(level: int, indices: Sequence[int], call: int, t: float, x_BCHW: Tensor) -> None:
+            callback(len(indices))
 
-        parts = []
-        for first in range(0, len(rows), batch):
-            part = slice(first, first + batch)
-            above_BCHW = {one: z_BCHW[part] for one, z_BCHW in above.items()}
-            with sampling_memory(len(rows[part]), self.device):
-                z = sample_images([self.samplers[level]], rows[part], conditions, above_BCHW, report)
-            parts.append(z[level].cpu())
-        z_BCHW = torch.cat(parts)
+        with sampling_memory(min(batch, len(rows)), self.device):
+            z_BCHW = sample_in_batches(self.samplers, rows, conditions, batch, above, report, [level])[level]
         for block in latents.blocks(rows):
             if not latents.has(block):
                 latents.write(block, z_BCHW[block.start - rows.start : block.stop - rows.start])
 
     def decode(self, rows: range) -> None:
-        """Writes the images of a block, unless all are there; several threads make the PNGs."""
-        if all(is_whole(image_path(self.out, index)) for index in rows):
-            return
+        """Writes the images of a block; several threads make the PNGs."""
         paths = (image_path(self.out, index) for index in rows)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for z_BCHW in open_latents(self.out, 0).read(rows).split(self.request.batch):
@@ -107,39 +134,22 @@ class BlockSampler:
                 deque(written, maxlen=0)
 
 
-def images_at_once(samplers: Sequence[LevelSampler], level: int, batch: int) -> int:
-    """How many images of a level are sampled together: as many as need the memory of `batch` of z_0, at most MOST.
-
-    A batch of an upper level, which has few tokens, would leave a GPU idle.
-    """
-    values = [(math.prod(one.config.grid) + 1) * one.config.dim for one in (samplers[0], samplers[level])]
-    return batch if level == 0 else max(batch, min(MOST, batch * values[0] // values[1]))
-
-
-def together(blocks: Sequence[range], images: int) -> list[range]:
-    """The blocks in runs of as many as make up `images` rows, those at the end that fill no such run one by one.
-
-    So that the rows sampled together depend on nothing but the block's size, and a run that goes on samples the same bits.
-    """
-    blocks_per_run = max(1, images // len(blocks[0]))
-    whole = len(blocks) // blocks_per_run if len(blocks[-1]) == len(blocks[0]) else (len(blocks) - 1) // blocks_per_run
-    firsts = range(0, whole * blocks_per_run, blocks_per_run)
-    runs = [range(blocks[first].start, blocks[first + blocks_per_run - 1].stop) for first in firsts]
-    return [*runs, *blocks[whole * blocks_per_run :]]
-
-
-# Works on (level, or None for images; blocks; bar to move; network calls for an image).
-Workers = Callable[[int | None, list[range], tqdm, int], None]
+# Works on (level, or None for images; runs of blocks; bar to move) until they are there.
+Workers = Callable[[int | None, Sequence[range], tqdm], None]
 
 
 @contextmanager
 def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Workers]:
-    """What works on some blocks of a level: this process, or several that it starts."""
+    """What works on some blocks of a level: this process, or several that it starts.
+
+    Other commands, on other machines too, may work on the same: each run of blocks is locked by who samples it, and looked
+    at again if that one ended without it.
+    """
     if processes == 1:
 
-        def here(level: int | None, blocks: list[range], bar: tqdm, calls: int) -> None:
-            for rows in blocks:
-                block_sampler.run(level, rows, bar.update)
+        def here(level: int | None, runs: Sequence[range], bar: tqdm) -> None:
+            while runs := _paused([rows for rows in runs if not block_sampler.run(level, rows, bar.update)], bar):
+                pass
 
         yield here
         return
@@ -152,13 +162,20 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
     start = (block_sampler.recipe, block_sampler.request, block_sampler.out, block_sampler.levels, numbers, threads)
     with ProcessPoolExecutor(processes, context, _start, start) as pool:
 
-        def among(level: int | None, blocks: list[range], bar: tqdm, calls: int) -> None:
-            running: dict[Future[None], range] = {pool.submit(_run, level, rows): rows for rows in blocks}
+        def among(level: int | None, runs: Sequence[range], bar: tqdm) -> None:
+            calls = block_sampler.calls(level)
             try:
-                while running:
-                    for one in wait(running, return_when=FIRST_COMPLETED).done:
-                        one.result()
-                        bar.update(len(running.pop(one)) * calls)
+                while runs:
+                    running: dict[Future[bool], range] = {pool.submit(_run, level, rows): rows for rows in runs}
+                    others = []
+                    while running:
+                        for one in wait(running, return_when=FIRST_COMPLETED).done:
+                            rows = running.pop(one)
+                            if one.result():
+                                bar.update(len(rows) * calls)
+                            else:
+                                others.append(rows)
+                    runs = _paused(others, bar)
             except BrokenProcessPool:
                 raise UserError(
                     "one of the processes was killed, perhaps for lack of memory; the same command goes on, "
@@ -169,6 +186,20 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
                 raise
 
         yield among
+
+
+def _look_again(folder: Path) -> None:
+    """Makes NFS ask what is in a folder, which it believes to know: another machine may just have written there."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        next(entries, None)
+
+
+def _paused(others: list[range], bar: tqdm) -> list[range]:
+    """The runs that other processes work on, after a pause if there are any; the bar says so."""
+    bar.set_postfix_str(f"{sum(map(len, others))} images with other processes" if others else "")
+    if others:
+        time.sleep(PAUSE)
+    return others
 
 
 _block_sampler: BlockSampler  # of a process that `open_workers` started
@@ -187,5 +218,5 @@ def _start(
     _block_sampler = BlockSampler(recipe, request, out, levels, device)
 
 
-def _run(level: int | None, rows: range) -> None:
-    _block_sampler.run(level, rows, lambda images: None)
+def _run(level: int | None, rows: range) -> bool:
+    return _block_sampler.run(level, rows, lambda images: None)

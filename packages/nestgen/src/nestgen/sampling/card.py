@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nestgen.errors import UserError
-from nestgen.files import folder_lock, read_json, write_json
+from nestgen.files import read_json, write_json
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.conditions import ImageConditions
-from nestgen.sampling.latents import remove_latents, written_shape
+from nestgen.sampling.latents import open_latents, remove_latents, written_shape
 from nestgen.sampling.trained import LevelSampler
 from nestgen.text import first_difference
 
@@ -94,13 +93,10 @@ def _image_settings(card: Mapping[str, Any]) -> dict[str, Any]:
     return {"codec": card["codec"], "pictures": card["pictures"], "z_0": _settings(card, 0)}
 
 
-@contextmanager
-def claim_folder(out: Path) -> Iterator[None]:
-    """Holds the lock of a sample folder. Raises UserError for a folder of anything else, or one that is in use."""
+def check_folder(out: Path) -> None:
+    """Raises UserError for a folder of anything else than samples."""
     if out.is_dir() and not (out / "latents").is_dir() and any(path.name != ".lock" for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no samples to go on with; sample into another folder")
-    with folder_lock(out, "is being sampled into"):
-        yield
 
 
 def reconcile(out: Path, card: dict[str, Any], overwrite: bool) -> int:
@@ -121,18 +117,38 @@ def reconcile(out: Path, card: dict[str, Any], overwrite: bool) -> int:
     return blocks[0] if blocks else card["batch"]
 
 
+def check_same_work(out: Path, card: dict[str, Any], user: str) -> int:
+    """The rows of a block in a folder that `user` samples into. Raises UserError where a run is not for the same samples."""
+    in_use = f"{out} is being sampled into by another process ({user})"
+    if why := _other_settings(out, card):
+        raise UserError(f"{in_use}, with other settings: {why}; wait for it, or sample into another folder")
+    count, block = (
+        open_latents(out, card["depth"] - 1).array.shape[0],
+        open_latents(out, card["depth"] - 1).array.chunks[0],
+    )
+    if count != card["count"]:
+        raise UserError(f"{in_use}, which makes {count} samples; ask for as many, or wait for it")
+    return block
+
+
 def _refuse_other_settings(out: Path, card: dict[str, Any]) -> None:
     """Raises UserError where the folder has latents or images that `reconcile` would remove."""
-    records = {out / "latents/pictures.json": _image_settings(card)}
-    records |= {out / f"latents/z{level}.json": _settings(card, level) for level in range(card["depth"])}
-    differing = [path for path, settings in records.items() if _read(path) not in (settings, None)]
     there = any(out.glob("latents/z*.blocks/*.json")) or any(out.glob("[0-9]" * 6 + "*.png"))
-    if differing and there:
-        previous = _read(differing[-1])
-        why = first_difference(previous, records[differing[-1]]) if previous else f"{differing[-1]} is damaged"
+    if there and (why := _other_settings(out, card)):
         raise UserError(
             f"{out} holds samples of other settings: {why}; sample into another folder, or give --overwrite to replace them"
         )
+
+
+def _other_settings(out: Path, card: dict[str, Any]) -> str | None:
+    """What differs between the folder's settings and a card's, at the highest level; None where nothing does."""
+    records = {out / "latents/pictures.json": _image_settings(card)}
+    records |= {out / f"latents/z{level}.json": _settings(card, level) for level in range(card["depth"])}
+    differing = [path for path, settings in records.items() if _read(path) not in (settings, None)]
+    if not differing:
+        return None
+    previous = _read(differing[-1])
+    return first_difference(previous, records[differing[-1]]) if previous else f"{differing[-1]} is damaged"
 
 
 def _remove_images(out: Path, card: dict[str, Any], complete: bool) -> None:

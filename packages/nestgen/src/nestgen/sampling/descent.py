@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.real import real_latents
 from nestgen.sampling.trained import LevelSampler
 
-# Gets the level, the number of the network call from 0, its time, and the latent (B, C, H, W) that it predicted.
-Callback = Callable[[int, int, float, Tensor], object]
+MOST = 1024  # images of an upper level that are sampled together
+
+# Gets the level, the numbers of the images, that of the network call from 0, its time, and the latent (B, C, H, W) that it
+# predicted.
+Callback = Callable[[int, Sequence[int], int, float, Tensor], object]
 
 
-def no_callback(level: int, call: int, t: float, x_BCHW: Tensor) -> None:
+def no_callback(level: int, indices: Sequence[int], call: int, t: float, x_BCHW: Tensor) -> None:
     """Does nothing."""
 
 
@@ -53,7 +57,7 @@ def sample_images(
             randomness.normal(conditions.seed, f"sample/z{level}", indices, (c, h, w)).to(sampler.device),
             settings.steps,
             settings.sampler,
-            lambda call, t, x_BCHW: callback(level, call, t, x_BCHW),
+            lambda call, t, x_BCHW: callback(level, indices, call, t, x_BCHW),
         )
 
     for sampler in sorted(samplers, key=lambda sampler: sampler.level, reverse=True):
@@ -77,6 +81,54 @@ def _noised(sampler: LevelSampler, z: Mapping[int, Tensor], indices: Sequence[in
         assert level in z, f"z_{level} is neither frozen nor sampled"
         noise_BCHW = randomness.normal(seed, f"sample/condition/z{level}", indices, z[level].shape[1:])
         yield z[level].cpu() + sigma * noise_BCHW
+
+
+def sample_in_batches(
+    samplers: Sequence[LevelSampler],
+    indices: Sequence[int],
+    conditions: ImageConditions,
+    batch: int,
+    latents: Mapping[int, Tensor] | None = None,
+    callback: Callback = no_callback,
+    levels: Collection[int] | None = None,
+) -> dict[int, Tensor]:
+    """`sample_images` for any number of images, level after level: `batch` at a time, more of levels with few tokens.
+
+    `samplers` are those of the whole hierarchy. Sampled are the `levels`, by default all that are not in `latents`.
+    """
+    z = dict(latents or {})
+    batches = [range(first, min(first + batch, len(indices))) for first in range(0, len(indices), batch)]
+    for sampler in reversed(samplers):
+        if sampler.level in z or (levels is not None and sampler.level not in levels):
+            continue
+        parts = []
+        for rows in together(batches, images_at_once(samplers, sampler.level, batch)):
+            part = slice(rows.start, rows.stop)
+            above = {level: z_NCHW[part] for level, z_NCHW in z.items()}
+            parts.append(sample_images([sampler], indices[part], conditions, above, callback)[sampler.level].cpu())
+        z[sampler.level] = torch.cat(parts)
+    return z
+
+
+def images_at_once(samplers: Sequence[LevelSampler], level: int, batch: int) -> int:
+    """How many images of a level are sampled together: as many as need the memory of `batch` of z_0, at most MOST.
+
+    A batch of an upper level, which has few tokens, would leave a GPU idle.
+    """
+    values = [(math.prod(one.config.grid) + 1) * one.config.dim for one in (samplers[0], samplers[level])]
+    return batch if level == 0 else max(batch, min(MOST, batch * values[0] // values[1]))
+
+
+def together(blocks: Sequence[range], images: int) -> list[range]:
+    """The blocks in runs of as many as make up `images` rows, those at the end that fill no such run one by one.
+
+    So that the rows sampled together depend on nothing but the block's size, and a run that goes on samples the same bits.
+    """
+    blocks_per_run = max(1, images // len(blocks[0]))
+    whole = len(blocks) // blocks_per_run if len(blocks[-1]) == len(blocks[0]) else (len(blocks) - 1) // blocks_per_run
+    firsts = range(0, whole * blocks_per_run, blocks_per_run)
+    runs = [range(blocks[first].start, blocks[first + blocks_per_run - 1].stop) for first in firsts]
+    return [*runs, *blocks[whole * blocks_per_run :]]
 
 
 def default_device() -> torch.device:

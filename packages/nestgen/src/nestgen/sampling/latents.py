@@ -28,6 +28,11 @@ class Latents:
     path: Path
     array: zarr.Array
 
+    @property
+    def records(self) -> Path:
+        """The folder of the blocks' records; it is there once a block is."""
+        return self.path.with_suffix(".blocks")
+
     def blocks(self, rows: range | None = None) -> Iterator[range]:
         """The rows of each block, in order; only of the blocks that hold some of `rows`, if they are given."""
         count, block = self.array.shape[0], self.array.chunks[0]

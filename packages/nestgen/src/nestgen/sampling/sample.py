@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from tqdm import tqdm
 
 from nestgen.denoiser.memory import check_batch
 from nestgen.errors import UserError
-from nestgen.files import write_json
+from nestgen.files import free_bytes, write_json
 from nestgen.images import draw_sheet, read_images, write_image
 from nestgen.recipe.recipe import Recipe
-from nestgen.sampling.blocks import BlockSampler, Workers, images_at_once, open_workers, together
-from nestgen.sampling.card import claim_folder, make_card, reconcile
+from nestgen.sampling.blocks import DOOR, USERS, BlockSampler, Workers, open_workers
+from nestgen.sampling.card import check_folder, check_same_work, make_card, reconcile
 from nestgen.sampling.conditions import Request
 from nestgen.sampling.decoder import load_decoder
-from nestgen.sampling.descent import default_device
+from nestgen.sampling.descent import default_device, images_at_once, together
 from nestgen.sampling.latents import create_latents, open_latents
 from nestgen.sampling.trained import SavedLevel, find_levels
 
@@ -32,8 +33,9 @@ def sample(
 
     `levels` are the denoisers, by default the newest of the recipe's run.
 
-    Goes on where an earlier run stopped. If the request says so, a level is sampled again where its settings or those of a
-    level above changed. Otherwise they raise UserError, as does a folder of anything else than samples, or one in use.
+    Goes on where an earlier run stopped, and joins runs that sample the same at the same time. If the request says so, a
+    level is sampled again where its settings or those of a level above changed. Otherwise they raise UserError, as does a
+    folder of anything else than samples, or one that is being sampled into with other settings.
     """
     block_sampler = _open(recipe, out, request, processes, levels)
     if processes == 1:
@@ -42,23 +44,21 @@ def sample(
         load_decoder(block_sampler.samplers[0].trained.meta["codec"], request.vae)
     card = _card(block_sampler)
     _check_room(block_sampler)
-    with claim_folder(out):
-        card["batch"] = block = reconcile(out, card, request.overwrite)
+    with _entered(block_sampler, card, 0):
         with open_workers(block_sampler, processes) as workers:
-            _sample_levels(block_sampler, workers, block, 0)
+            _sample_levels(block_sampler, workers, 0)
             blocks = list(open_latents(out, 0).blocks())
             with _bar("images", request.count, request.count, 1) as bar:
-                workers(None, blocks, bar, 1)
-        _finish(out, card)
+                workers(None, blocks, bar)
+        with block_sampler.locks.held(DOOR, wait=True):
+            _finish(out, card)
 
 
 def sample_latents(recipe: Recipe, out: Path, request: Request, lowest: int) -> None:
     """Samples only the latents of a folder, from the top down to level `lowest`, going on as `sample` does."""
     block_sampler = _open(recipe, out, request, 1, None)
-    with claim_folder(out):
-        block = reconcile(out, _card(block_sampler), request.overwrite)
-        with open_workers(block_sampler, 1) as workers:
-            _sample_levels(block_sampler, workers, block, lowest)
+    with _entered(block_sampler, _card(block_sampler), lowest), open_workers(block_sampler, 1) as workers:
+        _sample_levels(block_sampler, workers, lowest)
 
 
 def _open(
@@ -82,8 +82,7 @@ def _check_room(block_sampler: BlockSampler) -> None:
     out = block_sampler.out.resolve()
     there = sum(file.stat().st_size for file in (out / "latents").rglob("*") if file.is_file())
     needed = 4 * request.count * sum(math.prod(config.shape) for config in configs) - there
-    free = shutil.disk_usage(next(folder for folder in (out, *out.parents) if folder.is_dir())).free
-    if needed > free:
+    if needed > (free := free_bytes(out)):
         raise UserError(
             f"the latents of {request.count:,} samples take {needed / 1e9:,.3g} GB more, and the disk of {out} has "
             f"{free / 1e9:,.3g} GB left; sample fewer, or with --out on another disk"
@@ -95,17 +94,37 @@ def _card(block_sampler: BlockSampler) -> dict[str, Any]:
     return make_card(recipe, block_sampler.samplers, block_sampler.conditions, request.count, request.batch)
 
 
-def _sample_levels(block_sampler: BlockSampler, workers: Workers, block: int, lowest: int) -> None:
+@contextmanager
+def _entered(block_sampler: BlockSampler, card: dict[str, Any], lowest: int) -> Iterator[None]:
+    """Makes the folder ready for a run down to a level, or joins the runs that are in it, and sets the card's batch.
+
+    Only who is alone may change what is there. Raises UserError for a folder that cannot be gone on with or joined.
+    """
+    out, request = block_sampler.out, block_sampler.request
+    check_folder(out)
+    locks = block_sampler.locks
+    with locks.file:  # which releases all of them
+        with locks.held(DOOR, wait=True):
+            if locks.lock(USERS):
+                card["batch"] = reconcile(out, card, request.overwrite)
+                for sampler in block_sampler.samplers[lowest:]:
+                    create_latents(out, sampler.level, (request.count, *sampler.config.shape), card["batch"])
+            else:
+                card["batch"] = check_same_work(out, card, locks.user())
+            locks.lock(USERS, shared=True, wait=True)
+            locks.sign()
+        yield
+
+
+def _sample_levels(block_sampler: BlockSampler, workers: Workers, lowest: int) -> None:
     """Samples the blocks that are not there, level by level from the top down."""
-    count = block_sampler.request.count
     for sampler in reversed(block_sampler.samplers[lowest:]):
-        latents = create_latents(block_sampler.out, sampler.level, (count, *sampler.config.shape), block)
-        images = images_at_once(block_sampler.samplers, sampler.level, block_sampler.request.batch)
-        runs = together(list(latents.blocks()), images)
-        todo = [rows for rows in runs if not all(map(latents.has, latents.blocks(rows)))]
-        calls = sampler.settings.steps
-        with _bar(f"z_{sampler.level}", count, sum(map(len, todo)), calls) as bar:
-            workers(sampler.level, todo, bar, calls)
+        level = sampler.level
+        images = images_at_once(block_sampler.samplers, level, block_sampler.request.batch)
+        runs = together(list(open_latents(block_sampler.out, level).blocks()), images)
+        todo = [rows for rows in runs if not block_sampler.has(level, rows)]
+        with _bar(f"z_{level}", block_sampler.request.count, sum(map(len, todo)), sampler.settings.steps) as bar:
+            workers(level, todo, bar)
 
 
 def _bar(name: str, count: int, left: int, calls: int) -> tqdm:
@@ -116,7 +135,7 @@ def _bar(name: str, count: int, left: int, calls: int) -> tqdm:
         initial=(count - left) * calls,
         unit=" images",
         unit_scale=1 / calls,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     )
 
 
