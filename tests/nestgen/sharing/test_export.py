@@ -51,7 +51,7 @@ def fails(*arguments: object, code: int = 1) -> str:
 
 
 def test_samples_the_same_images_elsewhere(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(trained, tmp_path, classes=3, denoiser={"size": "nano", "labels": 3})
+    run = make_run(trained, tmp_path, classes=3, denoiser={"size": "nano", "labels": 3, "gaussian": True})
     monkeypatch.chdir(tmp_path)
     nestgen("sample", "--count", 5, "--seed", 2, "--out", "before")
     out = nestgen("export", run, "--out", tmp_path / "model")
