@@ -38,7 +38,7 @@ from featurize.sources import list_images, read
 from featurize.store.layout import log_path
 
 BATCH = 32
-FIT_SHARE = 65_536 / 1_281_167  # of the pictures are encoded twice: the default --basis-rows, of ImageNet
+FIT_SHARE = 8_192 / 1_281_167  # of the pictures are encoded twice: the default --basis-rows, of ImageNet
 BARE, WHOLE = "bare forward pass", "featurize extract"
 
 Use = list[tuple[datetime, float]]  # of a GPU: when, and the share of the time that a kernel ran
@@ -165,7 +165,7 @@ def main(
             ),
             lines,
         )
-        + f"\n\n{_name(last)} is {of_bare} of bare; with the fit, which encodes 65,536 of ImageNet's 1,281,167 pictures "
+        + f"\n\n{_name(last)} is {of_bare} of bare; with the fit, which encodes 8,192 of ImageNet's 1,281,167 pictures "
         f"once more, by calculation {with_fit}."
         + "\n\nWhere the extraction's time goes (encode holds the network, the projection and the moments):\n\n"
         + split

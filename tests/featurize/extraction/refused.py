@@ -38,12 +38,16 @@ def write_source(folder: Path, percent: int) -> None:
         (folder / f"{index:03d}.ppm").write_bytes(data[:-9] if index in bad else data)
 
 
-def extract_source(source: Path, root: Path, basis_rows: int, workers: int = 0, max_bad: int | str = "50%") -> None:
+def extract_source(
+    source: Path, root: Path, basis_rows: int | None, workers: int = 0, max_bad: int | str = "50%"
+) -> None:
     """A small extraction; the caller sees to it that blocks have ROWS_PER_BLOCK rows."""
     options = {
         "source": f"folder:{source}", "out": str(root), "encoder": "tiny", "z0": "pixels:16", "views": 2, "max_bad": max_bad,
-        "basis_rows": basis_rows, "basis_tolerance": 1.0, "base_channels": 16,
+        "basis_tolerance": 1.0, "base_channels": 16,
     }  # fmt: skip
+    if basis_rows is not None:
+        options["basis_rows"] = basis_rows
     extract(read_request(None, options, "4x4x8,2x2x4"), workers=workers, scheduler=None)
 
 

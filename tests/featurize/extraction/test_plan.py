@@ -36,7 +36,7 @@ def test_a_paper_recipe_is_planned_without_its_data_or_weights() -> None:
     text = estimate(request, 127_000, 100.0, False)
     assert "127000x2x14x14x64" in text
     assert "127000x2x32x32x8" in text
-    assert f"hours: {(127_000 + 65_536) / 100 / 3600:.3g} at 100 pictures/s" in text
+    assert f"hours: {(127_000 + 8_192) / 100 / 3600:.3g} at 100 pictures/s" in text
     assert "give --rate" in estimate(request, 127_000, None, False)
     with pytest.raises(UserError, match="--measure needs the pictures"):
         estimate(request, 127_000, None, True)

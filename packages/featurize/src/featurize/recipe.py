@@ -57,7 +57,7 @@ class Features(BaseModel):
     classes: str | None = None
     base_channels: int = Field(default=64, ge=1)
     basis: str | None = None
-    basis_rows: int = Field(default=65536, ge=1)
+    basis_rows: int = Field(default=8192, ge=1)
     basis_tolerance: float = Field(default=0.01, ge=0)
     max_bad: int | str = 100
 

@@ -17,7 +17,13 @@ from featurize.execution.tasks import Run, ordered_map, run_here
 from featurize.extraction.block import Log, write_images
 from featurize.extraction.captions import captions_of, write_text
 from featurize.extraction.first_pass import drafted_basis, first_pass, remove_draft, settle
-from featurize.extraction.fit import check_tolerance, fitted_basis, measure_basis, provide_basis
+from featurize.extraction.fit import (
+    check_tolerance,
+    fitted_basis,
+    measure_basis,
+    provide_basis,
+    with_stored_basis_rows,
+)
 from featurize.extraction.levels import BlockSums, block_sums, derive_levels, pooling_of, unmeasured
 from featurize.extraction.made_on import noting_device
 from featurize.extraction.networks import Networks, check_networks, describe_networks, heavy_imports
@@ -60,8 +66,9 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     Raises UserError for a request that can't be met, and when another run holds the store root and `wait` is false;
     Interrupted after Ctrl-C, when the blocks in hand are written.
     """
-    features = request.features
-    root = resolve_path(features.out)
+    root = resolve_path(request.features.out)
+    features = with_stored_basis_rows(request.features, root)
+    request = request.model_copy(update={"features": features})
     if features.source is None:
         raise UserError("Which pictures? Name a SOURCE, or a recipe (nested.yaml) with features.source.")
     check_basis_choice(features)

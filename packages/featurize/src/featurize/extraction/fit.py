@@ -30,9 +30,18 @@ from featurize.extraction.loader import Batch, Clock, Seen, batch_of, load_views
 from featurize.extraction.networks import encoder_spec
 from featurize.io.files import json_sha256, remove_folder
 from featurize.recipe import Features
-from featurize.store.layout import basis_part_path, basis_parts_folder, basis_path, block_moments_path, moments_path
+from featurize.store.layout import (
+    base_path,
+    basis_part_path,
+    basis_parts_folder,
+    basis_path,
+    block_moments_path,
+    encoder_folder,
+    first_pass_folder,
+    moments_path,
+)
 from featurize.store.ledger import Ledger
-from featurize.store.metadata import ArraySpec
+from featurize.store.metadata import ArraySpec, existing_metadata
 
 IMAGES_PER_TASK = 256
 
@@ -43,6 +52,19 @@ class FitTask:
 
     batch: Batch
     part: Path
+
+
+def with_stored_basis_rows(features: Features, root: Path) -> Features:
+    """The features; where they don't say on how many images the basis is fitted, on as many as that of a base store that is there
+    or begun: earlier versions took 65,536."""
+    if "basis_rows" in features.model_fields_set:
+        return features
+    for folder in (root, first_pass_folder(root)):
+        stored = existing_metadata(base_path(encoder_folder(folder, features.encoder)))
+        rows = None if stored is None else stored.attributes.get("provenance", {}).get("basis", {}).get("rows")
+        if rows is not None:
+            return features.model_copy(update={"basis_rows": rows})
+    return features
 
 
 def provide_basis(base: ArraySpec, other: Path | None, fitted: Callable[[Path], Basis]) -> None:

@@ -17,6 +17,7 @@ from featurize.encoders import describe_encoder, kind_of
 from featurize.errors import UserError
 from featurize.execution.devices import default_workers
 from featurize.extraction.extract import extract
+from featurize.extraction.fit import with_stored_basis_rows
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.extraction.targets import base_channels
@@ -64,7 +65,7 @@ def estimate(
     published numbers are taken where neither is given. Raises UserError where the number of images can't be found out,
     and for levels that the encoder can't give.
     """
-    features = request.features
+    features = with_stored_basis_rows(request.features, resolve_path(request.features.out))
     images, why_not = _images(features) if rows is None else ((), None)
     if rows is None:
         rows = len(images) or _published(features)
