@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import resource
 import shutil
 import signal
@@ -23,11 +24,13 @@ from hypothesis import strategies as st
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.images import read_images
+from nestgen.pipeline import NestedPipeline
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.sampling import card as cards
 from nestgen.sampling import descent, latents
 from nestgen.sampling import sample as sampling
+from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.trained import load_samplers
 from tests.conftest import Begin, Begun
 from tests.nestgen.checkpoints import rewrite
@@ -369,7 +372,7 @@ def test_two_processes_draw_the_same(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_upper_levels_are_sampled_many_at_once_and_to_the_same_bits_after_an_interruption(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """z_1 has 5 tokens where z_0 has 17: three blocks at once, where there are three, and the rest one by one."""
     recipe = load_recipe(trained(levels=({"shape": "8x8x3"}, {"shape": "4x4x6", "sigma": 0.5}), sampling={"steps": 2}))
@@ -392,8 +395,16 @@ def test_upper_levels_are_sampled_many_at_once_and_to_the_same_bits_after_an_int
     times = times_of(whole, 1)
     sample_folder(recipe, whole, count=17, batch=2)
     assert batches[5:] == [6, 1]
+    assert re.search(r"z_1  59%\|.*\| 10/17 ", bars := capsys.readouterr().err) and not re.search(
+        r"-[\d.]+ images/s", bars
+    )
     assert files(whole) == before
     assert times.items() <= times_of(whole, 1).items()
+    pipe = NestedPipeline(recipe, load_samplers(recipe, CPU), load_decoder({"name": "pixels", "scale": 1.0}))
+    latents = pipe(num_images=17, seed=0, batch=2, progress=False).latents
+    assert batches[7:] == batches[:5]
+    for level, z_NHWC in enumerate(levels(whole, 2)):
+        np.testing.assert_array_equal(latents[level].permute(0, 2, 3, 1).numpy(), z_NHWC)
     small = levels(sample_folder(recipe, tmp_path / "small", count=3, batch=2), 2)
     for one, other in zip(levels(whole, 2), small):
         assert np.abs(one[:3] - other).max() < 1e-4 * one.std()

@@ -81,17 +81,17 @@ class BlockSampler:
         """Of the folder: DOOR, USERS and `rows_of_level`."""
         return open_locks(self.out)
 
-    def run(self, level: int | None, rows: range, callback: Callable[[int], object]) -> bool:
+    def run(self, level: int | None, rows: range, callback: Callable[[float], object]) -> bool:
         """Sees to a level of some blocks, or to their images (None); False while another process works at them.
 
-        `callback` gets the images of each network call.
+        `callback` gets how many images each network call was: of one call in ten, a tenth of its batch.
         """
         with self.locks.held(rows_of_level(level, rows)) as ours:
             if not ours:
                 return False
             _look_again(self.out if level is None else open_latents(self.out, level).records)
             if self.has(level, rows):
-                callback(len(rows) * self.calls(level))
+                callback(len(rows))
             elif level is None:
                 self.decode(rows)
                 callback(len(rows))
@@ -106,18 +106,14 @@ class BlockSampler:
         latents = open_latents(self.out, level)
         return all(map(latents.has, latents.blocks(rows)))
 
-    def calls(self, level: int | None) -> int:
-        """Network calls for an image."""
-        return 1 if level is None else self.samplers[level].settings.steps
-
-    def sample(self, level: int, rows: range, callback: Callable[[int], object]) -> None:
+    def sample(self, level: int, rows: range, callback: Callable[[float], object]) -> None:
         """Samples a level of some blocks and writes those that are not there, given the levels above, which the folder has."""
         conditions, latents, batch = self.conditions, open_latents(self.out, level), self.request.batch
         needed = () if level in conditions.stores else self.recipe.conditions(level)
         above = {one: open_latents(self.out, one).read(rows) for one in needed}
 
         def report(level: int, indices: Sequence[int], call: int, t: float, x_BCHW: Tensor) -> None:
-            callback(len(indices))
+            callback(len(indices) / self.samplers[level].settings.steps)
 
         with sampling_memory(min(batch, len(rows)), self.device):
             z_BCHW = sample_in_batches(self.samplers, rows, conditions, batch, above, report, [level])[level]
@@ -163,7 +159,6 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
     with ProcessPoolExecutor(processes, context, _start, start) as pool:
 
         def among(level: int | None, runs: Sequence[range], bar: tqdm) -> None:
-            calls = block_sampler.calls(level)
             try:
                 while runs:
                     running: dict[Future[bool], range] = {pool.submit(_run, level, rows): rows for rows in runs}
@@ -172,7 +167,7 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
                         for one in wait(running, return_when=FIRST_COMPLETED).done:
                             rows = running.pop(one)
                             if one.result():
-                                bar.update(len(rows) * calls)
+                                bar.update(len(rows))
                             else:
                                 others.append(rows)
                     runs = _paused(others, bar)

@@ -48,7 +48,7 @@ def sample(
         with open_workers(block_sampler, processes) as workers:
             _sample_levels(block_sampler, workers, 0)
             blocks = list(open_latents(out, 0).blocks())
-            with _bar("images", request.count, request.count, 1) as bar:
+            with _bar("images", request.count, request.count) as bar:
                 workers(None, blocks, bar)
         with block_sampler.locks.held(DOOR, wait=True):
             _finish(out, card)
@@ -123,18 +123,17 @@ def _sample_levels(block_sampler: BlockSampler, workers: Workers, lowest: int) -
         images = images_at_once(block_sampler.samplers, level, block_sampler.request.batch)
         runs = together(list(open_latents(block_sampler.out, level).blocks()), images)
         todo = [rows for rows in runs if not block_sampler.has(level, rows)]
-        with _bar(f"z_{level}", block_sampler.request.count, sum(map(len, todo)), sampler.settings.steps) as bar:
+        with _bar(f"z_{level}", block_sampler.request.count, sum(map(len, todo))) as bar:
             workers(level, todo, bar)
 
 
-def _bar(name: str, count: int, left: int, calls: int) -> tqdm:
-    """A progress bar that counts network calls, so that it moves within a batch, and shows images."""
+def _bar(name: str, count: int, left: int) -> tqdm:
+    """A progress bar of images, which moves by parts of them within a batch."""
     return tqdm(
         desc=name,
-        total=count * calls,
-        initial=(count - left) * calls,
+        total=count,
+        initial=count - left,
         unit=" images",
-        unit_scale=1 / calls,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     )
 
