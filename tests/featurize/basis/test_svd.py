@@ -13,15 +13,16 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurize.basis.moments import merge_all, merge_outliers, moments_of
+from featurize.basis.moments import Outliers, merge_all, merge_outliers, moments_of
 from featurize.basis.svd import (
     Basis,
+    count_outliers,
+    distances_of,
     drift,
     effective_rank,
     fit,
     load_basis,
     outlier_share,
-    outliers_of,
     owner_of,
     save_basis,
 )
@@ -34,6 +35,10 @@ def tokens(count: int, channels: int, seed: int = 0) -> np.ndarray:
     return (random.normal(size=(count, channels)) * scales) @ scipy.linalg.qr(random.normal(size=(channels, channels)))[
         0
     ]
+
+
+def outliers_of(basis: Basis, tokens_ND: np.ndarray) -> Outliers:
+    return count_outliers(*(values_N.numpy() for values_N in distances_of(basis, tokens_ND)))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 2**32 - 1))

@@ -32,7 +32,7 @@ def test_the_scenes_vae_decodes_held_out_scenes_even_with_noise_on_the_latent() 
     card = json.loads((EMBEDDED.parent / "scenes_vae" / "training.json").read_text())
     assert (codec.latent_shape, codec.stored_channels) == ((16, 16, 6), 12)
     pictures = np.stack([np.asarray(draw_scene(0, "val", index, 64).image) for index in range(50)])
-    mean_BHWC, logvar_BHWC = np.split(codec.encode(pictures), 2, axis=-1)
+    mean_BHWC, logvar_BHWC = np.split(codec.encode(pictures).numpy(), 2, axis=-1)
     z_BHWC = codec.attributes["scale"] * mean_BHWC
     # Every channel is as loud, so that a denoiser sees none drown in noise before the others.
     np.testing.assert_allclose(z_BHWC.std(axis=(0, 1, 2)), 1, atol=0.1)
@@ -51,7 +51,7 @@ def test_the_scenes_vae_decodes_held_out_scenes_even_with_noise_on_the_latent() 
 def test_the_embedded_vae_decodes_held_out_scenes() -> None:
     pictures = np.stack([np.asarray(draw_scene(0, "val", index, 32).image) for index in range(50)])
     codec = load_codec(parse_codec("vae:32", "tiny", None))
-    moments = codec.encode(pictures)
+    moments = codec.encode(pictures).numpy()
     assert codec.latent_shape == (8, 8, 8)
     assert moments.shape == (50, 8, 8, 16)
 
@@ -124,7 +124,7 @@ def test_both_layouts_of_the_vae_give_the_papers_moments(
     found = {}
     for place in places:
         codec = load_codec(parse_codec("vae:24", str(place), None))
-        found[place] = codec.encode(PICTURES)
+        found[place] = codec.encode(PICTURES).numpy()
         assert codec.latent_shape == (6, 6, 4)
         assert codec.attributes["layout"] == ("diffusers" if place.is_dir() else "original")
         # The mean's rounding is the moments' unit: single channels pass through zero.
@@ -153,7 +153,10 @@ def test_nestgen_decodes_what_is_stored_from_either_layout(
         _diffusers_folder(tmp_path / "old", state, True),
     ):
         codec = load_codec(parse_codec("vae:24", str(place), 0.5))
-        z_BCHW = torch.from_numpy(codec.encode(PICTURES)[..., :LATENT]).permute(0, 3, 1, 2) * codec.attributes["scale"]
+        z_BCHW = (
+            torch.from_numpy(codec.encode(PICTURES).numpy()[..., :LATENT]).permute(0, 3, 1, 2)
+            * codec.attributes["scale"]
+        )
         pictures.append(load_decoder(codec.attributes)(z_BCHW))
     assert pictures[0].shape == PICTURES.shape
     np.testing.assert_array_equal(pictures[0], pictures[1])
@@ -205,7 +208,7 @@ def test_a_codec_in_bfloat16_is_another_identity_and_decodes_to_the_same_picture
     pictures = np.stack([np.asarray(draw_scene(0, "val", index, 64).image) for index in range(4)])
     full, half = (load_codec(parse_codec("vae:64", "scenes", None, precision=name)) for name in ("float32", "bfloat16"))
     assert half.identity == full.identity | {"precision": "bfloat16"} and half.attributes == full.attributes
-    moments, others = full.encode(pictures), half.encode(pictures)
+    moments, others = full.encode(pictures).numpy(), half.encode(pictures).numpy()
     share = np.square(others - moments).sum() / np.square(moments).sum()
     assert 1e-7 < share < 2e-5  # -47 dB; of float32's roundings it would be 1e-13
     decode = load_decoder(full.attributes)
@@ -228,7 +231,7 @@ def test_taesd_is_stored_without_moments_and_comes_back(tmp_path: Path) -> None:
     ).eval()
     tiny.save_pretrained(tmp_path)
     codec = load_codec(parse_codec("taesd:24", str(tmp_path), None))
-    z_BHWC = codec.encode(PICTURES)
+    z_BHWC = codec.encode(PICTURES).numpy()
     assert (codec.latent_shape, codec.stored_channels, z_BHWC.shape) == ((12, 12, 4), 4, (2, 12, 12, 4))
     assert (codec.attributes["moments"], codec.attributes["scale"]) == (False, 1.0)
     with torch.no_grad():
@@ -243,7 +246,7 @@ def test_taesd_is_stored_without_moments_and_comes_back(tmp_path: Path) -> None:
 
 def test_pixels_keep_every_value() -> None:
     picture = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    stored = load_codec(parse_codec("pixels:16", None, None)).encode(picture).astype(np.float16).astype(np.float32)
+    stored = load_codec(parse_codec("pixels:16", None, None)).encode(picture).half().float().numpy()
     np.testing.assert_array_equal(np.rint((stored + 1) * 127.5), picture)
 
 

@@ -171,7 +171,7 @@ with engine(2, None) as run:
 def test_a_worker_whose_pipe_is_closed_ends_without_a_word() -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(0, there))
+    process = context.Process(target=_serve, args=(there, 0))
     process.start()
     there.close()
     here.close()

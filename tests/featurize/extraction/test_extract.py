@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from featurize.basis.svd import load_basis
 from featurize.errors import UserError
 from featurize.execution import devices
-from featurize.extraction import loader, scan
+from featurize.extraction import loader
 from featurize.extraction.extract import extract
 from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
@@ -124,21 +124,27 @@ def test_dask_workers_give_the_same_bytes(
     assert chunks(tmp_path / "two") == chunks(extraction)
 
 
-def test_as_beside_a_gpu_the_bytes_are_the_same(
-    extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("workers", "decoders"), [(0, 1), (0, 4), (1, 2)])
+def test_decoders_and_as_beside_a_gpu_the_bytes_are_the_same(
+    extraction: Path,
+    picture_folder: Path,
+    vit_weights: Path,
+    tmp_path: Path,
+    workers: int,
+    decoders: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Workers are spawned, for CUDA can't be used in a fork, and pictures are decoded in threads. The device stays the CPU."""
-    request = read_request(None, options(picture_folder, vit_weights, tmp_path / "spawned"), "2x2x8,1x1x16")
-    with monkeypatch.context() as patch:
-        patch.setattr(devices, "gpus", lambda: 1)
-        extract(request, workers=1, scheduler=None)
-    assert chunks(tmp_path / "spawned") == chunks(extraction)
+    """Beside a GPU workers are spawned, as CUDA can't be used in a fork, and do two blocks at once. Theirs is the CPU here.
 
-    request = read_request(None, options(picture_folder, vit_weights, tmp_path / "threads"), "2x2x8,1x1x16")
-    for module in (loader, scan):
-        monkeypatch.setattr(module, "decoding_threads", lambda: 3)
-    extract(request, workers=0, scheduler=None)
-    assert chunks(tmp_path / "threads") == chunks(extraction)
+    The slots are as small as a few images, so that parts of a batch come from several, and all slots are used again.
+    """
+    if workers:
+        monkeypatch.setattr(devices, "gpus", lambda: 1)
+    else:
+        monkeypatch.setattr(loader, "ROWS_PER_JOB", 3)
+    request = read_request(None, options(picture_folder, vit_weights, tmp_path), "2x2x8,1x1x16")
+    extract(request, workers, scheduler=None, decoders=decoders)
+    assert chunks(tmp_path) == chunks(extraction)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -43,6 +43,7 @@ class Features(BaseModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     crop: Literal["square", "official"] = "square"
     icc: Literal["ignore", "srgb"] = "ignore"
+    decoder: str = "pillow"
     strict: bool = False
     z0: str = "pixels:32"
     z0_crop: Literal["same", "lanczos", "adm"] = "same"
@@ -60,6 +61,18 @@ class Features(BaseModel):
     basis_rows: int = Field(default=8192, ge=1)
     basis_tolerance: float = Field(default=0.01, ge=0)
     max_bad: int | str = 100
+
+    @property
+    def least_side(self) -> int:
+        """The short side in pixels that JPEGs are decoded to at least; 0 where they are decoded whole."""
+        return int(self.decoder.partition(":")[2] or 0)
+
+    @field_validator("decoder")
+    @classmethod
+    def _known_decoder(cls, value: str) -> str:
+        if not re.fullmatch(r"pillow|scaled:[1-9]\d*", value):
+            raise ValueError("it must be pillow, or scaled: and a side in pixels, like scaled:256")
+        return value
 
     @field_validator("max_bad", mode="before")
     @classmethod
@@ -140,7 +153,7 @@ def _load(path: Path | None) -> tuple[dict[str, Any], Path]:
         raise UserError(f"The recipe {path} holds no keys; docs/recipe.md shows what one looks like.")
     for key in document:
         if key not in SECTIONS:
-            raise UserError(f"The recipe {path} has an unknown key {str(key)!r}{_nearest(str(key), SECTIONS)}.")
+            raise UserError(f"The recipe {path} has an unknown key {str(key)!r}{_nearest(str(key), SECTIONS)}")
     return document, path.resolve().parent
 
 
@@ -181,15 +194,13 @@ def _validated(section: dict[str, Any], options: Collection[str]) -> Features:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(
-                f"Unknown key {f'features.{key}'!r}{_nearest(key, tuple(Features.model_fields))}."
-            ) from None
+            raise UserError(f"Unknown key {f'features.{key}'!r}{_nearest(key, tuple(Features.model_fields))}") from None
         problem = re.sub(r"^value error, ", "", first["msg"].lower())
-        raise UserError(f"{_where(key, options)} is {first['input']!r}, but: {problem}.") from None
+        raise UserError(f"{_where(key, options)} is {first['input']!r}; {problem}.") from None
     for key, value in features:
         if isinstance(value, str) and printable(value) != value:
             raise UserError(
-                f"{_where(key, options)} is {printable(value)!r}, but: it is not UTF-8 text; rename it, or link to it."
+                f"{_where(key, options)} is {printable(value)!r}; that is not UTF-8 text: rename it, or link to it."
             )
     return features
 
@@ -208,7 +219,7 @@ def _level_shapes(document: dict[str, Any]) -> list[Shape]:
 
 def _nearest(key: str, choices: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(choices)}"
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(choices)}."
 
 
 def choices(field: str) -> list[str]:

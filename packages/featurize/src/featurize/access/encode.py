@@ -25,6 +25,7 @@ from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
 from featurize.images.decode import Profile, decode
 from featurize.images.reasons import BadImage
 from featurize.integrity.options import features_of
+from featurize.recipe import Features
 from featurize.store.layout import base_path, basis_path
 from featurize.store.metadata import ArraySpec, spec_of
 
@@ -39,7 +40,7 @@ class Branch:
     """A network of a root: what it is given of an image, and the latents that it makes of a batch."""
 
     input: InputSpec
-    profile: Profile
+    features: Features
     encode: Encode
 
 
@@ -73,9 +74,11 @@ def encode(
         inputs = [np.zeros((INNER_BATCH, one.input.side, one.input.side, 3), dtype=np.uint8) for one in branches]
         for number in range(count):
             image = images[start + number]
-            pixels = {profile: _rgb(image, start + number, profile) for profile in {one.profile for one in branches}}
+            ways = {(one.features.icc, one.features.least_side) for one in branches}
+            pixels = {way: _rgb(image, start + number, *way) for way in ways}
             for x_BHWC, branch in zip(inputs, branches, strict=True):
-                x_BHWC[number] = crop(pixels[branch.profile], rule, branch.input)
+                way = branch.features.icc, branch.features.least_side
+                x_BHWC[number] = crop(pixels[way], rule, branch.input)
         latents = [branch.encode(x_BHWC) for x_BHWC, branch in zip(inputs, branches, strict=True)]
         parts.append({name: values[:count] for made in latents for name, values in made.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -88,11 +91,11 @@ def _check(images: object) -> None:
         raise ValueError("images is empty; give at least one")
 
 
-def _rgb(image: ImageLike, number: int, profile: Profile) -> Image.Image:
+def _rgb(image: ImageLike, number: int, profile: Profile, least: int) -> Image.Image:
     """An image of whatever form as RGB."""
     if isinstance(image, str | Path):
         try:
-            return decode(Path(image).read_bytes(), profile)
+            return decode(Path(image).read_bytes(), profile, least)
         except (BadImage, OSError) as error:
             raise ValueError(f"images[{number}], {image}, can't be read: {error}") from None
     if isinstance(image, np.ndarray):
@@ -124,7 +127,7 @@ def _codec_branch(name: str, spec: ArraySpec, device: str) -> Branch:
     codec = load_codec(replace(codec_spec(features), device=device))
     if codec.identity != spec.provenance["codec"]:
         raise UserError(f"{spec.path} was made by other weights of its codec; put those back.")
-    return Branch(codec.input, features.icc, lambda x_BHWC: {name: codec.encode(x_BHWC)})
+    return Branch(codec.input, features, lambda x_BHWC: {name: codec.encode(x_BHWC).cpu().numpy()})
 
 
 def _encoder_branch(
@@ -140,11 +143,12 @@ def _encoder_branch(
 
     def encode_batch(x_BHWC: np.ndarray) -> dict[str, np.ndarray]:
         f_BHWD = encode_features(encoder, x_BHWC, device, features.precision)
-        f_BHWC = basis.project(f_BHWD, base.shape[-1]).astype(base.dtype)  # as it is stored: levels come from the store
+        f_BHWC = basis.project(f_BHWD, base.shape[-1]).cpu().numpy()
+        f_BHWC = f_BHWC.astype(base.dtype)  # as it is stored: levels come from the store
         return {name: make(f_BHWC) for name, make in makers.items()}
 
     makers = {name: _as_base if spec.kind == "base" else partial(_as_level, spec) for name, spec in specs.items()}
-    return Branch(InputSpec(rule.side(encoder.input_size), encoder.interpolation), features.icc, encode_batch)
+    return Branch(InputSpec(rule.side(encoder.input_size), encoder.interpolation), features, encode_batch)
 
 
 def _as_base(f_BHWC: np.ndarray) -> np.ndarray:

@@ -68,15 +68,14 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """Merged from the first to the last: float addition is not associative, so the order is part of the result.
-
-    Parts on a GPU are merged there; what comes of them is not.
-    """
-    merged = reduce(merge, parts)
-    return merged if isinstance(merged.mean, np.ndarray) else _to_numpy(merged)
+    """Merged from the first to the last: float addition is not associative, so the order is part of the result."""
+    return on_host(reduce(merge, parts))
 
 
-def _to_numpy(moments: Moments) -> Moments:
+def on_host(moments: Moments) -> Moments:
+    """The moments as arrays: those of tokens on a GPU are merged there, and copied once."""
+    if isinstance(moments.mean, np.ndarray):
+        return moments
     return Moments(moments.count, moments.mean.cpu().numpy(), moments.scatter.cpu().numpy())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,14 +23,15 @@ EDGES = np.geomspace(1e-3, 1e3, 4096)  # 0.34 % from one to the next
 
 @dataclass(frozen=True)
 class Basis:
-    """Principal directions of the tokens: mean (D), components (D, D) by column, eigenvalues (D) falling; float64.
+    """Principal directions of the tokens: mean (D), components (D, D) by column, eigenvalues (D) falling; float64, arrays, or
+    tensors where tokens are projected.
 
     The covariance is centred, so this is the SVD of the tokens less their mean.
     """
 
-    mean: np.ndarray
-    components: np.ndarray
-    eigenvalues: np.ndarray
+    mean: Any
+    components: Any
+    eigenvalues: Any
 
     @property
     def sha256(self) -> str:
@@ -42,11 +43,17 @@ class Basis:
         """Share of the total variance per channel."""
         return self.eigenvalues / self.eigenvalues.sum()
 
-    def project(self, f: Tokens, channels: int) -> np.ndarray:
-        """f (..., D) on the first `channels` directions, float32; a tensor is projected on its own device."""
+    def on(self, device: str) -> Basis:
+        """The same with tensors on a device, so that nothing is copied to it batch by batch."""
+        import torch
+
+        arrays = (self.mean, self.components, self.eigenvalues)
+        return Basis(*(torch.as_tensor(array, device=device) for array in arrays))
+
+    def project(self, f: Tokens, channels: int) -> Tensor:
+        """f (..., D) on the first `channels` directions, float32, on the device of f."""
         f = _tensor(f).float()
-        components = f.new_tensor(self.components[:, :channels])
-        return ((f - f.new_tensor(self.mean)) @ components).cpu().numpy()
+        return (f - _like(f, self.mean)) @ _like(f, self.components[:, :channels])
 
 
 def fit(moments: Moments) -> Basis:
@@ -65,15 +72,20 @@ def fit(moments: Moments) -> Basis:
     return Basis(moments.mean, vectors * np.where(largest < 0, -1.0, 1.0), np.maximum(eigenvalues[order], 0.0))
 
 
-def outliers_of(basis: Basis, tokens_ND: Tokens) -> Outliers:
-    """The tokens counted by their distance from the basis's mean."""
+def distances_of(basis: Basis, tokens_ND: Tokens) -> tuple[Tensor, Tensor]:
+    """Of each token the distance from the basis's mean, in units of its standard deviation over all channels together, and the
+    score on its first direction; float64, on the tokens' device."""
     tokens = _tensor(tokens_ND).double()
-    tokens = tokens - tokens.new_tensor(basis.mean)
-    distance = tokens.norm(dim=1).cpu().numpy() / np.sqrt(basis.eigenvalues.sum())
-    score = (tokens @ tokens.new_tensor(basis.components[:, 0])).cpu().numpy()
-    bins = np.searchsorted(EDGES, distance)
+    tokens = tokens - _like(tokens, basis.mean)
+    distance_N = tokens.norm(dim=1) / basis.eigenvalues.sum() ** 0.5
+    return distance_N, tokens @ _like(tokens, basis.components[:, 0])
+
+
+def count_outliers(distance_N: np.ndarray, score_N: np.ndarray) -> Outliers:
+    """The tokens counted by their distance."""
+    bins = np.searchsorted(EDGES, distance_N)
     size = len(EDGES) + 1
-    return Outliers(np.bincount(bins, minlength=size), np.bincount(bins, score**2, minlength=size))
+    return Outliers(np.bincount(bins, minlength=size), np.bincount(bins, score_N**2, minlength=size))
 
 
 def outlier_share(outliers: Outliers, top: float = OUTLIERS) -> float:
@@ -157,6 +169,11 @@ def load_basis(path: Path) -> Basis:
         raise UserError(
             f"The basis {path} is damaged; run `featurize repair` on its store root to make it again."
         ) from None
+
+
+def _like(f: Tensor, values: Tokens) -> Tensor:
+    """The values in the type of f, on its device."""
+    return _tensor(values).to(f)
 
 
 def _tensor(values: Tokens) -> Tensor:

@@ -9,6 +9,7 @@ import click
 
 from featurize.cli.options import (
     SMALL_STORE,
+    decoders_option,
     parse_model_args,
     recipe_option,
     scheduler_option,
@@ -48,6 +49,11 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     "Embedded colour profiles: ignored, as by the encoders' authors, or converted to sRGB.",
     type=click.Choice(choices("icc")),
 )
+@_option(
+    "--decoder",
+    "How JPEGs are decoded: to Pillow's pixels, or scaled:SIDE, by libjpeg to a half, a quarter or an eighth of at least SIDE.",
+    metavar="NAME",
+)
 @_option("--strict", "Refuse JPEGs that libjpeg warns of, like one whose middle is lost.", is_flag=True, default=None)
 @click.option("--levels", metavar="SHAPES", help="Levels above z_0, like 4x4x16,2x2x8. [default: the recipe's]")
 @_option("--z0", "Codec of z_0 and the picture's side: pixels:32, vae:256, taesd:256.", metavar="CODEC:SIDE")
@@ -81,12 +87,14 @@ def _option(name: str, text: str, **settings: Any) -> Any:
 )
 @_option("--max-bad", "Stop when more images than this can't be read: a count, or a share like 1%.", metavar="COUNT")
 @workers_option
+@decoders_option
 @scheduler_option
 @wait_option
 def extract(
     recipe: Path | None,
     levels: str | None,
     workers: int | None,
+    decoders: int | None,
     scheduler: str | None,
     wait: bool,
     model_args: str | None,
@@ -106,7 +114,7 @@ def extract(
     if model_args is not None:
         overrides["model_args"] = parse_model_args(model_args)
     request = read_request(recipe, overrides, levels)
-    run_extract(request, workers, scheduler, wait)
+    run_extract(request, workers, scheduler, wait, decoders)
     click.echo(describe(resolve_path(request.features.out)))
 
 

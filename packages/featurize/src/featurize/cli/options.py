@@ -18,7 +18,12 @@ recipe_option = click.option(
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Worker processes; 0 works in this one. [default: one per core, or four per GPU]",
+    help="Worker processes; 0 works in this one. [default: one per GPU, else per core]",
+)
+decoders_option = click.option(
+    "--decoders",
+    type=click.IntRange(min=0),
+    help="Processes that read and decode for each worker. [default: a GPU's share of the cores; none on a CPU]",
 )
 wait_option = click.option("--wait", is_flag=True, help="Wait until another run releases the store root, then go on.")
 scheduler_option = click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address instead.")

@@ -57,9 +57,10 @@ class CodecDescription:
 
 @dataclass(frozen=True)
 class Codec(CodecDescription):
-    """A loaded codec: `encode` takes uint8 images (B, size, size, 3) and gives (B, h, w, stored channels) float32."""
+    """A loaded codec: `encode` takes uint8 images (B, size, size, 3), an array or a tensor, and gives (B, h, w, stored channels)
+    float32 on the spec's device."""
 
-    encode: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[np.ndarray | Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def described(
     return CodecDescription(spec.name, spec.size, interpolation, latent_shape, stored_channels, attributes, identity)
 
 
-def loaded(description: CodecDescription, encode: Callable[[np.ndarray], np.ndarray]) -> Codec:
+def loaded(description: CodecDescription, encode: Callable[[np.ndarray | Tensor], Tensor]) -> Codec:
     """The described codec with its network."""
     return Codec(**vars(description), encode=encode)
 
 
 def encode_with(
     model: nn.Module, spec: CodecSpec, latent_of: Callable[[Tensor], Tensor]
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[np.ndarray | Tensor], Tensor]:
     """`Codec.encode` by a network, which is moved to the spec's device: `latent_of` takes x_BCHW in -1..1 to (B, C, h, w).
 
     In bfloat16 its weights lie channels last, as the kernels for it want them; in float32 values are those of earlier versions.
@@ -108,11 +109,11 @@ def encode_with(
     layout = torch.channels_last if spec.precision == "bfloat16" else torch.contiguous_format
     model.eval().requires_grad_(False).to(spec.device).to(memory_format=layout)  # type: ignore[call-overload]
 
-    def encode(x_BHWC: np.ndarray) -> np.ndarray:
-        x_BCHW = torch.from_numpy(x_BHWC).to(spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    def encode(x_BHWC: np.ndarray | Tensor) -> Tensor:
+        x_BCHW = torch.as_tensor(x_BHWC, device=spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
         with inference(spec.device, spec.precision):
             z_BCHW = latent_of(x_BCHW)
-        return z_BCHW.permute(0, 2, 3, 1).float().cpu().numpy()
+        return z_BCHW.permute(0, 2, 3, 1).float()
 
     return encode
 

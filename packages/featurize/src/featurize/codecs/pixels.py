@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind, described, loaded
 
 
@@ -15,7 +13,9 @@ def describe(spec: CodecSpec) -> CodecDescription:
 
 def build(spec: CodecSpec, description: CodecDescription) -> Codec:
     """Nothing is loaded."""
-    return loaded(description, lambda x_BHWC: x_BHWC.astype(np.float32) / 127.5 - 1.0)
+    import torch
+
+    return loaded(description, lambda x_BHWC: torch.as_tensor(x_BHWC, device=spec.device).float() / 127.5 - 1.0)
 
 
 KIND = Kind(describe, build, lambda side: ((side, side, 3), 3), needs_weights=False)

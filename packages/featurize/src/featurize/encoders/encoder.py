@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,12 +200,20 @@ def loaded(
 
 
 def encode(encoder: Encoder, x_BHWC: Any, device: str, precision: str) -> Tensor:
-    """uint8 images (B, S, S, 3) as numpy to f_BHWD, float32 on the device: what is made of it is smaller than it."""
+    """uint8 images (B, S, S, 3), an array or a tensor, to f_BHWD, float32 on the device: what is made of it is smaller."""
     import torch
 
-    x_BCHW = torch.from_numpy(x_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)
-    mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
+    x_BCHW = torch.as_tensor(x_BHWC, device=device).permute(0, 3, 1, 2).float().div_(255.0)
+    mean, std = _constants(encoder.mean, encoder.std, device)
     with inference(device, precision):
         f_BHWD = encoder.forward((x_BCHW - mean) / std)
     return f_BHWD.float()
+
+
+@cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: str) -> tuple[Tensor, Tensor]:
+    """Mean and spread (1, 3, 1, 1) on the device, copied to it once: a GPU would have to be waited for at each batch."""
+    import torch
+
+    first, second = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    return first, second

@@ -9,20 +9,28 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-# Pillow holds the interpreter's lock too often for one process to keep a GPU busy: docs/performance.md has rates for 1, 2 and 4.
-WORKERS_PER_GPU = 4
-MEMORY_PER_WORKER = 10 << 30  # bytes of a GPU: Stable Diffusion's VAE takes about half of it for a batch
+TASKS_PER_GPU = 2  # of a worker: images of one are decoded while the rows of the other are written
+MEMORY_PER_VIEW = 320 << 20  # bytes of a GPU: Stable Diffusion's VAE takes half of it for an image of 256 pixels
+LARGEST_BATCH = 256  # views in a forward pass; more make a ViT-B no faster
 FREE_MEMORY_KEPT = 2**31 - 1  # bytes at the end of the heap
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 CGROUP = Path("/sys/fs/cgroup")
 
 _worker_number: int | None = None  # of a local worker process, set once at its start
+_decoders: int | None = None  # requested of this process
 
 
-def become_worker(number: int) -> None:
-    """Tell this process which of the local workers it is."""
+def become_worker(number: int, decoders: int | None = None) -> None:
+    """Tell this process which of the local workers it is, and how many processes are to decode for it (None: its share)."""
     global _worker_number
     _worker_number = number
+    request_decoders(decoders)
+
+
+def request_decoders(count: int | None) -> None:
+    """How many processes are to decode for this one; None: its share of the cores."""
+    global _decoders
+    _decoders = count
 
 
 def cores() -> int:
@@ -54,13 +62,13 @@ def gpus() -> int:
 
 
 def default_workers() -> int:
-    """Up to four processes for each GPU, as its memory allows (they decode in threads beside the encoder), else one per core."""
-    if not gpus():
-        return cores()
-    import torch
+    """A process for each GPU, else for each core."""
+    return gpus() or cores()
 
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return gpus() * max(1, min(WORKERS_PER_GPU, memory // MEMORY_PER_WORKER))
+
+def tasks_per_worker() -> int:
+    """Tasks that a worker does at once: on a GPU two, else one, as each computes on the worker's core."""
+    return TASKS_PER_GPU if gpus() else 1
 
 
 def device_of_worker() -> str:
@@ -83,9 +91,26 @@ def _number() -> int:
     return int(name) if name.isdecimal() else 0
 
 
-def decoding_threads() -> int:
-    """Threads that read and decode beside the encoder: a GPU's share of the cores; none where the encoder needs the core."""
+def decoders() -> int:
+    """Processes that read and decode images for this one: as requested, else a GPU's share of the cores, and none where the
+    encoder needs the core."""
+    if _decoders is not None:
+        return _decoders
     return max(1, cores() // gpus()) if gpus() else 0
+
+
+def views_per_batch(device: str, least: int, views: int) -> int:
+    """How many views a forward pass takes of a task that has so many: `least` on a CPU, and more where a GPU has memory for them.
+
+    It depends on the GPU's model alone, not on what is free: another size may round in another way.
+    """
+    if device == "cpu":
+        return least
+    import torch
+
+    fitting = torch.cuda.get_device_properties(device).total_memory // MEMORY_PER_VIEW
+    wanted = min(LARGEST_BATCH, fitting, 1 << (views - 1).bit_length())
+    return max(least, 1 << (wanted.bit_length() - 1))
 
 
 def keep_memory() -> None:

@@ -1,7 +1,7 @@
 """Processes of this machine, each with a pipe to this one: a task goes in, its result comes out.
 
-The standard library's pools give up all their processes when one dies, and do not say which. Here a dead one costs the task
-it had: it is named, another takes its place, and the task is done again.
+The standard library's pools give up all their processes when one dies, and do not say which. Here a dead one costs the tasks
+it had: it is named, another takes its place, and they are done again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -28,7 +29,7 @@ from featurize.errors import UserError
 from featurize.execution import devices, stalls
 from featurize.execution.interrupt import SIGNALS, signals_later, stop_requested
 from featurize.execution.stalls import watch_for_stalls
-from featurize.execution.tasks import Run, call
+from featurize.execution.tasks import Run, call, one_thread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,8 +40,8 @@ MAX_DEATHS = 6  # of workers over one task, before the run stops
 
 
 @dataclass(frozen=True)
-class _Worker:
-    """One process and this end of its pipe."""
+class Worker:
+    """One process and this end of its pipe: (index, function, task) goes in, (index, whether it succeeded, result) comes out."""
 
     number: int
     process: BaseProcess
@@ -48,58 +49,63 @@ class _Worker:
 
 
 @contextmanager
-def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
+def local_workers(count: int, imports: Sequence[str], decoders: int | None = None) -> Iterator[Run]:
     """A `Run` on `count` processes, each of which is started when there is a task for it.
 
     `imports` are modules that take long to import: the workers are forked from one process that has them (it has no threads
     yet, so forking it is safe). Not where there are GPUs: importing timm initialises CUDA, and then no fork of the
-    process may use it.
+    process may use it. `decoders` processes of its own decode for each worker (None: as `devices.decoders` says).
     """
     context = multiprocessing.get_context("spawn" if devices.gpus() else "forkserver")
     if not devices.gpus():
         context.set_forkserver_preload([__name__, *imports])
-    workers: dict[int, _Worker] = {}
-    busy: dict[Connection, tuple[_Worker, int, Any]] = {}
+    at_once = devices.tasks_per_worker()
+    workers: dict[int, Worker] = {}
+    busy: dict[Connection, tuple[Worker, dict[int, Any]]] = {}  # the tasks of each, by their index
 
-    def next_worker() -> _Worker:
-        """One that is idle, or a new one."""
+    def next_worker() -> Worker:
+        """One that is idle, or a new one, or the one with the fewest tasks."""
         idle = next((worker for worker in workers.values() if worker.pipe not in busy), None)
-        return idle or _start(next(number for number in range(count) if number not in workers), count, context, workers)
+        if idle is not None or len(workers) == count:
+            return idle or min(busy.values(), key=lambda one: len(one[1]))[0]
+        number = next(number for number in range(count) if number not in workers)
+        serving = (number, decoders, at_once)
+        return start_worker(f"Worker {number + 1} of {count}", context, workers, number, _serve, serving)
 
-    def end(worker: _Worker) -> None:
-        """Its task, if it has one, is given up."""
+    def end(worker: Worker) -> None:
+        """Its tasks, if it has some, are given up."""
         del workers[worker.number]
-        worker.pipe.close()
-        worker.process.kill()
-        worker.process.join()
+        end_worker(worker)
 
     def run(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[int, R]]:
         waiting = enumerate(tasks)
         again: deque[tuple[int, T]] = deque()
         deaths: Counter[int] = Counter()
 
-        watch, used = watch_for_stalls(), dict[_Worker, float]()
+        watch, used = watch_for_stalls(), dict[Worker, float]()
 
         def movements() -> dict[str, bool]:
             """Whether each busy worker has used its core since the last call."""
             moved = {}
-            for worker, _, _ in busy.values():
+            for worker, _ in busy.values():
                 with suppress(psutil.Error):  # it has just died, as `wait` will show
                     seconds = sum(psutil.Process(worker.process.pid).cpu_times()[:2])
-                    moved[_name(worker)] = seconds - used.get(worker, 0.0) > stalls.LEAST * stalls.LOOK
+                    name = f"Worker {worker.number + 1} (process {worker.process.pid})"
+                    moved[name] = seconds - used.get(worker, 0.0) > stalls.LEAST * stalls.LOOK
                     used[worker] = seconds
             return moved
 
         def fill() -> None:
-            while len(busy) < count and not stop_requested():
+            while sum(len(own) for _, own in busy.values()) < count * at_once and not stop_requested():
                 # Last, when most else is done and memory is free, what a worker died over.
                 job = next(waiting, None) or (again.popleft() if again else None)
                 if job is None:
                     return
                 worker = next_worker()
-                busy[worker.pipe] = (worker, *job)
+                index, task = job
+                busy.setdefault(worker.pipe, (worker, {}))[1][index] = task
                 with suppress(BrokenPipeError):  # it died idle, as `wait` will show
-                    worker.pipe.send((function, job[1]))
+                    worker.pipe.send((index, function, task))
 
         try:
             fill()
@@ -107,17 +113,19 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
                 ready = wait(list(busy), stalls.LOOK)
                 watch(movements)
                 for pipe in ready:
-                    worker, index, task = busy[cast(Connection, pipe)]
+                    worker, own = busy[cast(Connection, pipe)]
                     try:
-                        succeeded, result = worker.pipe.recv()
+                        index, succeeded, result = worker.pipe.recv()
                     except (EOFError, OSError):
-                        deaths[index] += 1
+                        deaths.update(list(own))
                         del busy[worker.pipe], workers[worker.number]
-                        _report_death(worker, deaths[index])
-                        again.append((index, task))
+                        _report_death(worker, max(deaths[index] for index in own))
+                        again.extend(own.items())
                         fill()
                         continue
-                    del busy[worker.pipe]
+                    del own[index]
+                    if not own:
+                        del busy[worker.pipe]
                     if not succeeded:
                         raise result
                     fill()
@@ -125,7 +133,7 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
             if stop_requested():
                 raise KeyboardInterrupt
         finally:
-            for worker, _, _ in busy.values():
+            for worker, _ in busy.values():
                 end(worker)
             busy.clear()
 
@@ -136,41 +144,72 @@ def local_workers(count: int, imports: Sequence[str]) -> Iterator[Run]:
             end(worker)
 
 
-def _start(number: int, count: int, context: Any, workers: dict[int, _Worker]) -> _Worker:
-    """A new process, entered into `workers`. Raises UserError where the machine has none to give."""
+def start_worker(
+    name: str,
+    context: Any,
+    workers: dict[int, Worker],
+    number: int,
+    serve: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> Worker:
+    """A new process that calls `serve` with its pipe and the arguments, entered into `workers`.
+
+    Raises UserError where the machine has none to give.
+    """
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(number, there), name=f"worker {number + 1}", daemon=True)
+    # No daemon, as it may start processes to decode for it; whatever happens, it ends with this one (`_end_with_main_process`).
+    process = context.Process(target=serve, args=(there, *arguments), name=name)
     try:
         resource_tracker.ensure_running()  # now, as it would let the signals through again
         with signals_later():
             if context.get_start_method() == "forkserver":
                 forkserver.ensure_running()
             process.start()
-            workers[number] = _Worker(number, process, here)  # before a signal comes, so that it is ended
+            workers[number] = Worker(number, process, here)  # before a signal comes, so that it is ended
     except (OSError, EOFError) as error:
         raise UserError(
-            f"Worker {number + 1} of {count} could not be started ({error}): is memory or are processes short? Run the same "
-            "command again, or with fewer --workers."
+            f"{name} could not be started ({error}): is memory or are processes short? Run the same command again, or with "
+            "fewer --workers."
         ) from None
     there.close()
     return workers[number]
 
 
-def _serve(number: int, pipe: Connection) -> None:
-    """A worker's life: it does tasks until the main process ends it, or has ended itself."""
+def end_worker(worker: Worker) -> None:
+    """End a process, whatever it does."""
+    worker.pipe.close()
+    worker.process.kill()
+    worker.process.join()
+
+
+def _serve(pipe: Connection, number: int, decoders: int | None = None, at_once: int = 1) -> None:
+    """A worker's life."""
+    devices.become_worker(number, decoders)
+    devices.keep_memory()
+    serve(pipe, at_once)
+
+
+def serve(pipe: Connection, at_once: int = 1) -> None:
+    """Do the tasks that come by a pipe, until the main process ends this one, or has ended itself."""
     for name in SIGNALS:  # a terminal and a batch system send them to all processes, and only the main one is to react
         signal.signal(name, signal.SIG_IGN)
-    devices.become_worker(number)
-    devices.keep_memory()
     threading.Thread(target=_end_with_main_process, daemon=True).start()
-    with suppress(EOFError, ConnectionError):  # the main process has closed its end: there is nothing more to do
-        while True:
-            function, task = pipe.recv()
-            try:
-                answer: tuple[bool, Any] = (True, call(function, task))
-            except BaseException as error:
-                answer = (False, _portable(error))
+    sending = threading.Lock()
+
+    def carry_out(index: int, function: Callable[[Any], Any], task: Any) -> None:
+        try:
+            answer: tuple[int, bool, Any] = (index, True, call(function, task))
+        except BaseException as error:
+            answer = (index, False, _portable(error))
+        with sending, suppress(ConnectionError):  # the main process may have closed its end
             pipe.send(answer)
+
+    # For all of its life, as `call` would put the number of threads back under the other task's feet.
+    with one_thread(), ThreadPoolExecutor(at_once) as pool, suppress(EOFError, ConnectionError):
+        # In the main thread where it can be: what other threads free, glibc does not keep.
+        begin: Callable[..., Any] = carry_out if at_once == 1 else lambda *job: pool.submit(carry_out, *job)
+        while True:
+            begin(*pipe.recv())
 
 
 def _end_with_main_process() -> None:
@@ -192,20 +231,20 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def _name(worker: _Worker) -> str:
-    return f"Worker {worker.number + 1} (process {worker.process.pid})"
-
-
-def _report_death(worker: _Worker, deaths: int) -> None:
+def _report_death(worker: Worker, deaths: int) -> None:
     """Say which worker died of what. Raises UserError when workers die over one task again and again."""
-    worker.pipe.close()
-    worker.process.join()
-    code = worker.process.exitcode or 0
-    cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    name = f"{_name(worker)} died ({cause})"
+    name = f"Worker {worker.number + 1} (process {worker.process.pid}) died ({cause_of_death(worker)})"
     if deaths >= MAX_DEATHS:
         raise UserError(
             f"{name}; {deaths} workers died over one block of rows: is memory short? What is done is kept; run the same command "
             "again with fewer --workers."
         )
     log.warning("%s; its block is done again.", name)
+
+
+def cause_of_death(worker: Worker) -> str:
+    """What a process that is gone died of."""
+    worker.pipe.close()
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Between two devices, in the same precision: distance of a row as a share of its length. docs/precision.md has what is measured.
 AGREEMENT = {"float32": 5e-3, "bfloat16": 5e-2}
+
+_SWITCHES = threading.RLock()  # torch's are of the whole process, which on a GPU does two tasks at once
 
 
 @contextmanager
@@ -19,14 +22,15 @@ def inference(device: str, precision: str) -> Iterator[None]:
     import torch
 
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, products.allow_bf16_reduced_precision_reduction, convolutions.allow_tf32
-    products.allow_tf32 = products.allow_bf16_reduced_precision_reduction = convolutions.allow_tf32 = False
     half = precision == "bfloat16"
-    try:
-        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-            yield
-    finally:
-        products.allow_tf32, products.allow_bf16_reduced_precision_reduction, convolutions.allow_tf32 = before
+    with _SWITCHES:
+        before = products.allow_tf32, products.allow_bf16_reduced_precision_reduction, convolutions.allow_tf32
+        products.allow_tf32 = products.allow_bf16_reduced_precision_reduction = convolutions.allow_tf32 = False
+        try:
+            with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+                yield
+        finally:
+            products.allow_tf32, products.allow_bf16_reduced_precision_reduction, convolutions.allow_tf32 = before
 
 
 def device_name(device: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurize.basis.moments import Moments, Outliers, merge_all, merge_outliers, moments_of, save_moments
-from featurize.basis.svd import load_basis, outliers_of
+from featurize.basis.moments import Moments, Outliers, merge, moments_of, on_host, save_moments
+from featurize.basis.svd import count_outliers, distances_of, load_basis
 from featurize.codecs import load_codec
 from featurize.encoders import encode, load_encoder
 from featurize.execution.devices import device_of_worker
@@ -25,10 +29,15 @@ from featurize.store.ledger import Ledger
 from featurize.store.metadata import ArraySpec, read_metadata
 from featurize.store.write import prepare, write_block
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Log = Callable[..., None]  # takes an event's name, and facts by name
 Learn = Callable[
     [Sequence[int], Sequence[Examined | None]], None
 ]  # takes rows, and what was found out about their images
+
+_LOADING = threading.Lock()  # of networks, which two tasks of a worker would else load twice
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,8 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class Encoded:
-    """`z_0` and base store of the stored images of a batch, (rows, views, ...) float32, of their tokens the moments and the
-    outliers, and what was seen of all images."""
+    """`z_0` and base store of the stored images of a batch, (rows, views, ...) float16 as they are stored, of their tokens the
+    moments and the outliers, and what was seen of all images."""
 
     z0: np.ndarray | None
     base: np.ndarray | None
@@ -131,51 +140,54 @@ def _with_gaps(values: np.ndarray | None, seen: tuple[Seen, ...], array: Path) -
     stored = np.array([one.is_stored for one in seen])
     if values is not None and stored.all():
         return values
-    rows = np.zeros((len(seen), *read_metadata(array).shape[1:]), dtype=np.float32)
+    rows = np.zeros((len(seen), *read_metadata(array).shape[1:]), dtype=np.float16)
     if values is not None:
         rows[stored] = values
     return rows
 
 
 def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
-    """The values that the task asks for of its images; nothing is written."""
+    """The values that the task asks for of its images; nothing is written. Until all are there nothing leaves the device."""
     device, features = device_of_worker(), task.batch.features
-    takers: list[tuple[InputSpec, Callable[[np.ndarray, int], None]]] = []
-    z0: list[np.ndarray] = []
-    base: list[np.ndarray] = []
-    moments: list[Moments] = []
-    outliers: list[Outliers] = []
+    takers: list[tuple[InputSpec, Callable[[Tensor, int], None]]] = []
+    z0: list[Tensor] = []
+    base: list[Tensor] = []
+    moments: list[Moments] = []  # at most one: those of all batches so far
+    distances: list[tuple[Tensor, Tensor]] = []
     seen: list[Seen] = []
-    if task.z0 is not None:
-        codec = load_codec(replace(codec_spec(features), device=device))
-        takers.append((codec.input, lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n])))
-    if task.base is not None:
-        encoder = load_encoder(encoder_spec(features), device)
-        basis = load_basis(basis_path(task.base.parent))
+    with _LOADING:
+        if task.z0 is not None:
+            codec = load_codec(replace(codec_spec(features), device=device))
+            takers.append((codec.input, lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n].half())))
+        if task.base is not None:
+            encoder = load_encoder(encoder_spec(features), device)
+            basis = load_basis(basis_path(task.base.parent)).on(device)
 
-        def take_features(x_BHWC: np.ndarray, count: int) -> None:
-            f_BHWD = encode(encoder, x_BHWC, device, features.precision)[:count]
-            tokens_ND = f_BHWD.reshape(-1, f_BHWD.shape[-1])
-            moments.append(moments_of(tokens_ND))
-            outliers.append(outliers_of(basis, tokens_ND))
-            base.append(basis.project(f_BHWD, task.channels))
+            def take_features(x_BHWC: Tensor, count: int) -> None:
+                f_BHWD = encode(encoder, x_BHWC, device, features.precision)[:count]
+                tokens_ND = f_BHWD.flatten(0, 2)
+                moments[:] = [reduce(merge, [*moments, moments_of(tokens_ND)])]
+                distances.append(distances_of(basis, tokens_ND))
+                base.append(basis.project(f_BHWD, task.channels).half())
 
-        takers.append((task.batch.input_of(encoder), take_features))
-    for inputs, count in load_views(task.batch, tuple(input_spec for input_spec, _ in takers), clock, seen):
-        with clock.during("encode"):
-            for x_BHWC, (_, take) in zip(inputs, takers, strict=True):
-                take(x_BHWC, count)
-    views = features.views
-    return Encoded(
-        _with_views(z0, views) if z0 else None,
-        _with_views(base, views) if base else None,
-        merge_all(moments) if moments else None,
-        merge_outliers(outliers) if outliers else None,
-        tuple(seen),
-    )
+            takers.append((task.batch.input_of(encoder), take_features))
+    with closing(load_views(task.batch, tuple(input_spec for input_spec, _ in takers), clock, seen)) as batches:
+        for inputs, count in batches:
+            with clock.during("encode"):
+                for x_BHWC, (_, take) in zip(inputs, takers, strict=True):
+                    take(x_BHWC, count)
+    with clock.during("encode"):  # which a GPU may only do now
+        return Encoded(
+            _on_host(z0).reshape(-1, features.views, *z0[0].shape[1:]) if z0 else None,
+            _on_host(base).reshape(-1, features.views, *base[0].shape[1:]) if base else None,
+            on_host(moments[0]) if moments else None,
+            count_outliers(*map(_on_host, zip(*distances))) if distances else None,
+            tuple(seen),
+        )
 
 
-def _with_views(parts: list[np.ndarray], views: int) -> np.ndarray:
-    """(rows * views, ...) in parts to (rows, views, ...)."""
-    values = np.concatenate(parts)
-    return values.reshape(-1, views, *values.shape[1:])
+def _on_host(parts: Sequence[Tensor]) -> np.ndarray:
+    """All parts, one after the other, copied from their device at once."""
+    import torch
+
+    return torch.cat(list(parts)).cpu().numpy()

@@ -60,9 +60,12 @@ log = logging.getLogger(__name__)
 FEW_IMAGES = 128  # starting workers would take longer than the work
 
 
-def extract(request: Request, workers: int | None, scheduler: str | None, wait: bool = False) -> list[Path]:
+def extract(
+    request: Request, workers: int | None, scheduler: str | None, wait: bool = False, decoders: int | None = None
+) -> list[Path]:
     """Make what the request names, or what is left of it; the paths of the sealed arrays. Everything there already stays.
 
+    Workers, scheduler and decoders are as `execution.engine` takes them.
     Raises UserError for a request that can't be met, and when another run holds the store root and `wait` is false;
     Interrupted after Ctrl-C, when the blocks in hand are written.
     """
@@ -93,7 +96,7 @@ def extract(request: Request, workers: int | None, scheduler: str | None, wait: 
     if workers is None and images <= FEW_IMAGES:
         workers = 0
     device = None
-    with engine(workers, scheduler, heavy_imports(features)) as run:
+    with engine(workers, scheduler, heavy_imports(features), decoders) as run:
         if targets is None or not targets.are_written:
             [(_, device)] = run(check_networks, [features])
         with root_lock(root, wait), finishing_tasks():

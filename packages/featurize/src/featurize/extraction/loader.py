@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurize.encoders import EncoderDescription
 from featurize.errors import UserError
-from featurize.execution.devices import decoding_threads
+from featurize.execution.decoders import SLOT, decoded
+from featurize.execution.devices import decoders, device_of_worker, views_per_batch
 from featurize.extraction.reading import Examined, Reader, first_look, readers
 from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
 from featurize.images.decode import Profile, decode
@@ -26,8 +24,11 @@ from featurize.recipe import Features
 from featurize.sources import SourceImage
 from featurize.store.ledger import Ledger
 
-INNER_BATCH = 32  # views a forward pass: fixed and padded, so that no setting changes a rounding
-IMAGES_AHEAD = 4 * INNER_BATCH  # decoded beside a GPU
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INNER_BATCH = 32  # views a forward pass at least, padded, so that no setting changes a rounding
+ROWS_PER_JOB = 32  # images that a decoder is given at once, where a slot has room for so many
 STAGES = ("read", "decode", "encode", "write")
 
 
@@ -74,80 +75,166 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a first look says of an image, its crops, one an input (None where it is refused), and the seconds it took."""
+class _Part:
+    """Some images of a batch to be loaded, and for which inputs."""
 
-    examined: Examined | None
-    crops: tuple[np.ndarray, ...] | None
+    batch: Batch
+    inputs: tuple[InputSpec, ...]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What was seen of a part's images, the seconds that it took, and the crops of those that are stored, for each input uint8
+    (n, S, S, 3); None where they lie in the slot."""
+
+    seen: tuple[Seen, ...]
     reading: float
     decoding: float
+    crops: list[np.ndarray] | None
 
 
 def load_views(
     batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock, seen: list[Seen]
-) -> Iterator[tuple[list[np.ndarray], int]]:
-    """(for each input uint8 x_BHWC of INNER_BATCH views, how many of them are real); views of a row lie side by side.
+) -> Generator[tuple[list[Tensor], int], None, None]:
+    """(for each input uint8 x_BHWC on the worker's device, how many of its views are real); views of a row lie side by side.
 
-    Refused images are left out. `seen` gets an entry for each image.
+    All have the same size B, the last padded with black. Refused images are left out. `seen` gets an entry for each image.
     """
-    crops, views = _load_crops(batch, inputs, clock, seen), batch.features.views
-    while part := list(islice(crops, INNER_BATCH // views)):
-        yield [_stacked(images, views) for images in zip(*part)], len(part) * views
+    import torch
+
+    device, views = device_of_worker(), batch.features.views
+    rows = views_per_batch(device, INNER_BATCH, len(batch.images) * views) // views
+    x: list[Tensor] = []
+    taken = 0
+    for crops in _load_crops(batch, inputs, clock, seen):
+        left = [torch.from_numpy(own) for own in crops]
+        while len(left[0]):
+            with _copying(device):
+                if not taken:
+                    x = [torch.empty((rows, *own.shape[1:]), dtype=torch.uint8, device=device) for own in left]
+                count = min(len(left[0]), rows - taken)
+                for x_RHWC, own in zip(x, left, strict=True):
+                    x_RHWC[taken : taken + count].copy_(own[:count], non_blocking=True)
+            left = [own[count:] for own in left]
+            taken += count
+            if taken == rows:
+                yield [_with_flips(x_RHWC, taken, views) for x_RHWC in x], taken * views
+                taken = 0
+    if taken:
+        yield [_with_flips(x_RHWC, taken, views) for x_RHWC in x], taken * views
 
 
-def _stacked(images: Sequence[np.ndarray], views: int) -> np.ndarray:
-    """The images, each followed by its flip when there are two views, filled up with black."""
-    x_BHWC = np.zeros((INNER_BATCH, *images[0].shape), dtype=np.uint8)
-    x_BHWC[: len(images) * views : views] = images
-    if views == 2:
-        x_BHWC[1 : len(images) * views : views] = np.stack(images)[:, :, ::-1]
-    return x_BHWC
+@contextmanager
+def _copying(device: str) -> Iterator[None]:
+    """Copies beside what a GPU computes, which are done when the block ends: the slot that they come from is filled again."""
+    if device == "cpu":
+        yield
+        return
+    import torch
+
+    stream = _copies(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+@cache
+def _copies(device: str) -> Any:
+    import torch
+
+    return torch.cuda.Stream(device)
+
+
+def _with_flips(x_RHWC: Tensor, taken: int, views: int) -> Tensor:
+    """The images that were taken, black after them, each followed by its flip when there are two views."""
+    import torch
+
+    if x_RHWC.is_cuda:
+        x_RHWC.record_stream(torch.cuda.current_stream(x_RHWC.device))  # made for copies, and used here
+    x_RHWC[taken:] = 0
+    return x_RHWC if views == 1 else torch.stack([x_RHWC, x_RHWC.flip(2)], dim=1).flatten(0, 1)
 
 
 def _load_crops(
     batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock, seen: list[Seen]
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """The crops of each stored image, one an input. Nothing else stays in memory: decoded, an image may be 100 times larger."""
-    threads = decoding_threads()
-    were_read = list(map(bool, batch.sha256s))
-    jobs = zip(batch.images, readers(batch.images, were_read), batch.sha256s, strict=True)
+) -> Iterator[list[np.ndarray]]:
+    """The crops of the stored images, part by part, one array an input. Each holds until the next one is asked for.
 
-    def stored(loaded: Iterator[Loaded]) -> Iterator[tuple[np.ndarray, ...]]:
-        for one in loaded:
-            clock.seconds["read"] += one.reading / max(1, threads)
-            clock.seconds["decode"] += one.decoding / max(1, threads)
-            seen.append(Seen(one.examined, one.crops is not None))
-            if one.crops is not None:
-                yield one.crops
-
-    if not threads:
-        yield from stored(_load(batch, inputs, *job) for job in jobs)
-        return
-    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes without the interpreter's lock
-        yield from stored(_ahead(pool, partial(_load, batch, inputs), jobs))
-
-
-def _ahead(pool: ThreadPoolExecutor, load: Callable[..., Loaded], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Loaded]:
-    """The jobs' results in order, a few of them computed ahead."""
-    waiting: deque[Future] = deque()
-    for job in jobs:  # as memory for their bytes allows
-        waiting.append(pool.submit(load, *job))
-        if len(waiting) > IMAGES_AHEAD:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    Nothing else stays in memory: decoded, an image may be 100 times larger.
+    """
+    count = decoders()
+    parts = list(_parts(batch, inputs))
+    if count:
+        loaded: Generator[tuple[_Loaded, np.ndarray], None, None] = decoded(_load_part, parts, count)
+    else:
+        unread = readers(batch.images, list(map(bool, batch.sha256s)))
+        slot = np.empty(SLOT, dtype=np.uint8)
+        loaded = ((_load_part(part, slot, unread), slot) for part in parts)
+    with closing(loaded):
+        for one, slot in loaded:
+            clock.seconds["read"] += one.reading / max(1, count)
+            clock.seconds["decode"] += one.decoding / max(1, count)
+            seen += one.seen
+            stored = sum(seen_.is_stored for seen_ in one.seen)
+            if stored:
+                crops = one.crops if one.crops is not None else _laid_out(slot, inputs, len(one.seen))
+                yield [own[:stored] for own in crops]
 
 
-def _load(batch: Batch, inputs: tuple[InputSpec, ...], image: SourceImage, reader: Reader, digest: str) -> Loaded:
+def _parts(batch: Batch, inputs: tuple[InputSpec, ...]) -> Iterator[_Part]:
+    rows = max(1, min(ROWS_PER_JOB, SLOT // sum(map(_bytes_of, inputs))))
+    for start in range(0, len(batch.images), rows):
+        part = slice(start, start + rows)
+        yield _Part(replace(batch, images=batch.images[part], sha256s=batch.sha256s[part]), inputs)
+
+
+def _bytes_of(spec: InputSpec) -> int:
+    return spec.side * spec.side * 3
+
+
+def _laid_out(slot: np.ndarray, inputs: tuple[InputSpec, ...], rows: int) -> list[np.ndarray]:
+    """Where crops of so many images lie in a slot, for each input uint8 (rows, S, S, 3)."""
+    ends = np.cumsum([rows * _bytes_of(spec) for spec in inputs])
+    parts = np.split(slot[: ends[-1]], ends[:-1])
+    return [part.reshape(rows, spec.side, spec.side, 3) for part, spec in zip(parts, inputs, strict=True)]
+
+
+def _load_part(part: _Part, slot: np.ndarray, unread: Iterator[Reader] | None = None) -> _Loaded:
+    """Fill the slot with the crops of a part's stored images. `unread` gives their bytes, where it is read ahead already."""
+    batch, inputs = part.batch, part.inputs
+    unread = readers(batch.images, list(map(bool, batch.sha256s))) if unread is None else unread
+    rows = len(batch.images)
+    fits = rows * sum(map(_bytes_of, inputs)) <= slot.nbytes
+    own = _laid_out(slot if fits else np.empty(rows * sum(map(_bytes_of, inputs)), dtype=np.uint8), inputs, rows)
+    seen: list[Seen] = []
+    reading = decoding = 0.0
+    stored = 0
+    for image, reader, digest in zip(batch.images, unread, batch.sha256s):  # no more of the readers than images
+        examined, crops, *seconds = _load(batch, inputs, image, reader, digest)
+        reading, decoding = reading + seconds[0], decoding + seconds[1]
+        seen.append(Seen(examined, crops is not None))
+        if crops is not None:
+            for place, pixels in zip(own, crops, strict=True):
+                place[stored] = pixels
+            stored += 1
+    return _Loaded(tuple(seen), reading, decoding, None if fits else own)
+
+
+def _load(
+    batch: Batch, inputs: tuple[InputSpec, ...], image: SourceImage, reader: Reader, digest: str
+) -> tuple[Examined | None, tuple[np.ndarray, ...] | None, float, float]:
+    """(what a first look says of an image, None where it was known; its crops, None where it is refused; seconds of waiting for
+    the bytes; seconds of decoding and resizing)."""
     features = batch.features
+    least = features.least_side
     if digest:
-        return Loaded(None, *load_crops_of(image, reader, digest, batch.crop, inputs, features.icc))
-    look = first_look(reader, features.icc)
+        return None, *load_crops_of(image, reader, digest, batch.crop, inputs, features.icc, least)
+    look = first_look(reader, features.icc, least)
     start = time.perf_counter()
     crops = None
     if look.image is not None and not look.examined.refusal(features.strict):
         crops = tuple(crop(look.image, batch.crop, spec) for spec in inputs)
-    return Loaded(look.examined, crops, look.reading, look.decoding + time.perf_counter() - start)
+    return look.examined, crops, look.reading, look.decoding + time.perf_counter() - start
 
 
 def load_crops_of(
@@ -157,6 +244,7 @@ def load_crops_of(
     rule: CropRule,
     inputs: tuple[InputSpec, ...],
     profile: Profile,
+    least: int = 0,
 ) -> tuple[tuple[np.ndarray, ...], float, float]:
     """(uint8 (S, S, 3) for each input, seconds of waiting for the bytes, seconds of decoding and resizing).
 
@@ -168,7 +256,7 @@ def load_crops_of(
         read_at = time.perf_counter()
         if sha256(data).hexdigest() != digest:
             raise BadImage("its bytes are others")
-        decoded = decode(data, profile)
+        image_ = decode(data, profile, least)
     except UserError:  # a disk is gone, or a remote place does not answer: that says nothing about the image
         raise
     except PermissionError:
@@ -181,5 +269,5 @@ def load_crops_of(
             f"The picture {image.key} ({image.source}) has changed since the ledger was made: {error}; "
             "restore the file, or remove the store root and extract again."
         ) from None
-    crops = tuple(crop(decoded, rule, spec) for spec in inputs)
+    crops = tuple(crop(image_, rule, spec) for spec in inputs)
     return crops, read_at - start, time.perf_counter() - read_at

@@ -45,16 +45,16 @@ class FirstLook:
     decoding: float
 
 
-def first_look(reader: Reader, profile: Profile = "ignore") -> FirstLook:
-    """Read and decode a listed image. Raises UserError as `readers` says."""
+def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0) -> FirstLook:
+    """Read and decode a listed image, as `images.decode` does. Raises UserError as `readers` says."""
     start = read_at = time.perf_counter()
     decoded = None
     try:
         data = reader()
         read_at = time.perf_counter()
-        found = examine(data, profile)
+        found = examine(data, profile, least)
         decoded = found.image
-        examined = Examined("", hashlib.sha256(data).hexdigest(), *decoded.size, found.mode, found.warning)
+        examined = Examined("", hashlib.sha256(data).hexdigest(), *found.size, found.mode, found.warning)
     except BadImage as error:
         examined = Examined(str(error))
     except FileNotFoundError:

@@ -7,7 +7,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from decimal import Decimal
@@ -20,8 +19,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from featurize.errors import UserError
-from featurize.execution.devices import decoding_threads
+from featurize.execution.decoders import decoded
+from featurize.execution.devices import decoders
 from featurize.execution.tasks import Run
+from featurize.extraction.loader import ROWS_PER_JOB
 from featurize.extraction.reading import Examined, first_look, readers
 from featurize.images.crop import SQUARE, CropRule
 from featurize.io.files import atomic_write, read_json, resolve_path, write_json
@@ -217,11 +218,15 @@ def examine_rest(scan: Scan, run: Run) -> None:
 
 
 def _examine_part(images: Sequence[SourceImage]) -> list[Examined]:
-    threads, unread = decoding_threads(), readers(images, [False] * len(images))
-    if not threads:
-        return [first_look(reader).examined for reader in unread]
-    with ThreadPoolExecutor(threads) as pool:  # beside a GPU there are fewer workers than cores
-        return [look.examined for look in pool.map(first_look, unread)]
+    count = decoders()
+    if not count:
+        return _examine(images)
+    jobs = [images[start : start + ROWS_PER_JOB] for start in range(0, len(images), ROWS_PER_JOB)]
+    return [one for examined, _ in decoded(_examine, jobs, count) for one in examined]
+
+
+def _examine(images: Sequence[SourceImage], slot: object = None) -> list[Examined]:
+    return [first_look(reader).examined for reader in readers(images, [False] * len(images))]
 
 
 def finished_table(scan: Scan) -> pa.Table:

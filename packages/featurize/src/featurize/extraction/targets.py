@@ -14,7 +14,7 @@ from featurize.extraction.captions import captions_spec, offsets_spec
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import Networks
 from featurize.extraction.scan import check_crop, check_strict
-from featurize.images.crop import SQUARE, CropRule
+from featurize.images.crop import SQUARE, CropRule, InputSpec, parse_rule
 from featurize.io.files import resolve_path
 from featurize.recipe import OWN_BASIS, Features, Request, Shape
 from featurize.store.layout import (
@@ -71,6 +71,7 @@ class Targets:
 def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger) -> Targets:
     """Raises UserError for levels that the encoder can't give, and for a basis that is not there."""
     features = request.features
+    check_decoder(features, networks, parse_rule(ledger.crop))
     channels = base_channels(request, networks.encoder.name, networks.encoder.grid, networks.encoder.channels)
     rows_per_block = _rows_per_block_of(root) or choose_rows_per_block(
         ledger.rows, features.views, networks.encoder, channels, networks.codec
@@ -84,6 +85,17 @@ def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger)
         levels=request.levels,
         other=other_basis(features),
     )
+
+
+def check_decoder(features: Features, networks: Networks, crop: CropRule) -> None:
+    """Raises UserError where JPEGs may be decoded to less than encoder or codec see of them."""
+    encoder = InputSpec(crop.side(networks.encoder.input_size), networks.encoder.interpolation)
+    needed = max(crop.least(encoder), crop.least(networks.codec.input))
+    if 0 < features.least_side < needed:
+        raise UserError(
+            f"--decoder {features.decoder} gives less than encoder and codec see, {needed} pixels of the short side; make it "
+            f"scaled:{needed}."
+        )
 
 
 def check_ledger(features: Features, root: Path, networks: Networks, ledger: Ledger) -> None:
@@ -175,7 +187,13 @@ def _rows_provenance(ledger: Ledger, features: Features) -> dict[str, Any]:
         "dtype": "float16",
         # Not in stores of 0.1.0, which ignore profiles too.
         **({} if features.icc == "ignore" else {"icc": features.icc}),
+        **_decoder(features),
     }
+
+
+def _decoder(features: Features) -> dict[str, str]:
+    """Not in stores of earlier versions, whose images are Pillow's."""
+    return {} if features.decoder == "pillow" else {"decoder": features.decoder}
 
 
 def _labels_spec(root: Path, ledger: Ledger, rows_per_block: int) -> ArraySpec:
@@ -216,6 +234,7 @@ def _base_spec(
                 "model_args": features.model_args,
                 "precision": features.precision,
                 "icc": features.icc,
+                **_decoder(features),
                 "views": features.views,
                 "basis_tolerance": features.basis_tolerance,
             },
@@ -241,6 +260,7 @@ def _z0_spec(root: Path, ledger: Ledger, features: Features, rows_per_block: int
                 "z0": features.z0,
                 "z0_crop": features.z0_crop,
                 "icc": features.icc,
+                **_decoder(features),
                 "z0_weights": features.z0_weights,
                 # Not in stores of earlier versions, which are float32.
                 **({} if features.z0_precision == "float32" else {"z0_precision": features.z0_precision}),

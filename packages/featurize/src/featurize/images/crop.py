@@ -52,6 +52,12 @@ class CropRule:
             return square_box(width, height)
         return centre_box(width, height, self.resize, self.centre)
 
+    def least(self, spec: InputSpec) -> int:
+        """The short side in pixels of the smallest image whose crop need not be made larger for a network that takes `spec`."""
+        if spec.own_crop != "same" or self.resize is None or self.centre is None:
+            return spec.side
+        return -(-self.resize * spec.side // self.centre)
+
     def side(self, side: int) -> int:
         """Pixels a side of what an encoder of `side` is given: a published crop has its own size."""
         return side if self.centre is None or self.between_pixels else self.centre

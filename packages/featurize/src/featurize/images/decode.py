@@ -41,6 +41,8 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+SIDEWAYS = tuple(TRANSPOSE[orientation] for orientation in (5, 6, 7, 8))
+
 Profile = Literal["ignore", "srgb"]  # what to do with an embedded colour profile
 
 # Odd metadata does not matter to a run over a million images. Set once, because catch_warnings is not thread-safe.
@@ -51,27 +53,31 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright RGB image, Pillow's mode of it before conversion, like `L` or `CMYK`, and what libjpeg warns of in its
-    file: "" where it warns of nothing, and for other formats, where damage is an error."""
+    """An upright RGB image, Pillow's mode of it before conversion, like `L` or `CMYK`, its (width, height), which are more than
+    the image's where that was decoded smaller, and what libjpeg warns of in its file: "" where it warns of nothing, and for
+    other formats, where damage is an error."""
 
     image: Image.Image
     mode: str
+    size: tuple[int, int]
     warning: str = ""
 
 
-def decode(data: bytes, profile: Profile = "ignore") -> Image.Image:
+def decode(data: bytes, profile: Profile = "ignore", least: int = 0) -> Image.Image:
     """The whole image as RGB, turned upright by its EXIF orientation (or XMP's, where EXIF gives none); the first frame of
     an animation.
 
     Grey, palette, CMYK, YCCK, 12- and 16-bit and float images are converted; an alpha channel is dropped, as torchvision's
     loader does. From 16-bit colour Pillow takes the high byte, which is at most 1/255 below the rounded value. With `profile`
     "srgb" colours are converted from the embedded profile to sRGB; by default the profile is ignored, as the encoders'
-    authors did. Raises BadImage for anything that is damaged, cut short, or takes more than bounded memory and time.
+    authors did. A JPEG whose short side has `least` pixels or more at a half, a quarter or an eighth of its size is decoded at
+    that size; 0 stands for the whole. Raises BadImage for anything that is damaged, cut short, or takes more than bounded
+    memory and time.
     """
-    return examine(data, profile).image
+    return examine(data, profile, least).image
 
 
-def examine(data: bytes, profile: Profile = "ignore") -> Decoded:
+def examine(data: bytes, profile: Profile = "ignore", least: int = 0) -> Decoded:
     """`decode`, with what the ledger says of an image besides."""
     if not data:
         raise BadImage("the file is empty")
@@ -83,13 +89,17 @@ def examine(data: bytes, profile: Profile = "ignore") -> Decoded:
             image = _open(data)
         mode, warning, pixels = image.mode, "", image
         if image.format in ("JPEG", "MPO"):
-            pixels, warning = load_jpeg(image, data)
+            pixels, warning = load_jpeg(image, data, least)
         else:
             if image.format == "TIFF":
                 silence_libtiff()
             image.load()
             mode = image.mode
-        return Decoded(_upright(_to_rgb(pixels, image, profile), image), mode, warning)
+        turn = _turn(image)
+        upright = _to_rgb(pixels, image, profile)
+        width, height = image.size
+        size = (height, width) if turn in SIDEWAYS else (width, height)
+        return Decoded(upright if turn is None else upright.transpose(turn), mode, size, warning)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -143,12 +153,11 @@ def _to_rgb(pixels: Image.Image, image: Image.Image, profile: Profile) -> Image.
     return pixels if pixels.mode == "RGB" else pixels.convert("RGB")
 
 
-def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """The pixels turned by the file's orientation."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns the pixels upright, by the file's orientation."""
     orientation = None
     with suppress(
         Exception
     ):  # damaged EXIF data says nothing of the pixels: Pillow raises SyntaxError, struct.error...
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    method = TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return pixels if method is None else pixels.transpose(method)
+    return TRANSPOSE.get(orientation) if isinstance(orientation, int) else None

@@ -26,10 +26,10 @@ BATCH = 32
 
 
 def thumbnail(
-    ledger: Ledger, row: int, side: int, interpolation: str = "bicubic", icc: Profile = "ignore"
+    ledger: Ledger, row: int, side: int, interpolation: str = "bicubic", icc: Profile = "ignore", least: int = 0
 ) -> np.ndarray:
     """The crop of a stored row that its encoder saw, uint8 (side, side, 3)."""
-    image = decode(read(ledger.images[row]), icc)
+    image = decode(read(ledger.images[row]), icc, least)
     return crop(image, parse_rule(ledger.crop), InputSpec(side, interpolation))
 
 
@@ -37,7 +37,7 @@ def raw_pixels(ledger: Ledger, rows: np.ndarray, folder: Path) -> FileSpace:
     """The crops of the rows, PIXEL_SIDE pixels a side, less their mean, in a file of `folder`."""
     path = folder / "pixels.npy"
     pixels = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), PIXEL_SIDE * PIXEL_SIDE * 3))
-    for start, crops in _crops(ledger, rows, PIXEL_SIDE, "bicubic", "ignore", "reading pixels"):
+    for start, crops in _crops(ledger, rows, (PIXEL_SIDE, "bicubic", "ignore", 0), "reading pixels"):
         flat = crops.reshape(len(crops), -1).astype(np.float32)
         pixels[start : start + len(flat)] = flat - flat.mean(axis=1, keepdims=True)
     pixels.flush()
@@ -62,8 +62,9 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
         )
     path = folder / "features.npy"
     means = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), encoder.channels))
-    side, icc = parse_rule(ledger.crop).side(encoder.input_size), attributes["provenance"].get("icc", "ignore")
-    for start, x_BHWC in _crops(ledger, rows, side, encoder.interpolation, icc, "encoding again"):
+    made = Features(out="", **attributes["options"])
+    how = parse_rule(ledger.crop).side(encoder.input_size), encoder.interpolation, made.icc, made.least_side
+    for start, x_BHWC in _crops(ledger, rows, how, "encoding again"):
         f_BHWD = encode(encoder, x_BHWC, device, features.precision)
         means[start : start + len(f_BHWD)] = f_BHWD.mean(dim=(1, 2)).cpu().numpy()
     means.flush()
@@ -71,14 +72,15 @@ def raw_features(root: Path, ledger: Ledger, features: Features, rows: np.ndarra
 
 
 def _crops(
-    ledger: Ledger, rows: np.ndarray, side: int, interpolation: str, icc: Profile, task: str
+    ledger: Ledger, rows: np.ndarray, how: tuple[int, str, Profile, int], task: str
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(first position, crops) in batches; Pillow decodes without the interpreter's lock, so threads help."""
+    """(first position, crops) in batches, made as `thumbnail` is told by `how`. Pillow decodes without the interpreter's lock, so
+    threads help."""
     with ThreadPoolExecutor(4) as pool, tqdm(total=len(rows), desc=task, unit=" pictures", delay=2) as progress:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             yield (
                 start,
-                np.stack(list(pool.map(lambda row: thumbnail(ledger, int(row), side, interpolation, icc), part))),
+                np.stack(list(pool.map(lambda row: thumbnail(ledger, int(row), *how), part))),
             )
             progress.update(len(part))
