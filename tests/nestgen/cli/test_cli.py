@@ -76,17 +76,17 @@ def test_training_options_are_set_and_stores_verified(run: Run, experiment: Expe
     experiment(training=SHORT)
     train = ("train", "--level", "0", "--depth", "1")
     assert run(*train, "--set", "steps=2")[0] == 0
-    code, _, errors = run(*train, "--set", "lr=1e-3", "--set", "training.clip=1", "--verify")
+    code, _, errors = run(*train, "--set", "lr=1e-3", "--set", "training.clip=1", "--set", "warmup=3", "--verify")
     assert code == 0, errors
     assert "verify 8x8x3.zarr: 100%" in errors
     assert "verify 4x4x6.zarr" not in errors
     meta = json.loads(Path("runs/toy/z0-top/checkpoints/00000004/meta.json").read_text())
-    assert (meta["training"]["lr"], meta["training"]["clip"]) == (1e-3, 1)
+    assert [meta["training"][key] for key in ("lr", "clip", "warmup")] == [1e-3, 1, 3]
     code, _, errors = run(*train)
     assert code == 1
-    assert "training.lr was 0.001 and is 0.0002; " in errors
-    assert "or go on with the new values by `--set clip=... --set lr=...`" in errors
-    code, _, errors = run(*train, "--set", "batch=8", "--set", "lr=1e-3", "--set", "clip=1")
+    assert "training.lr was 0.001 and is 0.0002, training.warmup was 3 and is 2; " in errors
+    assert "or go on with the new values by `--set clip=... --set lr=... --set warmup=...`" in errors
+    code, _, errors = run(*train, "--set", "batch=8", "--set", "lr=1e-3", "--set", "clip=1", "--set", "warmup=3")
     assert (code, "training.batch was 4 and is 8" in errors, "--set" in errors) == (1, True, False)
     assert run(*train, "--set", "speed=1")[2].startswith("error: nested.yaml: training.speed is not a key")
     block = Path("stores/toy/pixels/8x8x3.zarr/c/2/0/0/0/0")
