@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from tqdm import tqdm
 from workflow.plan import Plan, levels_of
 
 TAIL = 15  # lines of the log that are shown where a step fails
+OF_SNAKEMAKE = re.compile(  # lines that say which steps are planned, begin and end
+    r"\s*|\[.*\d{4}\]|(local)?(rule|checkpoint) \w+:|Select jobs to execute\.\.\.|Execute \d+ jobs\.\.\.|Finished jobid: .*"
+    r"|\d+ of \d+ steps .*| {4}(input|output|log|jobid|benchmark|reason|wildcards|priority|threads|resources|shell): .*"
+)
 
 # Rule: how long it takes beside a small step, and what it is for.
 STEPS: dict[str, tuple[int, str]] = {
@@ -135,10 +140,12 @@ class Story(logging.Handler):
 
 
 def tail(log: Path, start: int) -> str:
-    """The last lines of a file, after its byte `start`, that a failed step printed: before what Snakemake says of it."""
+    """The last lines of a file, after its byte `start`, that a failed step printed: without what Snakemake says of steps."""
     printed = log.read_bytes()[start:].decode(errors="replace").partition("\nRuleException:")[0]
-    lines = [line.rpartition("\r")[2] for line in printed.replace("\r\n", "\n").rstrip("\r\n ").split("\n")]
-    return "\n".join(f"  {line}" for line in lines[-TAIL:])
+    plan, first_step, of_steps = printed.partition("\nSelect jobs to execute...\n")
+    printed = of_steps if first_step else plan
+    lines = [line.rpartition("\r")[2] for line in printed.replace("\r\n", "\n").split("\n")]
+    return "\n".join(f"  {line}" for line in [line for line in lines if not OF_SNAKEMAKE.fullmatch(line)][-TAIL:])
 
 
 def findings(plan: Plan, folder: Path) -> list[str]:

@@ -167,6 +167,14 @@ def test_a_step_that_hides_another_s_change_is_followed_by_it(
     assert json.loads(last)["step"] == 6
 
 
+def test_an_environment_that_moved_changes_nothing(
+    finished: tuple[Path, str], snakemake: Snakemake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "moved" / "bin" / "python"))
+    assert not snakemake(folder / "tiny.yaml", folder, dry=True).jobs
+
+
 def test_it_opens_with_hierarchies_that_are_trained_already(
     finished: tuple[Path, str], served_bin: Path, tmp_path: Path
 ) -> None:
@@ -212,7 +220,10 @@ def test_a_step_that_fails_is_named_with_what_it_printed(served_bin: Path, tmp_p
     told, _ = begun.communicate()
     assert begun.returncode == 1
     assert "A step failed: Turn images into features" in told
-    assert "nosuch" in told and "Traceback" not in told and "RuleException" not in told
+    shown = told.partition("workflow.log:\n\n")[2].splitlines()
+    assert "nosuch" in shown[-1] and "Traceback" not in told
+    assert not [line for line in shown if re.search("RuleException|jobid|rule |resources|Job stats", line)], told
+    assert not (tmp_path / "experiment" / "report.html").exists()
 
 
 def test_an_end_without_a_report_is_an_error(finished: tuple[Path, str], snakemake: Snakemake, served: None) -> None:
