@@ -89,7 +89,7 @@ train --level 0 --set batch=-1                                  | should be grea
 train --level 0 --set speed=1                                   | training.speed is not a key
 train --level 0 --set batch=[[[[                                | is not valid YAML
 train --level 0 --depth 1 --set batch=99999999999999 --recipe fresh.yaml | do not fit into the memory of this
-train --level 0 --init no.pth --recipe fresh.yaml               | no.pth
+train --level 0 --init no.pth --recipe fresh.yaml               | File 'no.pth' does not exist
 train --level 0 --recipe no.yaml                                | there is no recipe no.yaml
 info --recipe deep.yaml                                         | has more than 50 levels
 info --recipe words.yaml                                        | is not a recipe
@@ -119,8 +119,8 @@ sheet nowhere --titles a --out x.png                            | nowhere has no
 evaluate --samples nowhere                                      | nowhere has no sample.json
 diagnose --samples nowhere                                      | nowhere has no sample.json
 nearest --samples nowhere                                       | nowhere has no sample.json
-compare no.json                                                 | no.json
-compare a-file                                                  | a-file
+compare no.json                                                 | no.json is not there; check the path
+compare a-file                                                  | a-file is not JSON; was it cut off?
 ema --level 0 --length 0.1 --name x                             | has no snapshots
 export nowhere --out x                                          | nowhere
 export runs/toy --out stores                                    | is not empty and no exported hierarchy

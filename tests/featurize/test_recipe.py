@@ -53,7 +53,7 @@ def test_the_working_directorys_recipe_is_taken(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("features:", "featurs:", "unknown key 'featurs'; did you mean 'features'"),
+        ("features:", "featurs:", "unknown key 'featurs'; did you mean 'features'?"),
         ("views", "veiws", "'features.veiws'; did you mean 'views'"),
         ("views: 2", "views: 3", "'features.views' is 3"),
         ("views: 2", "views: two", "'features.views' is 'two'"),
@@ -110,13 +110,11 @@ def test_the_home_folder_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_wrong_option_is_named_as_it_was_given(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^--max-bad is 'many', but: it must be a count like 100 or a share like 1%\.$"
-    ):
+    with pytest.raises(UserError, match=r"^--max-bad is 'many'; it must be a count like 100 or a share like 1%\.$"):
         read_request(write(tmp_path, GOOD), {"max_bad": "many"}, None)
     with pytest.raises(UserError, match=r"^'features\.max_bad' is 'many'"):
         read_request(write(tmp_path, GOOD.replace("views: 2", "max_bad: many")), {}, None)
-    with pytest.raises(UserError, match=r"^SOURCE is .*caf\\\\xe9', but: it is not UTF-8 text; rename"):
+    with pytest.raises(UserError, match=r"^SOURCE is .*caf\\\\xe9'; that is not UTF-8 text: rename"):
         read_request(None, {"source": "folder:/data/caf\udce9", "out": "x"}, None)
 
 

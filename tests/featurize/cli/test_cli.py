@@ -86,7 +86,7 @@ def test_help_shows_no_values_of_pythons(featurize: Command) -> None:
 def test_errors_name_options_as_they_were_given(tmp_path: Path, featurize: Command) -> None:
     outcome = featurize("extract", "scenes", "--out", tmp_path / "s", "--max-bad", "many")
     assert (outcome.code, outcome.err) == (
-        1, "error: --max-bad is 'many', but: it must be a count like 100 or a share like 1%.\n",
+        1, "error: --max-bad is 'many'; it must be a count like 100 or a share like 1%.\n",
     )  # fmt: skip
 
 

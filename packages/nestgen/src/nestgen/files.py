@@ -107,8 +107,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a document, without its digest. Raises UserError for a file that is damaged or not there."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); was it cut off or removed?") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise UserError(f"{path} is not JSON; was it cut off?") from None
     try:
         return without_digest(document) if isinstance(document, dict) else document
     except ValueError as error:

@@ -48,7 +48,7 @@ def info(recipe_file: Path | None, depth: int | None, sigmas: tuple[float, ...] 
 )
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="First weights: a published U-ViT checkpoint (nnet_ema.pth) or another denoiser's safetensors.",
 )
 @training_set_option
