@@ -54,7 +54,8 @@ def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     """The same levels and jobs with 64 images, 32 samples, nano networks and 20 steps, in the embedded encoder and VAE.
 
     A rehearsal leaves out the recipe's own encoders, VAE and text tower, so it needs no weights (captions go through a
-    small tower of random weights); all σ but the first two, all seeds but one, and channels of a level beyond 64.
+    small tower of random weights); all σ but the first two, all seeds but one, channels of a level beyond 64, and the
+    linear part of denoisers.
     z_0 is 8x8x8. Images are scenes unless --config names a source.
     """
     text = document["features"].get("text")
@@ -72,6 +73,7 @@ def rehearsed(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     }
     small["levels"] = [{"shape": Z0_SHAPE}, *map(_small_level, document["levels"][1:])]
     small["denoiser"] = {**(document.get("denoiser") or {}), "size": "nano"}
+    small["denoiser"].pop("gaussian", None)  # it needs more images than levels have values
     if text:
         small["denoiser"]["text"] = f"{TEXT['context_length']}x{TEXT['width']}"
     small["training"] = {
