@@ -146,6 +146,8 @@ def document_of(data: str, stores: Path, changes: Iterable[dict[str, Any]], seed
     document |= {"seed": seed, "grid": None}
     document["features"]["out"] = str(stores / "train")
     document["evaluation"]["reference"] = str(stores / "val")
+    if "weights" in document["features"]:
+        document["features"]["weights"] = str(stores / document["features"]["weights"])
     for change in (PLAIN[data], *changes):
         document = merged(document, change)
     return document
@@ -265,7 +267,9 @@ def gather(run: Path, into: Path) -> None:
 def featurize(*arguments: str, folder: Path) -> None:
     """Runs the other package's command in a folder; FEATURIZE names another one than this environment's."""
     command = os.environ.get("FEATURIZE", str(Path(sys.executable).parent / "featurize"))
-    subprocess.run([command, *arguments], check=True, cwd=folder, stderr=subprocess.DEVNULL)
+    outcome = subprocess.run([command, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True)
+    if outcome.returncode:
+        raise click.ClickException(outcome.stderr[-1000:])
 
 
 def processor() -> str:
