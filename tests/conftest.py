@@ -108,7 +108,7 @@ for number, path in enumerate((out, errors), start=1):
     os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
 sys.argv = arguments
 exec(before)
-importlib.import_module(f"{arguments[0]}.cli.main").main()
+importlib.import_module(f"{arguments[0]}.__main__").main()  # what the command `featurize` or `nestgen` calls
 """
 
 
