@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from benchmarks import (
     basis_fit,
+    basis_rows,
     clip_retrieval,
     decode,
     extraction,
@@ -30,6 +31,7 @@ from benchmarks import (
     sample,
     side_by_side,
 )
+from benchmarks.photos import write_shards
 from featurize.cli.main import commands
 
 MODEL = "test_vit"  # timm's own for tests: 160 px, 64 channels
@@ -78,6 +80,13 @@ def test_basis_fit(run: Callable[..., str]) -> None:
 def test_io_counts(run: Callable[..., str]) -> None:
     text = run(io_counts, "--pictures", 40, "--model", MODEL, "--levels", "2x2x8")
     assert re.search(r"\| chunks +\| 4.0 +\|", text) and re.search(r"the base store is read, times \| 2.00", text)
+
+
+def test_basis_rows(run: Callable[..., str], tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 12, (40, 30))
+    source = f"wds:{tmp_path}/shards/*.tar"
+    text = run(basis_rows, "--source", source, "--keep", 8, "--rows", 4)
+    assert re.search(r"\| 12 +\| 0\.0 +\| 0\.0e\+00", text) and re.search(r"\| 4 +\| [1-9]", text)
 
 
 def test_extraction(run: Callable[..., str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -106,6 +107,11 @@ def test_hours_come_from_the_log_of_a_trial(one_pass: bool, tmp_path: Path) -> N
     assert speed.block == pytest.approx(12 / 128)
     assert speed.rest == pytest.approx((6 if not one_pass else 8) / 192)
     assert speed.fit == pytest.approx(4 / 16 / 2)
+    smaller = replace(speed, pictures=64, start=9.0, rest=3.0 / 64)
+    both = speed.after(smaller)
+    assert both.rest * 192 + both.once == pytest.approx(speed.rest * 192)
+    assert both.rest * 64 + both.once == pytest.approx(3.0)
+    assert both.start == 9.0 and both.seconds(1000, 0) < replace(speed, start=9.0).seconds(1000, 0)
     whole = speed.start + 1000 * (speed.block + speed.rest) + 100 * speed.fit
     assert speed.seconds(1000, 100) == pytest.approx(whole)
 
