@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def hold(spec: EncoderSpec, expected: Callable[[Tensor], Tensor], pictures: np.n
     assert reference.furthest(found.reshape(wanted.shape), wanted) <= RELATIVE
     halved = encode(encoder, pictures, "cpu", "bfloat16")
     assert reference.least_cosine(halved.reshape(wanted.shape), wanted) >= COSINE
+    converted = load_encoder(replace(spec, precision="bfloat16"), "cpu")  # its weights once, not at each batch
+    torch.testing.assert_close(encode(converted, pictures, "cpu", "bfloat16"), halved, rtol=0, atol=0)
     return encoder
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from featurize.checkpoints.autoencoder_kl import SD_SCALE
 from featurize.errors import UserError
-from featurize.execution.precision import inference
+from featurize.execution.precision import convert_weights, inference
 from featurize.images.crop import InputSpec
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def encode_with(
 
     layout = torch.channels_last if spec.precision == "bfloat16" else torch.contiguous_format
     model.eval().requires_grad_(False).to(spec.device).to(memory_format=layout)  # type: ignore[call-overload]
+    convert_weights(model, spec.precision)
 
     def encode(x_BHWC: np.ndarray | Tensor) -> Tensor:
         x_BCHW = torch.as_tensor(x_BHWC, device=spec.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

@@ -22,6 +22,7 @@ from featurize.encoders.encoder import (
     variant_of,
 )
 from featurize.errors import UserError
+from featurize.execution.precision import convert_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +99,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
     fit(model, visual, weights, "check that it is the encoder's own file, or what --model-args says of it "
         f"({RESAMPLE}=true resamples positions of another size)")  # fmt: skip
     model.eval().requires_grad_(False).to(device)
+    convert_weights(model, spec.precision)
     norm, projection = network["norm"] == "ln_post", network["projection"]
 
     def forward(x_BCHW: Tensor) -> Tensor:

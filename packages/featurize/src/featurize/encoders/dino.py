@@ -24,6 +24,7 @@ from featurize.encoders.encoder import (
     variant_of,
 )
 from featurize.errors import UserError
+from featurize.execution.precision import convert_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +96,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
     fit(model, state, weights, "check that it is the encoder's own backbone file, or what --model-args says of it "
         f"({RESAMPLE}=true resamples positions of another size)")  # fmt: skip
     model.eval().requires_grad_(False).to(device)
+    convert_weights(model, spec.precision)
     return loaded(description, lambda x_BCHW: patch_map(model, x_BCHW))
 
 

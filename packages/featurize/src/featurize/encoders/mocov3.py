@@ -24,6 +24,7 @@ from featurize.encoders.encoder import (
     variant_of,
 )
 from featurize.errors import UserError
+from featurize.execution.precision import convert_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +82,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
     model = build_vit(network, spec.name)
     load_backbone(model, backbone, weights, network)
     model.eval().requires_grad_(False).to(device)
+    convert_weights(model, spec.precision)
     return loaded(description, lambda x_BCHW: patch_map(model, x_BCHW))
 
 

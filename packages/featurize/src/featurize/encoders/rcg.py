@@ -19,6 +19,7 @@ from featurize.encoders.encoder import (
     network_of,
     variant_of,
 )
+from featurize.execution.precision import convert_weights
 from featurize.images.crop import CropRule
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
         weights, "the projection head (head.*) must be MoCo-v3's own")  # fmt: skip
     for part in (model, head):
         part.eval().requires_grad_(False).to(device)
+        convert_weights(part, spec.precision)
 
     size = int(network["img_size"])
 

@@ -21,6 +21,7 @@ from featurize.encoders.encoder import (
     loaded,
 )
 from featurize.errors import UserError, explain_memory_error
+from featurize.execution.precision import convert_weights
 from featurize.images.crop import INTERPOLATIONS, CropRule
 from featurize.io.files import json_sha256, read_json, write_json
 from featurize.io.home import cache_folder
@@ -166,6 +167,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
         f"check the model's name and --model-args (img_size, patch_size, depth...; {RESAMPLE}=true for other positions)",
     )  # fmt: skip
     model.eval().requires_grad_(False).to(device)
+    convert_weights(model, spec.precision)
     return loaded(description, lambda x_BCHW: feature_map(model, x_BCHW))
 
 

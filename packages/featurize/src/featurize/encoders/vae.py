@@ -18,6 +18,7 @@ from featurize.encoders.encoder import (
     variant_of,
 )
 from featurize.errors import UserError
+from featurize.execution.precision import convert_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,7 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
     """diffusers' AutoencoderKL."""
     vae = load_autoencoder(describe_autoencoder(spec.weights, FLAG), FLAG)
     vae.eval().requires_grad_(False).to(device)
+    convert_weights(vae, spec.precision)
     encoder = vae.encoder
 
     def forward(x_BCHW: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Between two devices, in the same precision: distance of a row as a share of its length. docs/precision.md has what is measured.
 AGREEMENT = {"float32": 5e-3, "bfloat16": 5e-2}
@@ -31,6 +35,19 @@ def inference(device: str, precision: str) -> Iterator[None]:
                 yield
         finally:
             products.allow_tf32, products.allow_bf16_reduced_precision_reduction, convolutions.allow_tf32 = before
+
+
+def convert_weights(network: nn.Module, precision: str) -> None:
+    """Convert once what autocast would convert for each batch: weights of linear layers and convolutions. The values are the same.
+
+    Not those that a module uses without calling the layer, as torch's attention does.
+    """
+    from torch import nn
+
+    if precision == "bfloat16":
+        for layer in network.modules():
+            if type(layer) in (nn.Linear, nn.Conv2d):
+                layer.bfloat16()
 
 
 def device_name(device: str) -> str:
