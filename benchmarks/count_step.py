@@ -47,7 +47,7 @@ class Count(TorchDispatchMode):
 
 
 def count_step(config: DenoiserConfig, batch: int) -> Count:
-    """A forward and a backward pass in bfloat16 by autocast, with flash attention and norms in float32 as CUDA's has them."""
+    """A forward and a backward pass in bfloat16 by autocast, with flash attention and torch's norms in float32 as on CUDA."""
     attention, norm, truncated = blocks._attention, F.layer_norm, torch.nn.init.trunc_normal_
 
     def flash(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def count_step(config: DenoiserConfig, batch: int) -> Count:
         return out
 
     blocks._attention = flash
-    F.layer_norm = lambda x, *rest: norm(x.float(), *rest)
+    F.layer_norm = lambda x, *rest: norm(x.float() if torch.is_autocast_enabled("cpu") else x, *rest)
     torch.nn.init.trunc_normal_ = lambda tensor, **_: tensor
     try:
         with FakeTensorMode():

@@ -21,7 +21,7 @@ from nestgen.randomness import key_of
 MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 WEYL = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B  # what the two halves of the key grow by from round to round
 ROUNDS = 10
-CHUNK = 2**17  # normal numbers made at a time on a CPU, so that they stay in its cache
+CHUNK = 2**15  # normal numbers made at a time on a CPU, so that they stay in its cache
 LOW = 0xFFFFFFFF
 
 
@@ -60,11 +60,13 @@ def normal(seed: int, stream: str, rows: range, shape: tuple[int, ...], device: 
         return out[:, :values].reshape(len(rows), *shape)
     # In numpy, whose functions are faster here than torch's and leave the threads of the training step alone.
     array = np.empty((len(rows), 2 * pairs), np.float32)
+    raw = np.random.Philox(key=key_of(seed, stream), counter=rows.start * blocks).random_raw
     step = max(1, CHUNK // (2 * pairs))
     for first in range(0, len(rows), step):
-        bits = words(seed, stream, rows[first : first + step], blocks).numpy().view(np.int32)
+        out = array[first : first + step]
+        bits = raw(4 * blocks * len(out)).view(np.int32).reshape(len(out), -1)
         radii, angles = bits[:, :pairs] & 0x7FFFFFFF, bits.view(np.int16)[:, 2 * pairs : 3 * pairs]
-        _box_muller(radii.astype(np.float32), angles.astype(np.float32), array[first : first + step], np)
+        _box_muller(radii.astype(np.float32), angles.astype(np.float32), out, np)
     return torch.from_numpy(array[:, :values]).reshape(len(rows), *shape)
 
 

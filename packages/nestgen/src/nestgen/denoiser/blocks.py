@@ -81,6 +81,19 @@ class Mlp(nn.Module):
         return self.fc2(gelu_linear(self.fc1, self.act, x_BLD))
 
 
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm in its input's precision, its statistics in float32.
+
+    CUDA's autocast takes all tokens to float32 for it and back again, which is a quarter of a step's elementwise bytes.
+    """
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        weight_D, bias_D = self.weight.to(x_BLD.dtype), self.bias.to(x_BLD.dtype)
+        with torch.autocast("cuda" if x_BLD.is_cuda else "cpu", enabled=False):
+            return F.layer_norm(x_BLD, self.normalized_shape, weight_D, bias_D, self.eps)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP; with `skip`, first takes the long skip through a linear layer."""
 
@@ -88,9 +101,9 @@ class Block(nn.Module):
         super().__init__()
         if skip:
             self.skip_linear = Linear(2 * dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, heads, qk_norm)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim)
 
     def forward(self, x_BLD: Tensor, skip_BLD: Tensor | None = None) -> Tensor:

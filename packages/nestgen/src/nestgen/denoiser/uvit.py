@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nestgen.denoiser.blocks import Block, PatchEmbed, sinusoids
+from nestgen.denoiser.blocks import Block, LayerNorm, PatchEmbed, sinusoids
 from nestgen.denoiser.condition_path import Site
 from nestgen.denoiser.config import DenoiserConfig, denoiser_config
 from nestgen.denoiser.cpu_linear import Linear
@@ -77,11 +77,11 @@ class Denoiser(nn.Module):
         self.in_blocks = nn.ModuleList(block() for _ in range(half))
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(half))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.decoder_pred = Linear(dim, config.patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
         if config.side_head:
-            self.side_norm = nn.LayerNorm(dim)
+            self.side_norm = LayerNorm(dim)
             self.side_pred = Linear(dim, config.patch**2 * channels)
         if config.aligned:
             self.align_conv = nn.Conv2d(dim, config.aligned, 3, padding=1)

@@ -249,7 +249,7 @@ def finish_batch(data: TrainingData, stored: StoredBatch, device: torch.device) 
             assert stored.sigma_BK is not None
             name = "condition" if number == level + 1 else f"condition/z{number}"
             noise_Bhwc = normal(name, recipe.levels[number].shape)
-            condition_Bhwc += stored.sigma_BK[:, k, None, None, None] * noise_Bhwc
+            condition_Bhwc += noise_Bhwc.mul_(stored.sigma_BK[:, k, None, None, None])
         conditions.append(condition_Bhwc.permute(0, 3, 1, 2))
     features_BChw = None
     if stored.features_Bhwc is not None:  # the average of those in each token
