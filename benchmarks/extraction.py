@@ -2,7 +2,7 @@
 
 python -m benchmarks.extraction --source wds:/data/train-{000000..000009}.tar --out build/extraction.md
 
-On a GPU: `--precision bfloat16 --workers 1 --workers 2 --pictures 8192`.
+On a GPU: `--precision bfloat16 --workers 1 --decoders 16 --pictures 8192`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from benchmarks.photos import random_vae, random_vit, source_or_shards
 from benchmarks.side_by_side import Contender, out_option, report, rounds_option, table, take_turns
 from featurize.codecs import load_codec, parse_codec
 from featurize.encoders import EncoderSpec, load_encoder
+from featurize.execution.devices import views_per_batch
 from featurize.execution.precision import inference
 from featurize.extraction.extract import extract
+from featurize.extraction.loader import INNER_BATCH
 from featurize.images.crop import SQUARE, InputSpec, crop
 from featurize.images.decode import decode
 from featurize.recipe import read_request
 from featurize.sources import list_images, read
 from featurize.store.layout import log_path
 
-BATCH = 32
 FIT_SHARE = 8_192 / 1_281_167  # of the pictures are encoded twice: the default --basis-rows, of ImageNet
 BARE, WHOLE = "bare forward pass", "featurize extract"
 
@@ -54,6 +55,9 @@ Use = list[tuple[datetime, float]]  # of a GPU: when, and the share of the time 
 @click.option("--z0-weights", help="Weights of a codec that has some. [default: Stable Diffusion's VAE, random]")
 @click.option("--z0-precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), multiple=True, help="Also with so many, once they are running.")
+@click.option(
+    "--decoders", type=click.IntRange(min=0), help="Of each worker. [default: as `featurize extract` chooses]"
+)
 @rounds_option
 @out_option
 def main(
@@ -66,6 +70,7 @@ def main(
     z0_weights: str | None,
     z0_precision: str,
     workers: tuple[int, ...],
+    decoders: int | None,
     rounds: int,
     out: Path | None,
 ) -> None:
@@ -90,12 +95,14 @@ def main(
         logs: dict[int, list[Path]] = {}
         used: dict[int, list[Use]] = {}
 
+        batch = views_per_batch(device, INNER_BATCH, pictures)
+
         def bare(turn: int) -> None:
-            for start in range(0, len(x_BCHW), BATCH):
+            for start in range(0, len(x_BCHW), batch):
                 with inference(device, precision):
-                    encoder.forward(x_BCHW[start : start + BATCH])
+                    encoder.forward(x_BCHW[start : start + batch])
                 if codec.name != "pixels":
-                    codec.encode(x_BHWC[start : start + BATCH])
+                    codec.encode(x_BHWC[start : start + batch])
             if device != "cpu":
                 torch.cuda.synchronize()
 
@@ -107,7 +114,7 @@ def main(
                 "z0": z0, "z0_weights": z0_weights, "z0_precision": z0_precision,
             }  # fmt: skip
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), _watching(device) as use:
-                extract(read_request(None, options, levels), workers, scheduler=None)
+                extract(read_request(None, options, levels), workers, scheduler=None, decoders=decoders)
             if basis is not None:
                 log = Path(shutil.move(log_path(root), folder / f"log-{turn}-{workers}.jsonl"))
                 logs.setdefault(workers, []).append(log)

@@ -36,8 +36,8 @@ class Stage:
 
 
 NANO = "--size nano --batch 1 --rounds 1"
-EXTRACTION = "--pictures 4096 --workers 8 --rounds 2"
-TINY_EXTRACTION = "--pictures 8 --model test_vit --levels 2x2x8 --rounds 1"
+EXTRACTION = "--pictures 8192 --workers 1 --rounds 2"  # of a GPU's one worker, which the other cores decode for
+TINY_EXTRACTION = "--pictures 8 --model test_vit --levels 2x2x8 --decoders 1 --rounds 1"
 STAGES = (
     Stage(
         "step-small",
@@ -58,7 +58,7 @@ STAGES = (
         "extract-vae",
         "the paper's own z_0, vae:256, beside the ViT, both in bfloat16",
         "extraction",
-        "--pictures 4096 --workers 4 --rounds 1 --precision bfloat16 --z0 vae:256 --z0-precision bfloat16",
+        "--pictures 4096 --workers 1 --rounds 1 --precision bfloat16 --z0 vae:256 --z0-precision bfloat16",
         f"{TINY_EXTRACTION} --z0 vae:32 --z0-weights tiny --z0-precision bfloat16",
     ),
     Stage(

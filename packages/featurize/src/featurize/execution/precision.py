@@ -38,7 +38,7 @@ def inference(device: str, precision: str) -> Iterator[None]:
 
 
 def convert_weights(network: nn.Module, precision: str) -> None:
-    """Convert once what autocast would convert for each batch: weights of linear layers and convolutions. The values are the same.
+    """Convert once what autocast would convert for each batch: weights of linear layers and convolutions. Values stay the same.
 
     Not those that a module uses without calling the layer, as torch's attention does.
     """
