@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def main(
         whole("basis", None)
         contenders: dict[str, Contender] = {BARE: bare}
         for number in (0, *workers):
-            contenders[_name(number)] = lambda turn, number=number: whole(turn, str(folder / "root-basis-0"), number)
+            contenders[_name(number)] = partial(whole, basis=str(folder / "root-basis-0"), workers=number)
         measured = take_turns(contenders, rounds)
         last = workers[-1] if workers else 0
         stages = _stages(logs[last])
