@@ -122,7 +122,7 @@ def test_a_norm_keeps_its_inputs_precision_and_sums_in_float32() -> None:
         y_BLD = norm(x_BLD)
     weight_D = norm.weight.detach().bfloat16().float()
     assert y_BLD.dtype == torch.bfloat16
-    torch.testing.assert_close(y_BLD.float(), F.layer_norm(x_BLD.float(), (16,), weight_D), rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(y_BLD.float(), F.layer_norm(x_BLD.float(), [16], weight_D), rtol=2**-8, atol=1e-6)
     y_BLD.sum().backward()
     assert norm.weight.grad is not None and norm.weight.grad.dtype == torch.float32
 

@@ -91,7 +91,7 @@ class LayerNorm(nn.LayerNorm):
         """(..., D) to (..., D)."""
         weight_D, bias_D = self.weight.to(x_BLD.dtype), self.bias.to(x_BLD.dtype)
         with torch.autocast("cuda" if x_BLD.is_cuda else "cpu", enabled=False):
-            return F.layer_norm(x_BLD, self.normalized_shape, weight_D, bias_D, self.eps)
+            return F.layer_norm(x_BLD, list(self.normalized_shape), weight_D, bias_D, self.eps)
 
 
 class Block(nn.Module):
