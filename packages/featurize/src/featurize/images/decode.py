@@ -70,7 +70,7 @@ def decode(data: bytes, profile: Profile = "ignore", least: int = 0) -> Image.Im
     Grey, palette, CMYK, YCCK, 12- and 16-bit and float images are converted; an alpha channel is dropped, as torchvision's
     loader does. From 16-bit colour Pillow takes the high byte, which is at most 1/255 below the rounded value. With `profile`
     "srgb" colours are converted from the embedded profile to sRGB; by default the profile is ignored, as the encoders'
-    authors did. A JPEG whose short side has `least` pixels or more at a half, a quarter or an eighth of its size is decoded at
+    authors did. A JPEG whose short side has `least` pixels or more at four, three, two or one eighths of its size is decoded at
     that size; 0 stands for the whole. Raises BadImage for anything that is damaged, cut short, or takes more than bounded
     memory and time.
     """

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: simplejpeg's name
 # A progressive JPEG is decoded scan by scan, each over all pixels. Sound files have a dozen scans; this is 5 s at most.
 MAX_SCANNED_PIXELS = 20 * 89_478_485
-SMALLER = 2  # libjpeg has other sizes between the whole and a half, whose transforms are slower than the whole's
+SMALLER = 2  # times; libjpeg has seven to five eighths too, whose transforms are slower than the whole's
 START_OF_SCAN, START_OF_IMAGE = b"\xff\xda", b"\xff\xd8"
 # Markers of a frame's header (SOF): all of 0xC0 to 0xCF but DHT, JPG and DAC.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -26,7 +26,7 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def load_jpeg(image: Image.Image, data: bytes, least: int = 0) -> tuple[Image.Image, str]:
     """(the image with its pixels, what libjpeg warns of or ""). `image` is opened and not loaded.
 
-    It may be decoded at a half, a quarter or an eighth of its size where its sides are `least` pixels or more then, by the
+    It may be decoded at four, three, two or one eighths of its size where its sides are `least` pixels or more then, by the
     smaller inverse transforms of the blocks; 0 stands for the whole. Only whole it is equal to Pillow's.
 
     The pixels are Pillow's to the byte, in less time. In its strict mode simplejpeg raises what libjpeg only warns of, and
