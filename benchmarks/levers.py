@@ -63,7 +63,14 @@ PLAIN: dict[str, dict[str, Any]] = {
         },
         "sampling": {"guidance": [1.0, 0.0, 0.0, 0.0], "internal_guidance": None},
     },
-    "photos": {},
+    "photos": {
+        "denoiser": {"positions": "random"},
+        "process": {"logit_normal": None},
+        "training": {
+            "batch": 32, "lr": 1e-3, "muon": None, "lr_decay": None, "side_loss": None, "betas": [0.9, 0.99], "ema": 0.995,
+        },
+        "sampling": {"guidance": 0.0, "internal_guidance": None},
+    },
 }  # fmt: skip
 # What an arm changes of the plain recipe; lists of levels are changed level by level.
 ARMS: dict[str, list[dict[str, Any]]] = {
@@ -103,8 +110,8 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         DECAY,
         SIDE,
         {"process": {"logit_normal": [0.5, 1.0]}},
-        {"training": {"batch": 64, "muon": 2e-3, "betas": [0.9, 0.95]}},
-        {"sampling": {"internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
+        {"training": {"batch": 64, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95]}},
+        {"sampling": {"guidance": [1.0, 0.0, 0.0], "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
     ],
     "align": [{"training": {"align": {"weight": 0.5, "until": 0.4}}}],
 }
