@@ -63,10 +63,10 @@ def normal(seed: int, stream: str, rows: range, shape: tuple[int, ...], device: 
     raw = np.random.Philox(key=key_of(seed, stream), counter=rows.start * blocks).random_raw
     step = max(1, CHUNK // (2 * pairs))
     for first in range(0, len(rows), step):
-        out = array[first : first + step]
-        bits = raw(4 * blocks * len(out)).view(np.int32).reshape(len(out), -1)
+        chunk = array[first : first + step]
+        bits = raw(4 * blocks * len(chunk)).view(np.int32).reshape(len(chunk), -1)
         radii, angles = bits[:, :pairs] & 0x7FFFFFFF, bits.view(np.int16)[:, 2 * pairs : 3 * pairs]
-        _box_muller(radii.astype(np.float32), angles.astype(np.float32), out, np)
+        _box_muller(radii.astype(np.float32), angles.astype(np.float32), chunk, np)
     return torch.from_numpy(array[:, :values]).reshape(len(rows), *shape)
 
 
