@@ -105,16 +105,26 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         {"sampling": {"internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
     ],
     "positions": [POSITIONS],
-    "photos' best": [
-        POSITIONS,
-        DECAY,
-        SIDE,
-        {"process": {"logit_normal": [0.5, 1.0]}},
-        {"training": {"batch": 64, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95]}},
-        {"sampling": {"guidance": [1.0, 0.0, 0.0], "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
-    ],
     "align": [{"training": {"align": {"weight": 0.5, "until": 0.4}}}],
 }
+# Arms of one of them alone: the number of levels decides how many values of guidance there are.
+OWN_ARMS: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "photos": {
+        "photos' best": [
+            POSITIONS,
+            DECAY,
+            SIDE,
+            {"process": {"logit_normal": [0.5, 1.0]}},
+            {"training": {"batch": 64, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95]}},
+            {"sampling": {"guidance": [1.0, 0.0, 0.0], "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
+        ],
+    }
+}
+
+
+def arms_of(data: str) -> dict[str, list[dict[str, Any]]]:
+    """All arms of scenes or of photos."""
+    return ARMS | OWN_ARMS.get(data, {})
 
 
 def merged(document: Any, change: Any) -> Any:
@@ -345,11 +355,11 @@ def main(
         extract_stores(data, stores, scenes)
     for seed in seeds:
         for depth in depths:
-            for arm in arms or ARMS:
+            for arm in arms or arms_of(data):
                 path = results / f"{arm.replace(', ', '+').replace(' ', '-')}-L{depth}-{seconds:g}s-seed{seed}.json"
                 if not path.is_file():
                     print(f"== {path.stem}", flush=True)
-                    write_json(path, run(data, arm, ARMS[arm], depth, seed, seconds, count, stores, out))
+                    write_json(path, run(data, arm, arms_of(data)[arm], depth, seed, seconds, count, stores, out))
     show(results)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.levers import ARMS, DATA, RECIPES, document_of, merged, recipe_at
+from benchmarks.levers import DATA, RECIPES, arms_of, document_of, merged, recipe_at
 from nestgen.recipe.recipe import load_recipe
 
 
@@ -14,15 +14,17 @@ from nestgen.recipe.recipe import load_recipe
 def test_every_arm_is_a_recipe_of_its_own(data: str, tmp_path: Path) -> None:
     plain = recipe_at(tmp_path, document_of(data, tmp_path, [], 1))
     assert plain.seed == 1
-    recipes = {name: recipe_at(tmp_path, document_of(data, tmp_path, changes, 1)) for name, changes in ARMS.items()}
+    arms = arms_of(data).items()
+    recipes = {name: recipe_at(tmp_path, document_of(data, tmp_path, changes, 1)) for name, changes in arms}
     assert recipes.pop("today") == plain
     assert all(recipe != plain for recipe in recipes.values())
     assert {len(recipe.levels) for recipe in recipes.values()} == {len(plain.levels)}
 
 
-def test_the_best_arm_is_what_the_recipe_took(tmp_path: Path) -> None:
-    best = recipe_at(tmp_path, document_of("scenes", tmp_path, ARMS["scenes' best"], 1))
-    mini = load_recipe(RECIPES / DATA["scenes"])
+@pytest.mark.parametrize("data", DATA)
+def test_the_best_arm_is_what_the_recipe_took(data: str, tmp_path: Path) -> None:
+    best = recipe_at(tmp_path, document_of(data, tmp_path, arms_of(data)[f"{data}' best"], 1))
+    mini = load_recipe(RECIPES / DATA[data])
     steps = {"steps": best.training.steps, "warmup": best.training.warmup}
     assert best.training.model_copy(update=steps) == mini.training.model_copy(update=steps)
     assert (best.sampling, best.denoiser, best.process) == (mini.sampling, mini.denoiser, mini.process)

@@ -120,7 +120,7 @@ evaluate --samples nowhere                                      | nowhere has no
 diagnose --samples nowhere                                      | nowhere has no sample.json
 nearest --samples nowhere                                       | nowhere has no sample.json
 compare no.json                                                 | no.json is not there; check the path
-compare a-file                                                  | a-file is not JSON; was it cut off?
+compare a-file                                                  | a-file cannot be read: it is not JSON
 ema --level 0 --length 0.1 --name x                             | has no snapshots
 export nowhere --out x                                          | nowhere
 export runs/toy --out stores                                    | is not empty and no exported hierarchy

@@ -128,7 +128,8 @@ def test_twenty_kills_leave_no_trace(
         killed += 1
     assert killed >= 20
     extract(request, workers=0, scheduler=None)
-    assert chunks(root) == undisturbed
+    # One that was killed after its last seal left half-written files, that only a run with work to do removes.
+    assert {name: of for name, of in chunks(root).items() if not name.endswith((".partial", ".tmp"))} == undisturbed
 
     # A run that was killed between its last seal and its end left nothing to do but to tidy up: the next that works does it.
     other = request.features.model_copy(update={"z0": "pixels:8"})

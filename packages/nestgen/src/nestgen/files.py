@@ -112,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError:
-        raise UserError(f"{path} is not JSON; was it cut off?") from None
+        raise UserError(f"{path} cannot be read: it is not JSON; was it cut off?") from None
     try:
         return without_digest(document) if isinstance(document, dict) else document
     except ValueError as error:
