@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -156,12 +156,14 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
     threads = max(1, (os.cpu_count() or 1) // processes)
     # The levels as they were found here: a training may write a newer checkpoint meanwhile.
     start = (block_sampler.recipe, block_sampler.request, block_sampler.out, block_sampler.levels, numbers, threads)
+    already = set(active_children())
     with ProcessPoolExecutor(processes, context, _start, start) as pool:
 
         def among(level: int | None, runs: Sequence[range], bar: tqdm) -> None:
             try:
                 while runs:
-                    running: dict[Future[bool], range] = {pool.submit(_run, level, rows): rows for rows in runs}
+                    with _ctrl_c_held_back():
+                        running: dict[Future[bool], range] = {pool.submit(_run, level, rows): rows for rows in runs}
                     others = []
                     while running:
                         for one in wait(running, return_when=FIRST_COMPLETED).done:
@@ -177,10 +179,23 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
                     "with fewer --processes or a smaller --batch-size"
                 ) from None
             except BaseException:
+                # Also those that still start, and would miss what this process takes with it.
+                for process in set(active_children()) - already:
+                    process.terminate()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
         yield among
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Ctrl-C waits; processes that the first `submit` starts inherit that, and import torch without a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _look_again(folder: Path) -> None:
