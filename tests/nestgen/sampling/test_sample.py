@@ -38,6 +38,7 @@ from tests.nestgen.samples import files, levels, sample_folder
 
 Trained = Callable[..., Path]
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("error::tqdm.TqdmWarning")  # of a bar beyond its end
 
 
 @pytest.fixture

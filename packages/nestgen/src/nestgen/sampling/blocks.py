@@ -144,7 +144,10 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
     if processes == 1:
 
         def here(level: int | None, runs: Sequence[range], bar: tqdm) -> None:
-            while runs := _paused([rows for rows in runs if not block_sampler.run(level, rows, bar.update)], bar):
+            def move(images: float) -> None:  # sums of parts of images end a little above or below the total
+                bar.update(min(images, float(bar.total or 0) - float(bar.n)))
+
+            while runs := _paused([rows for rows in runs if not block_sampler.run(level, rows, move)], bar):
                 pass
 
         yield here
