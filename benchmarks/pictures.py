@@ -10,9 +10,6 @@ same seeds in each. What is there already is not made again. None of the photos 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,59 +17,41 @@ from typing import Any
 import click
 from PIL import Image
 
-from benchmarks.side_by_side import out_option, report, table
+from benchmarks.levers import RECIPES, merged
+from benchmarks.side_by_side import command, out_option, report, table
 from nestgen.denoiser.config import SIZES
 from nestgen.files import read_json
+from nestgen.recipe.yaml import read_yaml
 
 ROW = 16  # samples of a row of the sheet
 
 
 def recipe(side: int, size: str, steps: int, batch: int, count: int, limit: int | None, photos: Path) -> dict[str, Any]:
-    """The recipe of three levels, with what docs/levers.md found for photos."""
-    features: dict[str, Any] = {"out": "stores/train", "z0": f"pixels:{side}", "limit": limit}
-    features["basis_rows"] = min(4096, limit or 4096)
+    """The recipe `photos` with another side, size and length; of drawn scenes where there are no photos."""
+    document: Any = read_yaml(RECIPES / "photos.yaml")
     if photos.is_dir():
-        features["source"] = f"wds:{photos}/imagenette64/train-{{000000..000009}}.tar"
-        features |= {"encoder": "timm:vit_tiny_patch16_224", "weights": str(photos / "weights/vit_tin.safetensors")}
+        shards, weights = document["features"]["source"], document["features"]["weights"]
+        features = {"source": shards.replace("data/", f"{photos}/"), "weights": weights.replace("data/", f"{photos}/")}
     else:
-        features |= {"source": f"scenes:{side}", "encoder": "tiny"}
-    return {
-        "name": "pictures",
-        "features": features,
-        "levels": [
-            {"shape": f"{side}x{side}x3", "patch": 4},
-            {"shape": "4x4x16", "sigma": 0.5, "patch": 2},
-            {"shape": "2x2x16", "sigma": 0.5},
-        ],
-        "denoiser": {"size": size, "condition": "residual", "positions": "sinusoids"},
-        "process": {"prediction": "v", "logit_normal": [0.5, 1.0]},
+        features = {"source": f"scenes:{side}", "encoder": "tiny", "weights": None}
+    changes = {
+        "features": features
+        | {"out": "stores/train", "z0": f"pixels:{side}", "limit": limit, "basis_rows": min(4096, limit or 4096)},
+        "denoiser": {"size": size},
         "training": {
             "steps": steps,
             "batch": batch,
             "lr": 1e-3 if SIZES[size][0] <= 256 else 3e-4,
-            "muon": 2e-3,
-            "betas": [0.9, 0.95],
             "warmup": min(200, steps // 10),
-            "lr_decay": "linear",
-            "side_loss": 0.25,
             "ema": 0.999 if steps >= 3000 else 0.99,
-            "clip": 1.0,
-            "condition_drop": 0.15,
-            "precision": "auto",
             "checkpoint_every": max(1, steps // 10),
-            "keep": 1,
-            "preview": 0,
         },
-        "sampling": {"steps": 20, "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}},
         "evaluation": {"count": count, "reference": "stores/val"},
+        "grid": None,
     }
-
-
-def command(folder: Path, module: str, *words: str) -> float:
-    """Run a command in the folder; its seconds."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", module, *words], cwd=folder, check=True)
-    return time.perf_counter() - began
+    document = merged(document, changes)
+    document["levels"][0]["shape"] = f"{side}x{side}x3"
+    return document
 
 
 def extract(folder: Path, photos: Path, limit: int) -> None:

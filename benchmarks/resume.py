@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import click
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.side_by_side import out_option, report, table
+from benchmarks.side_by_side import command, out_option, report, table
 from nestgen.denoiser.config import SIZES
 
 IMAGES = 256
@@ -38,13 +35,6 @@ def write_recipe(folder: Path, size: str, steps: int) -> None:
     }
     recipe["features"]["z0_weights"] = "tiny"
     (folder / "nested.yaml").write_text(json.dumps(recipe))
-
-
-def command(folder: Path, module: str, *words: str) -> float:
-    """Run a command in the folder; its seconds."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", module, *words], cwd=folder, check=True)
-    return time.perf_counter() - began
 
 
 def train(folder: Path, size: str, steps: int) -> float:

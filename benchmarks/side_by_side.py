@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -63,6 +65,13 @@ def _cpu_seconds() -> float:
             times = child.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def command(folder: Path, module: str, *words: str) -> float:
+    """Run a command in the folder; its seconds."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", module, *words], cwd=folder, check=True)
+    return time.perf_counter() - began
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

@@ -21,6 +21,7 @@ from featurize.execution import decoders
 from featurize.execution.decoders import SLOTS_PER_DECODER, decoded, end_decoders
 from featurize.execution.devices import views_per_batch
 from featurize.execution.local import MAX_DEATHS
+from tests.featurize.execution.pids import left_once_killed
 
 
 @pytest.fixture(autouse=True)
@@ -119,16 +120,7 @@ Path(out, "part").write_text(" ".join(map(str, pids)))
 Path(out, "part").rename(Path(out, "pids"))
 list(decoded(sleeps, [60.0], 2))
 """
-    process = fork(code, out=str(tmp_path))
-    while not (tmp_path / "pids").exists():
-        assert process.exitcode is None
-        time.sleep(0.02)
-    process.kill()
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    deadline = time.monotonic() + 30
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not left_once_killed(fork(code, out=str(tmp_path)), tmp_path)
 
 
 @pytest.mark.parametrize(

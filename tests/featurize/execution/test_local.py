@@ -22,6 +22,7 @@ from featurize.execution.engine import engine
 from featurize.execution.interrupt import finishing_tasks
 from featurize.execution.local import MAX_DEATHS, _serve
 from featurize.execution.tasks import Run, in_order, ordered_map, run_here
+from tests.featurize.execution.pids import left_once_killed
 
 
 def square(number: int) -> int:
@@ -156,16 +157,7 @@ with engine(2, None) as run:
     Path(out, "part").rename(Path(out, "pids"))
     list(run(sleeps, [60.0]))
 """
-    process = fork(code, out=str(tmp_path))
-    while not (tmp_path / "pids").exists():
-        assert process.exitcode is None
-        time.sleep(0.02)
-    process.kill()
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    deadline = time.monotonic() + 30
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:  # also the one that sleeps
-        time.sleep(0.02)
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not left_once_killed(fork(code, out=str(tmp_path)), tmp_path)
 
 
 def test_a_worker_whose_pipe_is_closed_ends_without_a_word() -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import re
 import resource
 import shutil
-import signal
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +27,6 @@ from nestgen.sampling import descent, latents
 from nestgen.sampling import sample as sampling
 from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.trained import load_samplers
-from tests.conftest import Begin, Begun
 from tests.nestgen.checkpoints import rewrite
 from tests.nestgen.samples import files, levels, sample_folder
 
@@ -172,97 +166,6 @@ def test_a_flip_in_an_image_is_named(recipe: Recipe, tmp_path: Path) -> None:
         image.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(UserError, match=r"000001\.png is damaged; remove it and run `nestgen sample` again"):
             read_images(out, 2)
-
-
-# Notes every block that this process writes, and stops before it writes its block number `stop`.
-NOTED = """
-import signal
-from nestgen.sampling.latents import Latents
-write, number = Latents.write, 0
-def noted(self, rows, z_BCHW):
-    global number
-    number += 1
-    if number == {stop}:
-        open({log!r}, "a").write("stopped\\n")
-        os.kill(os.getpid(), signal.SIGSTOP)
-    write(self, rows, z_BCHW)
-    open({log!r}, "a").write(f"{{os.getpid()}} {{self.path.stem}} {{rows.start}}\\n")
-Latents.write = noted
-"""
-
-
-@pytest.mark.parametrize("killed", [True, False])
-def test_two_commands_share_a_folder_and_one_ends_what_a_killed_one_left(
-    recipe: Recipe, tmp_path: Path, begin: Begin, killed: bool
-) -> None:
-    whole, out, log = sample_folder(recipe, tmp_path / "whole", count=8, batch=2), tmp_path / "s", tmp_path / "log"
-    log.touch()
-
-    def started(stop: int) -> Begun:
-        command = ("nestgen", "sample", "--count", 8, "--batch-size", 2, "--out", out)
-        return begin(recipe.root, *command, before=NOTED.format(log=str(log), stop=stop))
-
-    def until(lines: int) -> list[str]:
-        while len(noted := log.read_text().splitlines()) < lines and first.process.is_alive():
-            time.sleep(0.01)
-        return noted
-
-    first = started(stop=2)
-    until(2)  # it has written one block of z_2 and stops in the second
-    second = started(stop=0)
-    until(4)  # which the other one leaves out
-    assert not list(out.glob("latents/z1.blocks/*.json"))
-    assert sorted(path.stem for path in out.glob("latents/z2.blocks/*.json")) == ["000000", "000004", "000006"]
-    assert first.process.pid is not None
-    os.kill(first.process.pid, signal.SIGKILL if killed else signal.SIGCONT)
-    assert second.ended()[0] == 0, second.ended()
-    assert first.ended()[0] == (-signal.SIGKILL if killed else 0)
-    written = [line.split() for line in log.read_text().splitlines() if line != "stopped"]
-    assert sorted(block for _, *block in written) == [[f"z{k}", str(row)] for k in range(3) for row in (0, 2, 4, 6)]
-    assert len({process for process, *_ in written}) == 2
-    for one, other in zip(levels(whole), levels(out)):
-        assert np.abs(one - other).max() < 1e-4 * one.std()  # another process may round otherwise
-    assert np.abs(read_images(whole, 8).astype(int) - read_images(out, 8)).max() <= 1
-    assert read_json(out / "sample.json") == read_json(whole / "sample.json")
-
-
-def test_a_folder_in_use_is_joined_by_the_same_samples_only(
-    recipe: Recipe, tmp_path: Path, fork: Callable[..., BaseProcess], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, ready = sample_folder(recipe, tmp_path / "s"), tmp_path / "ready"
-    whole = files(out)
-    code = """
-import pathlib, time
-from nestgen.locks import open_locks
-from nestgen.sampling.blocks import USERS
-locks = open_locks(pathlib.Path(out))
-locks.lock(USERS, shared=True)
-locks.sign()
-pathlib.Path(ready).touch()
-time.sleep(600)
-"""
-    holder = fork(code, out=str(out), ready=str(ready))
-    while not ready.exists() and holder.is_alive():
-        time.sleep(0.01)
-    sample_folder(recipe, out)
-    in_use = rf"s is being sampled into by another process \(process {os.getpid()} on .*\)"  # which signed last
-    with pytest.raises(UserError, match=f"{in_use}, with other settings: z_2.steps was 5 and is 4; wait for it"):
-        sample_folder(recipe.with_sampling({"steps": 4}), out, overwrite=True)
-    with pytest.raises(UserError, match=f"{in_use}, which makes 7 samples; ask for as many"):
-        sample_folder(recipe, out, count=9)
-    assert files(out) == whole
-    holder.kill()
-    holder.join()
-    sample_folder(recipe, out, count=9)  # the lock is gone with its holder
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with pytest.raises(UserError, match=r"the file system of .*new has no locks \(No locks available\), which keep"):
-        sample_folder(recipe, tmp_path / "new")
-    monkeypatch.undo()
-    sample_folder(recipe, tmp_path / "new", count=1)  # an empty folder with a lock is no other folder
-
-
-def no_locks(*arguments: object) -> None:
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_a_folder_of_other_things_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:

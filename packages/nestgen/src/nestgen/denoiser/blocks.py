@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from nestgen.denoiser.cpu_linear import Linear, gelu_linear
 
 
-def sinusoids(number_B: Tensor, dim: int) -> Tensor:
-    """Embedding (B, dim) of a number for each sample: cosines, then sines, of 10000^(-i / (dim / 2)) number."""
+def sinusoids(number_B: Tensor, dim: int, longest: float = 10000) -> Tensor:
+    """Embedding (B, dim) of a number for each sample: cosines, then sines, of longest^(-i / (dim / 2)) number."""
     half = dim // 2
     exponents = torch.arange(half, device=number_B.device, dtype=number_B.dtype) / half
-    angles_BD = number_B[:, None] * torch.exp(-math.log(10000) * exponents)
+    angles_BD = number_B[:, None] * torch.exp(-math.log(longest) * exponents)
     return torch.cat([angles_BD.cos(), angles_BD.sin()], -1)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nestgen.denoiser.blocks import PatchEmbed
+from nestgen.denoiser.blocks import PatchEmbed, sinusoids
 
 STD = 0.02  # of U-ViT's truncated normal
 LONGEST = 20.0  # tokens for a radian of the slowest sinusoid of a position; the fastest takes one
@@ -73,8 +73,9 @@ def initialise_positions(position_ND: Tensor, grid: tuple[int, int], patch_embed
         return
     embed_DP = patch_embed.proj.weight.flatten(1)
     dim, values = embed_DP.shape
-    row_N, column_N = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
-    sinusoids_ND = torch.cat([_sinusoids(row_N, dim // 2), _sinusoids(column_N, dim - dim // 2)], 1)
+    axes = torch.meshgrid(*(torch.arange(float(size)) for size in grid), indexing="ij")
+    sinusoids_ND = torch.cat([sinusoids(axis.flatten(), dim // 2, LONGEST) for axis in axes], 1)
+    sinusoids_ND = nn.functional.pad(sinusoids_ND, (0, dim - sinusoids_ND.shape[1]))  # where dim is no multiple of 4
     sinusoids_ND -= sinusoids_ND.mean(0)
     if values + 1 < dim:
         bias_D = patch_embed.proj.bias
@@ -82,10 +83,3 @@ def initialise_positions(position_ND: Tensor, grid: tuple[int, int], patch_embed
         basis_DP, _ = torch.linalg.qr(torch.cat([embed_DP, bias_D[:, None]], 1))
         sinusoids_ND -= sinusoids_ND @ basis_DP @ basis_DP.T
     position_ND += nn.functional.normalize(sinusoids_ND, dim=1) * values**0.5
-
-
-def _sinusoids(position_N: Tensor, dim: int) -> Tensor:
-    """(N, D): sines and cosines of a position, at frequencies that fall geometrically from 1 to 1 / LONGEST."""
-    half = dim // 2
-    angle_NF = position_N[:, None] * LONGEST ** (-torch.arange(half) / half)
-    return nn.functional.pad(torch.cat([angle_NF.sin(), angle_NF.cos()], 1), (0, dim % 2))

@@ -122,13 +122,10 @@ def check_same_work(out: Path, card: dict[str, Any], user: str) -> int:
     in_use = f"{out} is being sampled into by another process ({user})"
     if why := _other_settings(out, card):
         raise UserError(f"{in_use}, with other settings: {why}; wait for it, or sample into another folder")
-    count, block = (
-        open_latents(out, card["depth"] - 1).array.shape[0],
-        open_latents(out, card["depth"] - 1).array.chunks[0],
-    )
-    if count != card["count"]:
-        raise UserError(f"{in_use}, which makes {count} samples; ask for as many, or wait for it")
-    return block
+    array = open_latents(out, card["depth"] - 1).array
+    if array.shape[0] != card["count"]:
+        raise UserError(f"{in_use}, which makes {array.shape[0]} samples; ask for as many, or wait for it")
+    return array.chunks[0]
 
 
 def _refuse_other_settings(out: Path, card: dict[str, Any]) -> None:
