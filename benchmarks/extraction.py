@@ -52,6 +52,7 @@ Use = list[tuple[datetime, float]]  # of a GPU: when, and the share of the time 
 @click.option("--model", default="vit_base_patch16_224", show_default=True, help="A timm model, with random weights.")
 @click.option("--levels", default="8x8x64,6x6x56,4x4x48,2x2x40", show_default=True, help="Levels derived.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--decoder", default="pillow", show_default=True, help="As in `featurize extract`; nvjpeg on a GPU.")
 @click.option("--z0", default="pixels:32", show_default=True, metavar="CODEC:SIDE", help="Codec of z_0.")
 @click.option("--z0-weights", help="Weights of a codec that has some. [default: Stable Diffusion's VAE, random]")
 @click.option("--z0-precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
@@ -67,6 +68,7 @@ def main(
     model: str,
     levels: str,
     precision: str,
+    decoder: str,
     z0: str,
     z0_weights: str | None,
     z0_precision: str,
@@ -111,7 +113,7 @@ def main(
             root = folder / f"root-{turn}-{workers}"
             options = {
                 "source": source, "out": str(root), "encoder": spec.name, "weights": str(weights), "precision": precision,
-                "limit": pictures, "basis": basis, "basis_tolerance": 1.0,
+                "decoder": decoder, "limit": pictures, "basis": basis, "basis_tolerance": 1.0,
                 "z0": z0, "z0_weights": z0_weights, "z0_precision": z0_precision,
             }  # fmt: skip
             with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), _watching(device) as use:
@@ -161,7 +163,7 @@ def main(
     where = "cpu, one thread each" if device == "cpu" else torch.cuda.get_device_name(device)
     body = (
         f"{pictures} {what} through {model} in {precision} on {where}, medians of {rounds}; "
-        f"levels {levels}, z_0 {z0} in {z0_precision}. The basis is there already.\n\n"
+        f"levels {levels}, z_0 {z0} in {z0_precision}, decoder {decoder}. The basis is there already.\n\n"
         + table(
             (
                 "",

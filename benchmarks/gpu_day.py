@@ -55,6 +55,13 @@ STAGES = (
         TINY_EXTRACTION,
     ),
     Stage(
+        "extract-vit-nvjpeg",
+        "the same, JPEGs decoded by the GPU",
+        "extraction",
+        f"{EXTRACTION} --precision bfloat16 --decoder nvjpeg",
+        TINY_EXTRACTION,
+    ),
+    Stage(
         "extract-vae",
         "the paper's own z_0, vae:256, beside the ViT, both in bfloat16",
         "extraction",

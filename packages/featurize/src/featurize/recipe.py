@@ -70,8 +70,8 @@ class Features(BaseModel):
     @field_validator("decoder")
     @classmethod
     def _known_decoder(cls, value: str) -> str:
-        if not re.fullmatch(r"pillow|scaled:[1-9]\d*", value):
-            raise ValueError("it must be pillow, or scaled: and a side in pixels, like scaled:256")
+        if not re.fullmatch(r"pillow|nvjpeg|scaled:[1-9]\d*", value):
+            raise ValueError("it must be pillow, nvjpeg, or scaled: and a side in pixels, like scaled:256")
         return value
 
     @field_validator("max_bad", mode="before")

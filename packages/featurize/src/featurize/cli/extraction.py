@@ -51,7 +51,8 @@ def _option(name: str, text: str, **settings: Any) -> Any:
 )
 @_option(
     "--decoder",
-    "How JPEGs are decoded: to Pillow's pixels, or scaled:SIDE, by libjpeg to four, three, two or one eighths, of at least SIDE.",
+    "How JPEGs are decoded: to Pillow's pixels; nvjpeg, on an NVIDIA GPU; or scaled:SIDE, by libjpeg to four, three, two or one "
+    "eighths, of at least SIDE.",
     metavar="NAME",
 )
 @_option("--strict", "Refuse JPEGs that libjpeg warns of, like one whose middle is lost.", is_flag=True, default=None)

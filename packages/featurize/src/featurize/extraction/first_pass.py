@@ -44,7 +44,7 @@ from featurize.store.layout import (
     record_path,
     root_of,
 )
-from featurize.store.ledger import Ledger, ledger_of, read_table
+from featurize.store.ledger import UNJUDGED, Ledger, ledger_of, read_table
 from featurize.store.metadata import ArraySpec, existing_metadata, spec_or_none
 from featurize.store.read import open_array, read_rows
 from featurize.store.write import check_fingerprint, prepare, whole_blocks, write_block
@@ -71,7 +71,7 @@ def first_pass(
     """
     features, folder = request.features, first_pass_folder(root)
     scan = Scan(root, listing.images, crop, features.max_bad, features.strict, folder / "examined")
-    left_out = _begin(folder, listing, scan)
+    left_out = _begin(folder, listing, scan, features.decoder)
     recall(scan)
     draft = targets_of(request, folder, networks, _as_known(scan, {}, features, listing)[0])
     check_space(draft, root)
@@ -97,7 +97,8 @@ def first_pass(
         if base and is_local(draft.base.path):
             to_disk(blocks_folder(draft.base.path))  # the moments' names
     examine_rest(scan, run)
-    return finished_table(scan)
+    table = finished_table(scan)
+    return table.replace_schema_metadata({UNJUDGED: features.decoder}) if features.decoder == "nvjpeg" else table
 
 
 def _exists(draft: ArraySpec, root: Path) -> bool:
@@ -139,12 +140,13 @@ def _fitted(scan: Scan, features: Features, listing: Listing, run: Run, journal:
     )
 
 
-def _begin(folder: Path, listing: Listing, scan: Scan) -> list[int] | None:
+def _begin(folder: Path, listing: Listing, scan: Scan, decoder: str) -> list[int] | None:
     """Begin a draft, or go on with one; the positions that are left out of it, None where that is not settled yet.
 
-    A draft of another listing is begun anew. Raises UserError for one whose images are cropped or refused by other rules.
+    A draft of another listing is begun anew. Raises UserError for one whose images are decoded, cropped or refused by other
+    rules.
     """
-    facts = {"listing_sha256": listing.sha256, "crop": str(scan.crop), "strict": scan.strict}
+    facts = {"listing_sha256": listing.sha256, "crop": str(scan.crop), "strict": scan.strict, "decoder": decoder}
     path = _facts_path(folder)
     stored = read_json(path) if path.is_file() else {}
     changed = {name for name, value in facts.items() if stored.get(name, value) != value}

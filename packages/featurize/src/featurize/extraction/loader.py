@@ -6,20 +6,17 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
-from hashlib import sha256
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurize.encoders import EncoderDescription
-from featurize.errors import UserError
 from featurize.execution.decoders import SLOT, decoded
 from featurize.execution.devices import decoders, device_of_worker, views_per_batch
-from featurize.extraction.reading import Examined, Reader, first_look, readers
-from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
-from featurize.images.decode import Profile, decode
-from featurize.images.reasons import BadImage
+from featurize.extraction.reading import Examined, Reader, first_look, load_crops_of, readers
+from featurize.images.crop import CropRule, InputSpec, crop, cropped, parse_rule
+from featurize.images.on_device import decode_on_device
 from featurize.recipe import Features
 from featurize.sources import SourceImage
 from featurize.store.ledger import Ledger
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
 
 INNER_BATCH = 32  # views a forward pass at least, padded, so that no setting changes a rounding
 ROWS_PER_JOB = 32  # images that a decoder is given at once, where a slot has room for so many
+ROOM_FOR_FILE = 256 << 10  # bytes of a slot for a file that is left to nvJPEG; ImageNet's have 110,000 on average
 STAGES = ("read", "decode", "encode", "write")
 
 
@@ -85,12 +83,14 @@ class _Part:
 @dataclass(frozen=True)
 class _Loaded:
     """What was seen of a part's images, the seconds that it took, and the crops of those that are stored, for each input uint8
-    (n, S, S, 3); None where they lie in the slot."""
+    (n, S, S, 3); None where they lie in the slot. By an image's place in the part, the file that is left to nvJPEG to decode:
+    its bytes, or where they lie in the slot."""
 
     seen: tuple[Seen, ...]
     reading: float
     decoding: float
     crops: list[np.ndarray] | None
+    files: dict[int, bytes | slice]
 
 
 def load_views(
@@ -106,8 +106,7 @@ def load_views(
     rows = views_per_batch(device, INNER_BATCH, len(batch.images) * views) // views
     x: list[Tensor] = []
     taken = 0
-    for crops in _load_crops(batch, inputs, clock, seen):
-        left = [torch.from_numpy(own) for own in crops]
+    for left in _load_crops(batch, inputs, device, clock, seen):
         while len(left[0]):
             with _copying(device):
                 if not taken:
@@ -156,12 +155,14 @@ def _with_flips(x_RHWC: Tensor, taken: int, views: int) -> Tensor:
 
 
 def _load_crops(
-    batch: Batch, inputs: tuple[InputSpec, ...], clock: Clock, seen: list[Seen]
-) -> Iterator[list[np.ndarray]]:
-    """The crops of the stored images, part by part, one array an input. Each holds until the next one is asked for.
+    batch: Batch, inputs: tuple[InputSpec, ...], device: str, clock: Clock, seen: list[Seen]
+) -> Iterator[list[Tensor]]:
+    """The crops of the stored images, part by part, one tensor an input. Each holds until the next one is asked for.
 
     Nothing else stays in memory: decoded, an image may be 100 times larger.
     """
+    import torch
+
     count = decoders()
     parts = list(_parts(batch, inputs))
     if count:
@@ -171,18 +172,54 @@ def _load_crops(
         slot = np.empty(SLOT, dtype=np.uint8)
         loaded = ((_load_part(part, slot, unread), slot) for part in parts)
     with closing(loaded):
-        for one, slot in loaded:
+        for part, (one, slot) in zip(parts, loaded, strict=True):
             clock.seconds["read"] += one.reading / max(1, count)
             clock.seconds["decode"] += one.decoding / max(1, count)
-            seen += one.seen
             stored = sum(seen_.is_stored for seen_ in one.seen)
-            if stored:
-                crops = one.crops if one.crops is not None else _laid_out(slot, inputs, len(one.seen))
-                yield [own[:stored] for own in crops]
+            arrays = one.crops if one.crops is not None else _laid_out(slot, inputs, len(one.seen))
+            crops, seen_here = [torch.from_numpy(own[:stored]) for own in arrays], list(one.seen)
+            if one.files:
+                with clock.during("decode"), _copying(device):
+                    crops, seen_here = _with_files(part, one, slot, crops, device)
+            seen += seen_here
+            if len(crops[0]):
+                yield crops
+
+
+def _with_files(
+    part: _Part, loaded: _Loaded, slot: np.ndarray, crops: list[Tensor], device: str
+) -> tuple[list[Tensor], list[Seen]]:
+    """The crops of a part on the device, and what was seen, now that its files are decoded there.
+
+    Pillow judges a file that nvJPEG refuses: what it can decode is stored as it decodes it.
+    """
+    import torch
+
+    batch, seen = part.batch, list(loaded.seen)
+    as_pillow = replace(batch, features=batch.features.model_copy(update={"decoder": "pillow"}))
+    crops = [own.to(device) for own in crops]
+    rows = np.cumsum([one.is_stored for one in seen]) - 1
+    files = [slot[file] if isinstance(file, slice) else file for file in loaded.files.values()]
+    for place, file, image in zip(loaded.files, files, decode_on_device(files, device), strict=True):
+        if image is not None:
+            new = [cropped(image, batch.crop, spec).x_CHW.permute(1, 2, 0) for spec in part.inputs]
+        else:
+            examined, own, *_ = _load(
+                as_pillow, part.inputs, batch.images[place], partial(bytes, file), batch.sha256s[place]
+            )
+            seen[place] = Seen(examined, own is not None)
+            new = [torch.tensor(pixels) for pixels in own or ()]
+        for all_RHWC, pixels in zip(crops, new):
+            all_RHWC[rows[place]].copy_(pixels)
+    kept = [
+        int(row) for row, before, now in zip(rows, loaded.seen, seen, strict=True) if before.is_stored and now.is_stored
+    ]
+    return [own if len(kept) == len(own) else own[kept] for own in crops], seen
 
 
 def _parts(batch: Batch, inputs: tuple[InputSpec, ...]) -> Iterator[_Part]:
-    rows = max(1, min(ROWS_PER_JOB, SLOT // sum(map(_bytes_of, inputs))))
+    bytes_per_row = sum(map(_bytes_of, inputs)) + ROOM_FOR_FILE * (batch.features.decoder == "nvjpeg")
+    rows = max(1, min(ROWS_PER_JOB, SLOT // bytes_per_row))
     for start in range(0, len(batch.images), rows):
         part = slice(start, start + rows)
         yield _Part(replace(batch, images=batch.images[part], sha256s=batch.sha256s[part]), inputs)
@@ -204,70 +241,44 @@ def _load_part(part: _Part, slot: np.ndarray, unread: Iterator[Reader] | None = 
     batch, inputs = part.batch, part.inputs
     unread = readers(batch.images, list(map(bool, batch.sha256s))) if unread is None else unread
     rows = len(batch.images)
-    fits = rows * sum(map(_bytes_of, inputs)) <= slot.nbytes
-    own = _laid_out(slot if fits else np.empty(rows * sum(map(_bytes_of, inputs)), dtype=np.uint8), inputs, rows)
+    taken = rows * sum(map(_bytes_of, inputs))
+    fits = taken <= slot.nbytes
+    own = _laid_out(slot if fits else np.empty(taken, dtype=np.uint8), inputs, rows)
     seen: list[Seen] = []
+    files: dict[int, bytes | slice] = {}
     reading = decoding = 0.0
     stored = 0
     for image, reader, digest in zip(batch.images, unread, batch.sha256s):  # no more of the readers than images
         examined, crops, *seconds = _load(batch, inputs, image, reader, digest)
         reading, decoding = reading + seconds[0], decoding + seconds[1]
-        seen.append(Seen(examined, crops is not None))
-        if crops is not None:
+        if isinstance(crops, bytes):
+            end = taken + len(crops)
+            files[len(seen)] = slice(taken, end) if end <= slot.nbytes else crops
+            if end <= slot.nbytes:
+                slot[taken:end] = np.frombuffer(crops, dtype=np.uint8)
+                taken = end
+        elif crops is not None:
             for place, pixels in zip(own, crops, strict=True):
                 place[stored] = pixels
-            stored += 1
-    return _Loaded(tuple(seen), reading, decoding, None if fits else own)
+        seen.append(Seen(examined, crops is not None))
+        stored += crops is not None
+    return _Loaded(tuple(seen), reading, decoding, None if fits else own, files)
 
 
 def _load(
     batch: Batch, inputs: tuple[InputSpec, ...], image: SourceImage, reader: Reader, digest: str
-) -> tuple[Examined | None, tuple[np.ndarray, ...] | None, float, float]:
-    """(what a first look says of an image, None where it was known; its crops, None where it is refused; seconds of waiting for
-    the bytes; seconds of decoding and resizing)."""
+) -> tuple[Examined | None, tuple[np.ndarray, ...] | bytes | None, float, float]:
+    """(what a first look says of an image, None where it was known; its crops, None where it is refused, or its file where that
+    is left to nvJPEG; seconds of waiting for the bytes; seconds of decoding and resizing)."""
     features = batch.features
-    least = features.least_side
+    how = features.icc, features.least_side, features.decoder
     if digest:
-        return None, *load_crops_of(image, reader, digest, batch.crop, inputs, features.icc, least)
-    look = first_look(reader, features.icc, least)
+        return None, *load_crops_of(image, reader, digest, batch.crop, inputs, *how)
+    look = first_look(reader, *how)
     start = time.perf_counter()
-    crops = None
-    if look.image is not None and not look.examined.refusal(features.strict):
+    crops: tuple[np.ndarray, ...] | bytes | None = None
+    if isinstance(look.image, bytes):
+        crops = look.image
+    elif look.image is not None and not look.examined.refusal(features.strict):
         crops = tuple(crop(look.image, batch.crop, spec) for spec in inputs)
     return look.examined, crops, look.reading, look.decoding + time.perf_counter() - start
-
-
-def load_crops_of(
-    image: SourceImage,
-    reader: Reader,
-    digest: str,
-    rule: CropRule,
-    inputs: tuple[InputSpec, ...],
-    profile: Profile,
-    least: int = 0,
-) -> tuple[tuple[np.ndarray, ...], float, float]:
-    """(uint8 (S, S, 3) for each input, seconds of waiting for the bytes, seconds of decoding and resizing).
-
-    Raises UserError for an image whose bytes have another SHA-256 than `digest`, and for a file that is gone or may not be read.
-    """
-    start = time.perf_counter()
-    try:
-        data = reader()
-        read_at = time.perf_counter()
-        if sha256(data).hexdigest() != digest:
-            raise BadImage("its bytes are others")
-        image_ = decode(data, profile, least)
-    except UserError:  # a disk is gone, or a remote place does not answer: that says nothing about the image
-        raise
-    except PermissionError:
-        raise UserError(
-            f"The picture {image.key} ({image.source}) may not be read any more; fix its permissions and run the same command "
-            "again, it goes on."
-        ) from None
-    except Exception as error:
-        raise UserError(
-            f"The picture {image.key} ({image.source}) has changed since the ledger was made: {error}; "
-            "restore the file, or remove the store root and extract again."
-        ) from None
-    crops = tuple(crop(image_, rule, spec) for spec in inputs)
-    return crops, read_at - start, time.perf_counter() - read_at

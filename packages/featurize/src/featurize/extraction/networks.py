@@ -10,6 +10,7 @@ from featurize.codecs import kinds as codec_kinds
 from featurize.encoders import EncoderDescription, EncoderSpec, describe_encoder, kind_of, load_encoder
 from featurize.execution.devices import device_of_worker
 from featurize.execution.precision import device_name
+from featurize.images.on_device import require_nvjpeg
 from featurize.recipe import Features
 from featurize.text.tower import IMPORTS as TEXT_IMPORTS
 from featurize.text.tower import load_text_encoder, text_spec
@@ -47,7 +48,12 @@ def describe_networks(features: Features) -> Networks:
 
 
 def check_networks(features: Features) -> str:
-    """Load all networks once: weights that don't fit are found before any image is read. The name of the worker's device."""
+    """Load all networks once: weights that don't fit are found before any image is read. The name of the worker's device.
+
+    Raises UserError where that can't decode as the recipe says, too.
+    """
+    if features.decoder == "nvjpeg":
+        require_nvjpeg(device_of_worker())
     load_encoder(encoder_spec(features), "cpu")
     load_codec(codec_spec(features))
     if features.text is not None:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from PIL import Image
 
 from featurize.errors import UserError
-from featurize.images.decode import Profile, examine
+from featurize.images.crop import CropRule, InputSpec, crop
+from featurize.images.decode import Profile, decode, examine, size_for_nvjpeg
 from featurize.images.reasons import BadImage
 from featurize.sources import SourceImage, read_in_order
 
@@ -37,24 +39,30 @@ class Examined:
 
 @dataclass(frozen=True)
 class FirstLook:
-    """An image decoded for the first time (None where that is impossible), and the seconds that reading and decoding took."""
+    """An image decoded for the first time, or its file where that is left to nvJPEG (None where neither is possible), and the
+    seconds that reading and decoding took."""
 
     examined: Examined
-    image: Image.Image | None
+    image: Image.Image | bytes | None
     reading: float
     decoding: float
 
 
-def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0) -> FirstLook:
-    """Read and decode a listed image, as `images.decode` does. Raises UserError as `readers` says."""
+def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0, decoder: str = "pillow") -> FirstLook:
+    """Read and decode a listed image, as `images.decode` does; with the decoder "nvjpeg" one that it can decode is not.
+    Raises UserError as `readers` says."""
     start = read_at = time.perf_counter()
-    decoded = None
+    decoded: Image.Image | bytes | None = None
     try:
         data = reader()
         read_at = time.perf_counter()
-        found = examine(data, profile, least)
-        decoded = found.image
-        examined = Examined("", hashlib.sha256(data).hexdigest(), *found.size, found.mode, found.warning)
+        if decoder == "nvjpeg" and (size := size_for_nvjpeg(data, profile)):
+            decoded = data
+            examined = Examined("", hashlib.sha256(data).hexdigest(), *size, "RGB")
+        else:
+            found = examine(data, profile, least)
+            decoded = found.image
+            examined = Examined("", hashlib.sha256(data).hexdigest(), *found.size, found.mode, found.warning)
     except BadImage as error:
         examined = Examined(str(error))
     except FileNotFoundError:
@@ -62,6 +70,45 @@ def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0) -> F
     except PermissionError:
         examined = Examined("the file may not be read: permission is denied")
     return FirstLook(examined, decoded, read_at - start, time.perf_counter() - read_at)
+
+
+def load_crops_of(
+    image: SourceImage,
+    reader: Reader,
+    digest: str,
+    rule: CropRule,
+    inputs: tuple[InputSpec, ...],
+    profile: Profile,
+    least: int = 0,
+    decoder: str = "pillow",
+) -> tuple[tuple[np.ndarray, ...] | bytes, float, float]:
+    """(uint8 (S, S, 3) for each input, or the file where that is left to nvJPEG; seconds of waiting for the bytes; seconds of
+    decoding and resizing).
+
+    Raises UserError for an image whose bytes have another SHA-256 than `digest`, and for a file that is gone or may not be read.
+    """
+    start = time.perf_counter()
+    try:
+        data = reader()
+        read_at = time.perf_counter()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise BadImage("its bytes are others")
+        left = decoder == "nvjpeg" and size_for_nvjpeg(data, profile) is not None
+        image_ = None if left else decode(data, profile, least)
+    except UserError:  # a disk is gone, or a remote place does not answer: that says nothing about the image
+        raise
+    except PermissionError:
+        raise UserError(
+            f"The picture {image.key} ({image.source}) may not be read any more; fix its permissions and run the same command "
+            "again, it goes on."
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"The picture {image.key} ({image.source}) has changed since the ledger was made: {error}; "
+            "restore the file, or remove the store root and extract again."
+        ) from None
+    crops = data if image_ is None else tuple(crop(image_, rule, spec) for spec in inputs)
+    return crops, read_at - start, time.perf_counter() - read_at
 
 
 def readers(images: Sequence[SourceImage], were_there: Sequence[bool]) -> Iterator[Reader]:

@@ -32,6 +32,7 @@ from featurize.store.layout import draft_ledger_path, ledger_path
 from featurize.store.ledger import (
     CONTENT_DIGEST,
     SCHEMA,
+    UNJUDGED,
     Ledger,
     ledger_of,
     ledger_of_listing,
@@ -156,7 +157,13 @@ def _same_rows(first: pa.Table, second: pa.Table) -> bool:
 
 def check_strict(root: Path, ledger: Ledger) -> None:
     """Raises UserError where a root holds images that --strict refuses, or does not say whether it does."""
-    if CONTENT_DIGEST not in read_ledger_metadata(ledger_path(root)):
+    metadata = read_ledger_metadata(ledger_path(root))
+    if UNJUDGED in metadata:
+        raise UserError(
+            f"{root} was begun with --decoder {metadata[UNJUDGED]}, which does not look for damaged JPEGs as --strict does; "
+            "choose another --out."
+        )
+    if CONTENT_DIGEST not in metadata:
         raise UserError(
             f"{root} was begun by an earlier version, which did not look for damaged JPEGs; choose another --out."
         )

@@ -88,7 +88,11 @@ def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger)
 
 
 def check_decoder(features: Features, networks: Networks, crop: CropRule) -> None:
-    """Raises UserError where JPEGs may be decoded to less than encoder or codec see of them."""
+    """Raises UserError where JPEGs may be decoded to less than encoder or codec see of them, and for --strict with nvJPEG."""
+    if features.strict and features.decoder == "nvjpeg":
+        raise UserError(
+            "--strict refuses JPEGs that libjpeg warns of, and --decoder nvjpeg leaves them to the GPU; leave out one of the two."
+        )
     encoder = InputSpec(crop.side(networks.encoder.input_size), networks.encoder.interpolation)
     needed = max(crop.least(encoder), crop.least(networks.codec.input))
     if 0 < features.least_side < needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,22 @@ from PIL import Image
 from featurize.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels of the decoded image
+
+
+class ImageLike(Protocol):
+    """What a crop asks of an image: Pillow's own methods, which `on_device.DeviceImage` has too."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    def crop(self, box: Box) -> Self: ...
+    def resize(self, size: tuple[int, int], resample: int, box: Box | None = None) -> Self: ...
+
+
+AnyImage = TypeVar("AnyImage", bound=ImageLike)
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -113,6 +129,11 @@ def _resized_and_corner(width: int, height: int, resize: int, centre: int) -> tu
 
 def crop(image: Image.Image, rule: CropRule, spec: InputSpec) -> np.ndarray:
     """What a network that takes `spec` sees of an RGB image in a store root of this rule: (side, side, 3) uint8."""
+    return np.asarray(cropped(image, rule, spec))
+
+
+def cropped(image: AnyImage, rule: CropRule, spec: InputSpec) -> AnyImage:
+    """`crop`, of and as an image of any kind."""
     if spec.own_crop != "same":
         return OWN_CROPS[spec.own_crop](image, spec.side)
     if rule.resize is not None and not rule.between_pixels and spec.side == rule.centre:
@@ -120,8 +141,8 @@ def crop(image: Image.Image, rule: CropRule, spec: InputSpec) -> np.ndarray:
     return resize_box(image, rule.box(*image.size), spec.side, spec.interpolation)
 
 
-def resize_then_centre(image: Image.Image, resize: int, centre: int, interpolation: str) -> np.ndarray:
-    """The pixels of torchvision's Resize(resize) and CenterCrop(centre), (centre, centre, 3) uint8.
+def resize_then_centre(image: AnyImage, resize: int, centre: int, interpolation: str) -> AnyImage:
+    """The pixels of torchvision's Resize(resize) and CenterCrop(centre).
 
     Always across first, then down: so did Pillow when the encoders were published; today's takes the cheaper order, and
     bicubic overshoot clipped in between makes it other pixels. Each pass resizes whole lines, because Pillow rounds its
@@ -130,34 +151,34 @@ def resize_then_centre(image: Image.Image, resize: int, centre: int, interpolati
     across, down, left, upper = _resized_and_corner(*image.size, resize, centre)
     filter_ = INTERPOLATIONS[interpolation]
     columns = image.resize((across, image.height), filter_).crop((left, 0, left + centre, image.height))
-    return np.asarray(columns.resize((centre, down), filter_).crop((0, upper, centre, upper + centre)))
+    return columns.resize((centre, down), filter_).crop((0, upper, centre, upper + centre))
 
 
-def resize_box(image: Image.Image, box: Box, side: int, interpolation: str) -> np.ndarray:
-    """The box of an image, resized with antialiasing to (side, side, 3) uint8.
+def resize_box(image: AnyImage, box: Box, side: int, interpolation: str) -> AnyImage:
+    """The box of an image, resized with antialiasing to `side` pixels.
 
     The filter reaches over the edge of the box into the image, so this is what resizing the whole image and cropping
     afterwards gives to within a grey level, without making the whole. Across first, then down, as in `resize_then_centre`.
     """
     left, upper, right, lower = box
     if (right - left, lower - upper) == (side, side) and all(float(edge).is_integer() for edge in box):
-        return np.asarray(image.crop((int(left), int(upper), int(right), int(lower))))
+        return image.crop((int(left), int(upper), int(right), int(lower)))
     filter_ = INTERPOLATIONS[interpolation]
     # Rows that the second pass can't reach need no first pass; the widest filter reaches three scaled pixels.
     reach = 4 * max(1.0, (lower - upper) / side)
     top, bottom = max(0, int(upper - reach)), min(image.height, int(lower + reach) + 1)
     rows = image.crop((0, top, image.width, bottom)) if (top, bottom) != (0, image.height) else image
     across = rows.resize((side, rows.height), filter_, box=(left, 0, right, rows.height))
-    return np.asarray(across.resize((side, side), filter_, box=(0, upper - top, side, lower - top)))
+    return across.resize((side, side), filter_, box=(0, upper - top, side, lower - top))
 
 
-def lanczos_crop(image: Image.Image, side: int) -> np.ndarray:
+def lanczos_crop(image: AnyImage, side: int) -> AnyImage:
     """The centred square, cut out first and then resized by Lanczos' filter: the pixels of U-ViT's latents of COCO."""
     square = image.crop(square_box(*image.size))
-    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+    return square.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def adm_crop(image: Image.Image, side: int) -> np.ndarray:
+def adm_crop(image: AnyImage, side: int) -> AnyImage:
     """ADM's centre crop (Dhariwal, Nichol 2021), whose pixels U-ViT's latents of ImageNet show.
 
     The image is halved by averaging until its short side is less than twice `side`, resized by the bicubic filter so
@@ -168,7 +189,7 @@ def adm_crop(image: Image.Image, side: int) -> np.ndarray:
     scale = side / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, upper = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, upper, left + side, upper + side)))
+    return image.crop((left, upper, left + side, upper + side))
 
 
-OWN_CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {"lanczos": lanczos_crop, "adm": adm_crop}
+OWN_CROPS: dict[str, Callable[[Any, int], Any]] = {"lanczos": lanczos_crop, "adm": adm_crop}

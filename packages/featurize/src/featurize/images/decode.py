@@ -13,7 +13,7 @@ from typing import Literal
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from featurize.images.grey import grey_to_8_bits
-from featurize.images.jpeg import load_jpeg, why_unreadable
+from featurize.images.jpeg import is_for_nvjpeg, load_jpeg, why_unreadable
 from featurize.images.profile import to_srgb
 from featurize.images.reasons import BadImage
 from featurize.images.tiff import silence_libtiff
@@ -114,6 +114,20 @@ def examine(data: bytes, profile: Profile = "ignore", least: int = 0) -> Decoded
         ):  # Pillow's words for what a library refuses
             words = "the compressed data are damaged"
         raise BadImage(f"its pixels can't be decoded ({words})"[:200]) from None
+
+
+def size_for_nvjpeg(data: bytes, profile: Profile = "ignore") -> tuple[int, int] | None:
+    """(width, height) of a file that nvJPEG is to decode: a JPEG that a GPU's engines can, and whose pixels are then neither
+    turned nor converted. None for any other: `examine` decodes it, or says why it can't."""
+    if not is_for_nvjpeg(data):
+        return None
+    try:
+        image = _open(data)
+        converted = profile == "srgb" and image.info.get("icc_profile")
+        plain = image.format == "JPEG" and image.mode == "RGB" and not converted and _turn(image) is None
+    except Exception:  # as `examine` says
+        return None
+    return image.size if plain else None
 
 
 def _open(data: bytes) -> Image.Image:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -18,7 +20,11 @@ COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode: simplejp
 # A progressive JPEG is decoded scan by scan, each over all pixels. Sound files have a dozen scans; this is 5 s at most.
 MAX_SCANNED_PIXELS = 20 * 89_478_485
 SMALLER = 2  # times; libjpeg has seven to five eighths too, whose transforms are slower than the whole's
-START_OF_SCAN, START_OF_IMAGE = b"\xff\xda", b"\xff\xd8"
+START_OF_SCAN, START_OF_IMAGE, END_OF_IMAGE = b"\xff\xda", b"\xff\xd8", b"\xff\xd9"
+BASELINE = 0xC0
+# A marker in entropy-coded data that does not belong there: neither a stuffed zero nor a restart.
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+NVJPEG_SUBSAMPLINGS = ("444", "422", "420")  # of the decoding engines
 # Markers of a frame's header (SOF): all of 0xC0 to 0xCF but DHT, JPG and DAC.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -79,13 +85,40 @@ def equals_pillow() -> bool:
 
 def why_unreadable(data: bytes) -> str:
     """What a sound JPEG is that libjpeg-turbo as built into Pillow can't decode, "" for any other file."""
-    if not data.startswith(START_OF_IMAGE):
-        return ""
-    place = 2
-    while place + 5 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in FRAMES:
-            bits = data[place + 4]
-            return f"a JPEG of {bits} bits a sample" if bits != 8 else ""
-        place += 2 + length
-    return ""
+    bits = next((data[place + 4] for place in _segments(data) if data[place + 1] in FRAMES), 8)
+    return f"a JPEG of {bits} bits a sample" if bits != 8 else ""
+
+
+def is_for_nvjpeg(data: bytes) -> bool:
+    """Whether a JPEG is one that a GPU's engines decode: baseline, in YCbCr, with nothing amiss that libjpeg would refuse.
+
+    Its headers are sound, one scan follows them, and the file ends where the image does. Wrong bits within the scan are not
+    seen: libjpeg would warn of some.
+    """
+    places = {data[place + 1]: place for place in _segments(data)}
+    scan = places.get(START_OF_SCAN[1])
+    if scan is None or FRAMES & places.keys() != {BASELINE}:
+        return False
+    begins = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    marker = MARKER.search(data, begins)
+    if marker is None or data[marker.start() :] != END_OF_IMAGE:
+        return False
+    try:
+        *_, colour, subsampling = simplejpeg.decode_jpeg_header(data, strict=True)
+        # libjpeg looks at all tables only when it decodes: an image of 16 pixels a side with these headers and no content.
+        sides = places[BASELINE] + 5
+        empty = data[:sides] + b"\0\x10\0\x10" + data[sides + 4 : begins] + END_OF_IMAGE
+        simplejpeg.decode_jpeg(empty, strict=False)
+    except ValueError:
+        return False
+    return colour == "YCbCr" and subsampling in NVJPEG_SUBSAMPLINGS
+
+
+def _segments(data: bytes) -> Iterator[int]:
+    """Where the segments of a JPEG begin, to that of its first scan."""
+    place = len(START_OF_IMAGE)
+    while data.startswith(START_OF_IMAGE) and place + 5 <= len(data) and data[place] == 0xFF:
+        yield place
+        if data[place + 1] == START_OF_SCAN[1]:
+            return
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")

@@ -26,6 +26,7 @@ from featurize.store.metadata import FORMAT
 T = TypeVar("T")
 
 CONTENT_DIGEST = "content_sha256"
+UNJUDGED = "decoder"  # in the metadata: the decoder of a first pass that does not look for what libjpeg warns of
 # What pyarrow raises for a damaged file, beside its own exceptions.
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError)
 LINES_AT_ONCE = 256  # turned into Python objects
@@ -197,6 +198,7 @@ def write_ledger(
     compares, and it holds a digest of all that it says, which `verify` compares.
     """
     metadata = {"format": FORMAT, "source": ledger.source, "crop": ledger.crop, "keys_sha256": ledger.keys_sha256}
+    metadata |= {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if ledger.classes:
         metadata["classes"] = json.dumps(ledger.classes)
     metadata[CONTENT_DIGEST] = _content_sha256(table, metadata)
