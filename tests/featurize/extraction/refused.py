@@ -1,6 +1,7 @@
 """Extractions of sources with refused pictures, and what their stores say: recorded by the commit before the one pass.
 
-In a checkout of cde5d26, with its environment: `PYTHONPATH=. python -m tests.featurize.extraction.refused` writes refused.json.
+In a checkout of cde5d26, with its environment and this file: `PYTHONPATH=. python -m tests.featurize.extraction.refused` writes
+refused.json. Elsewhere than on such a processor the test is skipped.
 """
 
 from __future__ import annotations
@@ -54,8 +55,16 @@ def extract_source(
 def machine() -> dict[str, str]:
     """What decides roundings: a store made with others has other last bits."""
     return {name: version(name) for name in ("torch", "numpy", "scipy", "pillow")} | {
-        "cpu": torch.backends.cpu.get_cpu_capability()
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processor": ", ".join(_of_processor(name) for name in ("model name", "cpu family", "model", "stepping")),
     }
+
+
+def _of_processor(name: str) -> str:
+    """What /proc/cpuinfo says of it, "" where there is none: MKL and OpenBLAS choose by more than vector instructions."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
 
 
 def summary(root: Path) -> dict[str, Any]:
