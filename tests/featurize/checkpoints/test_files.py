@@ -1,14 +1,19 @@
-"""The JSON beside a weights file: what can't be is one sentence, whatever the key."""
+"""Weights files, and the JSON beside them: what can't be is one sentence, whatever is wrong."""
 
 from __future__ import annotations
 
+import io
 import json
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
-from featurize.checkpoints.files import sidecar
+from featurize.checkpoints.files import read_checkpoint, sidecar
 from featurize.errors import UserError
 
 GOOD = {
@@ -54,3 +59,50 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path, key: str, bad: Any) -> N
         UserError, match=rf"x\.json, which describes the weights .* says {key} .* must be .*; fix or remove"
     ):
         sidecar(tmp_path / "x.pth")
+
+
+def saved(**options: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save({f"w{number}": torch.ones(3, 4) for number in range(3)}, file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    ("name", "sound"),
+    [
+        ("new.pth", saved()),
+        ("old.pth", saved(_use_new_zipfile_serialization=False)),
+        ("x.safetensors", save({"w": torch.ones(3, 4)})),
+    ],
+)
+def test_a_damaged_file_is_said_to_be_damaged_and_how_to_mend_it(tmp_path: Path, name: str, sound: bytes) -> None:
+    """Cut anywhere, or with other bytes anywhere: a sentence of what the file is, or of a class that its name became."""
+    path, chance, damaged = tmp_path / name, random.Random(0), 0
+    for number in range(150):
+        data = bytearray(sound)
+        if number % 2:
+            del data[chance.randrange(len(data)) :]
+        else:
+            data[chance.randrange(min(len(data), 900))] = chance.randrange(256)
+        path.write_bytes(data)
+        with suppress(UserError):
+            read_checkpoint(path)  # the number of a version or a value may be another: nothing shows
+            continue
+        with pytest.raises(
+            UserError, match=r"can't be read: it is damaged, .*; fetch or copy|are refused: it"
+        ) as raised:
+            read_checkpoint(path)
+        assert "weights_only" not in str(raised.value)
+        damaged += "can't be read: it is damaged, cut short, or no file of weights (" in str(raised.value)
+    assert damaged >= 70
+
+
+@pytest.mark.parametrize("data", [b"<html>not found", b"", b"version https://git-lfs.github.com/spec/v1\n", bytes(100)])
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_a_file_that_holds_no_weights_is_said_to_be_none(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"can't be read: it is damaged, cut short, or no file of weights .*; fetch or copy"
+    ):
+        read_checkpoint(tmp_path / name)

@@ -9,8 +9,8 @@ import argparse
 import hashlib
 import json
 import math
+import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -107,7 +107,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a safetensors or torch file holds, as it is nested there. Raises UserError for a file that is damaged, is no
     such file, or would run code."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
@@ -121,16 +120,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             return dict(read_torchscript(path)[0])
         with torch.serialization.safe_globals(harmless_classes()):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"The weights {path} can't be read: {_first_line(error)}.") from None
-    except Exception as error:
-        # torch raises pickle.UnpicklingError where a file would run code, and advises to let it.
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch raises it where a file would run code, and advises to let it, and where the bytes make no sense.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None and str(error).startswith("Weights only load failed"):
+            raise _unreadable(path, error) from None
         what = f"it holds a {named[1]}, which only running its code could read" if named else _first_line(error)
         raise UserError(
             f"The weights {path} are refused: {what}; where you trust the file, save its tensors alone (model.state_dict()) "
             "and give those."
         ) from None
+    except Exception as error:  # damage shows as anything: IndexError, struct.error, KeyError, zipfile.BadZipFile...
+        raise _unreadable(path, error) from None
     if not isinstance(found, Mapping):
         raise UserError(f"The weights {path} hold a {type(found).__name__} instead of named tensors.")
     return dict(found)
@@ -190,6 +193,17 @@ def fit(model: nn.Module, state: State, weights: Path, hint: str) -> None:
 
 def _example(keys: list[str]) -> str:
     return f" (first '{keys[0]}')" if keys else ""
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """What a file is whose bytes make no sense to torch or safetensors, and how to mend it."""
+    where = re.search(r"WeightsUnpickler error: (.*)", str(error))
+    reason = (where[1].rstrip(". ") if where else _first_line(error)).partition(". ")[0]
+    kind = "" if isinstance(error, OSError) else "it is damaged, cut short, or no file of weights "
+    return UserError(
+        f"The weights {path} can't be read: {kind}({type(error).__name__}: {reason}); fetch or copy the file again, and "
+        "compare its size with the original's."
+    )
 
 
 def _first_line(error: Exception) -> str:
