@@ -10,7 +10,8 @@ import pytest
 
 from featurize.cli.main import commands
 from featurize.errors import UserError
-from featurize.extraction import plan
+from featurize.execution.decoders import decoded
+from featurize.extraction import loader, plan
 from featurize.extraction.extract import extract
 from featurize.extraction.plan import estimate, stores_of
 from featurize.recipe import read_request
@@ -82,6 +83,14 @@ def test_a_trial_measures_the_extraction_itself_and_leaves_nothing(
     assert "worker(s) on 100 pictures" in estimate(request, None, None, True, workers=0)  # more are not there
 
 
+def test_a_trial_has_the_decoders_that_will_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(loader, "decoded", lambda *job: asked.append(job[2]) or decoded(*job))
+    options = {"source": "scenes:16", "out": str(tmp_path / "s"), "limit": 20, "encoder": "pixels", "z0": "pixels:16"}
+    text = estimate(read_request(None, options, "2x2x4"), None, None, True, workers=0, decoders=1)
+    assert "worker(s) on 20 pictures" in text and set(asked) == {1}
+
+
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_hours_come_from_the_log_of_a_trial(one_pass: bool, tmp_path: Path) -> None:
     """Two workers, whose first blocks are slow: 2 s to start, a basis part of 4 s, blocks of 32 pictures, 6 s of all else."""
@@ -120,5 +129,6 @@ def test_who_measures_is_said_with_measure_only(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     (tmp_path / "r.yaml").write_text("features: {source: scenes, out: s, limit: 8}\nlevels: [{shape: 32x32x3}]\n")
-    ran = CliRunner().invoke(commands, ["plan", str(tmp_path / "r.yaml"), "--workers", "2"])
-    assert isinstance(ran.exception, UserError) and "give --measure too" in str(ran.exception)
+    for option in ("--workers", "--decoders"):
+        ran = CliRunner().invoke(commands, ["plan", str(tmp_path / "r.yaml"), option, "2"])
+        assert isinstance(ran.exception, UserError) and "give --measure too" in str(ran.exception)

@@ -199,6 +199,7 @@ def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int 
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Images per second, to compute the hours.")
 @click.option("--measure", is_flag=True, help="Extract some of the images, as extract would all, to compute the hours.")
 @workers_option
+@decoders_option
 @scheduler_option
 def plan(
     recipe: Path | None,
@@ -206,6 +207,7 @@ def plan(
     rate: float | None,
     measure: bool,
     workers: int | None,
+    decoders: int | None,
     scheduler: str | None,
 ) -> None:
     """Estimate rows, bytes and hours of an extraction.
@@ -216,6 +218,8 @@ def plan(
     """
     from featurize.extraction.plan import estimate
 
-    if not measure and (workers is not None or scheduler is not None):
-        raise UserError("--workers and --scheduler say who measures; give --measure too, or leave them out.")
-    click.echo(estimate(read_request(recipe, {}, None), rows, rate, measure, workers, scheduler))
+    if not measure and any(option is not None for option in (workers, decoders, scheduler)):
+        raise UserError(
+            "--workers, --decoders and --scheduler say who measures; give --measure too, or leave them out."
+        )
+    click.echo(estimate(read_request(recipe, {}, None), rows, rate, measure, workers, scheduler, decoders))

@@ -57,9 +57,10 @@ def estimate(
     measure: bool,
     workers: int | None = None,
     scheduler: str | None = None,
+    decoders: int | None = None,
 ) -> str:
     """The text of `featurize plan`. Nothing stays written; with `measure` some pictures are extracted by the engine that
-    `workers` and `scheduler` name.
+    `workers`, `scheduler` and `decoders` name.
 
     `rows` stands in for the pictures of a source that is not here, `rate` is pictures a second. ImageNet's and COCO's
     published numbers are taken where neither is given. Raises UserError where the number of images can't be found out,
@@ -83,7 +84,7 @@ def estimate(
     if measure:
         if not images:
             raise UserError("--measure needs the pictures; leave --rows out.")
-        speed = measured_speed(request, rows, workers, scheduler)
+        speed = measured_speed(request, rows, workers, scheduler, decoders)
         lines.append(
             f"measured with {speed.workers} worker(s) on {speed.pictures:,} pictures: {1 / speed.each:.3g} pictures/s, all "
             f"stages together; {speed.start + speed.once:.1f} s to start and to end"
@@ -200,7 +201,9 @@ class Speed:
         return replace(self, start=max(self.start, smaller.start), rest=rest, once=once)
 
 
-def measured_speed(request: Request, rows: int, workers: int | None, scheduler: str | None) -> Speed:
+def measured_speed(
+    request: Request, rows: int, workers: int | None, scheduler: str | None, decoders: int | None = None
+) -> Speed:
     """Extract some of the pictures, as `extract` would all `rows`, into a folder beside the store root that is removed again.
 
     First two blocks for each worker, then as many as should last TRIAL seconds.
@@ -223,7 +226,7 @@ def measured_speed(request: Request, rows: int, workers: int | None, scheduler: 
             }
             trial = request.model_copy(update={"features": request.features.model_copy(update=changes)})
             start = time.perf_counter()
-            extract(trial, workers, scheduler)
+            extract(trial, workers, scheduler, decoders=decoders)
             speed = _speed_of(log_path(root), count, time.perf_counter() - start)
             speed = speed if smaller is None else speed.after(smaller)
             if speed.lasted >= ENOUGH * TRIAL or count == rows:
