@@ -23,6 +23,7 @@ from featurize.execution import stalls
 from featurize.extraction import targets
 from featurize.extraction.extract import extract
 from featurize.recipe import Request, read_request
+from tests.conftest import Begin
 from tests.featurize.conftest import options, random_picture
 from tests.featurize.extraction.test_extract import chunks
 
@@ -146,6 +147,52 @@ def _is_worker(process: psutil.Process) -> bool:
         return "forkserver" in " ".join(process.parent().cmdline())
     except (psutil.Error, AttributeError):
         return False
+
+
+@pytest.mark.parametrize(
+    ("sent", "workers"),
+    [(signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGKILL, 0)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_run_with_decoders_that_is_stopped_leaves_no_process_and_goes_on(
+    sent: signal.Signals,
+    workers: int,
+    pictures: Path,
+    vit_weights: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begin: Begin,
+) -> None:
+    """Ctrl-C goes to all processes of a terminal, decoders among them; SIGTERM and `kill -9` to the main one."""
+    monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
+    root = tmp_path / "root"
+    request = options(pictures, vit_weights, root)
+    words = [word for name in ("encoder", "weights", "out", "views", "z0") for word in (f"--{name}", request[name])]
+    begun = begin(
+        tmp_path,
+        *("featurize", "extract", request["source"], *words, "--basis-rows", 200, "--levels", LEVELS),
+        *("--workers", workers, "--decoders", 2),
+        before=f"from featurize.extraction import targets; targets.MAX_ROWS_PER_BLOCK = {ROWS_PER_BLOCK}",
+    )
+    while not list(root.glob("first-pass/*/base.blocks/*[0-9].json")):
+        assert begun.process.is_alive(), begun.errors.read_text()
+        time.sleep(0.002)
+    main = psutil.Process(begun.process.pid)
+    others = main.children(recursive=True)
+    for process in (main, *(others if sent == signal.SIGINT else ())):
+        process.send_signal(sent)
+    assert len(others) >= workers + 2
+    code, _, errors = begun.ended()
+    assert "Traceback" not in errors
+    if sent == signal.SIGKILL:
+        assert code == -sent
+    else:
+        assert code == 130, "it ended before it could be stopped"
+        assert "stopping: the tasks under way are finished first" in errors and "are kept in" in errors
+    assert not psutil.wait_procs(others, timeout=60)[1]
+    extract(request_for(pictures, vit_weights, root), workers=0, scheduler=None)
+    assert chunks(root) == undisturbed
 
 
 @pytest.mark.parametrize("workers", [1, 4])
