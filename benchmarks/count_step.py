@@ -1,6 +1,7 @@
 """Kernels and bytes of the elementwise work of a training step, counted on tensors without data as a GPU would do it uncompiled.
 
-To count another commit: `PYTHONPATH=WORKTREE/packages/nestgen/src python -m benchmarks.count_step`.
+A call of `_foreach_...` is as many kernels as torch launches for it: one for each 64 tensors, or for each 320 pieces of 65,536
+numbers, whichever is more (aten/src/ATen/native/cuda/MultiTensorApply.cuh, for lists of two tensors).
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.side_by_side import out_option, report, table
 from nestgen.denoiser import blocks
 from nestgen.denoiser.config import SIZES, DenoiserConfig
+from nestgen.denoiser.half_weights import HalfWeights
 from nestgen.denoiser.uvit import Denoiser
 
 PRODUCTS = {"_linear_pointwise", "mm", "addmm", "bmm", "convolution", "convolution_backward"}
 VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "split", "split_with_sizes", "unbind"}
 VIEWS |= {"detach", "alias", "select", "as_strided", "unsqueeze", "squeeze", "empty", "empty_like", "empty_strided"}
 VIEWS |= {"device", "new_empty", "new_empty_strided", "lift_fresh", "_reshape_alias", "tensor_split"}
+TENSORS, PIECES, PIECE = 64, 320, 65_536  # of a launch for lists of tensors, and numbers
 
 
 class Count(TorchDispatchMode):
@@ -41,9 +44,14 @@ class Count(TorchDispatchMode):
         name = function.overloadpacket.__name__
         if name not in PRODUCTS | VIEWS and "attention" not in name:
             tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)]
-            self.kernels[name] += 1
+            self.kernels[name] += _launches(result or args[0]) if name.startswith("_foreach") else 1
             self.bytes[name] += sum(one.numel() * one.element_size() for one in tensors)
         return result
+
+
+def _launches(tensors: list[Tensor]) -> int:
+    pieces = sum(-(-tensor.numel() // PIECE) for tensor in tensors)
+    return max(-(-len(tensors) // TENSORS), -(-pieces // PIECES))
 
 
 def count_step(config: DenoiserConfig, batch: int) -> Count:
@@ -67,7 +75,7 @@ def count_step(config: DenoiserConfig, batch: int) -> Count:
             keep_B = torch.empty(batch, dtype=torch.bool) if above else None
             with Count() as counted:
                 with torch.autocast("cpu", torch.bfloat16):
-                    out_BCHW = denoiser(z_BCHW, time_B, above or None, keep_B)
+                    out_BCHW = HalfWeights(denoiser)(z_BCHW, time_B, condition=above or None, keep_B=keep_B)
                 (out_BCHW.float() - z_BCHW).square().mean().backward()
         return counted
     finally:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from nestgen.denoiser.half_weights import HalfWeights
 from nestgen.denoiser.uvit import Denoiser, Outputs
 from nestgen.diffusion.linear_part import with_linear_part
 from nestgen.diffusion.process import Process
@@ -78,7 +79,8 @@ class Trainer:
         self.sharded = options.shard and accelerator.num_processes > 1
         if self.sharded:
             shard(self.denoiser)
-        if options.compile or (options.compile is None and accelerator.device.type == "cuda"):
+        compiled = options.compile or (options.compile is None and accelerator.device.type == "cuda")
+        if compiled:
             few = math.prod(denoiser.config.grid) <= GRAPHED and accelerator.device.type == "cuda"
             # in place: the weights keep their names
             self.denoiser.compile(mode="reduce-overhead" if few and accelerator.num_processes == 1 else None)
@@ -87,7 +89,11 @@ class Trainer:
         self.average = self._copy()
         self.power = {length: self._copy() for length in lengths}
         self.optimizers = make_optimizers(accelerator, self.weights, options)
-        self.model = self.denoiser if self.sharded else accelerator.prepare(self.denoiser)
+        # Fewer launches are nothing to a CPU, and a compiler and FSDP cast in their own ways.
+        casts = options.precision != "no" and not compiled and accelerator.device.type != "cpu"
+        self.model = self.denoiser
+        if not self.sharded:
+            self.model = accelerator.prepare(HalfWeights(self.denoiser) if casts else self.denoiser)
         if checkpoint:
             self._load(checkpoint)
 
