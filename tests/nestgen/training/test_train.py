@@ -209,6 +209,12 @@ def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:
         assert x["loss"] == pytest.approx(y["loss"], rel=0.01)
 
 
+def test_compiling_on_a_cpu_needs_a_compiler(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"C\+\+ compiler on a CPU, and no-such-compiler is not there"):
+        train(toy("compiled", steps=1, compile=True), 0)
+
+
 @pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
 def test_auto_precision_is_what_the_machine_has(
     toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, has: bool, precision: str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -61,6 +63,12 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
         ) from None
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("training.precision fp16 needs a GPU; set bf16 or no")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch takes
+    if options.compile and accelerator.device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"training.compile needs a C++ compiler on a CPU, and {compiler} is not there; install it, name another one in the "
+            "environment variable CXX, or leave training.compile out"
+        )
     if options.batch % accelerator.num_processes:
         raise UserError(
             f"training.batch {options.batch} does not divide among {accelerator.num_processes} processes; "
