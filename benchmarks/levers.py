@@ -3,8 +3,8 @@
     python -m benchmarks.levers scenes --arm today --arm decay --depth 1 --seed 0 --seconds 120 --out levers
 
 One JSON a run in OUT/DATA, that is not made again; a run that was killed goes on from its last checkpoint. Without --arm,
-all of them; the table of what is there is printed at the end. Stores are extracted once, to OUT/DATA-stores: for photos link or
-copy the folder `data` that their recipe names there.
+all of them; the table of what is there is printed at the end. Stores are extracted once for each codec, to OUT/DATA-stores/CODEC:
+for photos link or copy the folder `data` that their recipe names to OUT/photos-stores/pixels.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -28,13 +29,15 @@ from benchmarks.side_by_side import table
 from nestgen.denoiser.uvit import initial_denoiser
 from nestgen.diffusion.process import level_process
 from nestgen.files import read_json, write_json
-from nestgen.recipe.locations import run_dir
+from nestgen.recipe.locations import named_store_path, run_dir
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.recipe.yaml import read_yaml
 from nestgen.runs.loss_log import read as read_log
 from nestgen.sampling.conditions import Request
 from nestgen.sampling.sample import sample
 from nestgen.scoring.evaluate import References, evaluate
+from nestgen.scoring.frechet import frechet_distance
+from nestgen.stores.store import open_store
 from nestgen.training.accelerator import has_bfloat16
 from nestgen.training.batches import make_batch, open_training_data
 from nestgen.training.step import Trainer
@@ -42,8 +45,9 @@ from nestgen.training.train import train
 
 RECIPES = Path(__file__).parents[1] / "pipelines" / "recipes"
 DATA = {"scenes": "mini.yaml", "photos": "mini-photos.yaml"}
-SHARES = {1: (1.0,), 2: (0.75, 0.25), 3: (0.7, 0.2, 0.1)}  # of the processor time, z_0 first
-REFERENCE = 2000  # held-out images
+SHARES = {1: (1.0,), 2: (0.75, 0.25), 3: (0.6, 0.27, 0.13)}  # of the processor time, z_0 first
+REFERENCE = 2000  # held-out scenes; of photos all
+AGAIN = "decoded and encoded again"
 SPACE = "1x1x64"  # of the encoder, where they are compared
 COSTLY = ("batch", "side_loss", "align", "muon")  # what of a training decides the cost of its step
 ROUNDS, STEPS = 5, 20  # that are timed, and steps of each
@@ -52,10 +56,13 @@ LOGIT = {"process": {"logit_normal": [0.0, 1.0]}}
 DECAY = {"training": {"lr_decay": "linear"}}
 FLOW = {"process": {"kind": "flow", "prediction": "velocity"}}
 SIDE = {"training": {"side_loss": 0.25}}
+CODEC = {"features": {"z0_weights": "scenes"}, "levels": {0: {"shape": "8x8x6"}}}
 POSITIONS = {"denoiser": {"positions": "sinusoids"}}
 # The recipes as they were before they took what these arms found.
 PLAIN: dict[str, dict[str, Any]] = {
     "scenes": {
+        "features": {"z0_weights": "tiny"},
+        "levels": {0: {"shape": "8x8x8"}},
         "denoiser": {"gaussian": False},
         "process": {"logit_normal": None},
         "training": {
@@ -72,7 +79,7 @@ PLAIN: dict[str, dict[str, Any]] = {
         "sampling": {"guidance": 0.0, "internal_guidance": None},
     },
 }  # fmt: skip
-# What an arm changes of the plain recipe; lists of levels are changed level by level.
+# What an arm changes of the plain recipe; of levels each, or those that are numbered.
 ARMS: dict[str, list[dict[str, Any]]] = {
     "today": [],
     "decay": [DECAY],
@@ -96,19 +103,23 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         {"sampling": {"internal_guidance": {"scale": 2.0, "interval": [0.3, 1.0]}}},
     ],
     "linear part": [{"denoiser": {"gaussian": True}}],
-    "scenes' best": [
-        DECAY,
-        SIDE,
-        {"denoiser": {"gaussian": True}},
-        {"process": {"logit_normal": [0.3, 1.1]}},
-        {"training": {"batch": 128, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95], "ema": 0.995}},
-        {"sampling": {"internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
-    ],
     "positions": [POSITIONS],
     "align": [{"training": {"align": {"weight": 0.5, "until": 0.4}}}],
 }
-# Arms of one of them alone: the number of levels decides how many values of guidance there are.
+# Arms of one of them alone, by its codec or its number of levels.
 OWN_ARMS: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "scenes": {
+        "codec": [CODEC],
+        "scenes' best": [
+            CODEC,
+            DECAY,
+            SIDE,
+            {"denoiser": {"gaussian": True}},
+            {"process": {"logit_normal": [0.3, 1.1]}},
+            {"training": {"batch": 128, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95], "ema": 0.995}},
+            {"sampling": {"internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
+        ],
+    },
     "photos": {
         "photos' best": [
             POSITIONS,
@@ -118,7 +129,7 @@ OWN_ARMS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"training": {"batch": 64, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95]}},
             {"sampling": {"guidance": [1.0, 0.0, 0.0], "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
         ],
-    }
+    },
 }
 
 
@@ -128,45 +139,49 @@ def arms_of(data: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def merged(document: Any, change: Any) -> Any:
-    """A document with the keys of another; a mapping changes each item of a list."""
+    """A document with the keys of another; a mapping changes each item of a list, or those whose numbers it has as keys."""
     if isinstance(document, dict) and isinstance(change, dict):
         return document | {key: merged(document.get(key), value) for key, value in change.items()}
     if isinstance(document, list) and isinstance(change, dict):
-        return [merged(item, change) for item in document]
+        own = all(isinstance(key, int) for key in change)
+        return [merged(item, change.get(number, {}) if own else change) for number, item in enumerate(document)]
     return change
 
 
-def extract_stores(data: str, stores: Path, scenes: int) -> None:
-    """The training and held-out stores of a recipe; what is there already is kept, and goes on where it was killed."""
+def codec_of(document: dict[str, Any]) -> str:
+    """The weights of z_0's codec, which name a folder of stores."""
+    return document["features"].get("z0_weights") or "pixels"
+
+
+def extract_stores(data: str, changes: Iterable[dict[str, Any]], all_stores: Path, scenes: int) -> None:
+    """The training and held-out stores of an arm; what is there already is kept, and goes on where it was killed."""
     document: Any = read_yaml(RECIPES / DATA[data])
+    for change in (PLAIN[data], *changes):
+        document = merged(document, {"features": change.get("features", {})})
     document["features"] |= {"out": "train"} | ({"limit": scenes, "basis_rows": 4096} if data == "scenes" else {})
+    stores = all_stores / codec_of(document)
+    if (stores / "val" / "labels.seal.json").is_file():
+        return
     file = recipe_at(stores, document).file
     shapes = ",".join([*(level["shape"] for level in document["levels"][1:3]), SPACE])
     held_out = document["grid"].get("held_out")
-    reference = [
-        "--split",
-        "val",
-        "--out",
-        str(stores / "val"),
-        "--basis",
-        str(stores / "train"),
-        "--limit",
-        str(REFERENCE),
-    ]
-    for arguments in ([], [*([held_out] if held_out else []), *reference]):
+    which = [held_out] if held_out else ["--split", "val", "--limit", str(REFERENCE)]
+    reference = ["--out", str(stores / "val"), "--basis", str(stores / "train")]
+    for arguments in ([], [*which, *reference]):
         featurize("extract", *arguments, "--recipe", str(file), "--levels", shapes, "--workers", "0", folder=stores)
 
 
-def document_of(data: str, stores: Path, changes: Iterable[dict[str, Any]], seed: int) -> dict[str, Any]:
+def document_of(data: str, all_stores: Path, changes: Iterable[dict[str, Any]], seed: int) -> dict[str, Any]:
     """The recipe of an arm."""
     document: Any = read_yaml(RECIPES / DATA[data])
     document |= {"seed": seed, "grid": None}
+    for change in (PLAIN[data], *changes):
+        document = merged(document, change)
+    stores = all_stores / codec_of(document)
     document["features"]["out"] = str(stores / "train")
     document["evaluation"]["reference"] = str(stores / "val")
     if "weights" in document["features"]:
         document["features"]["weights"] = str(stores / document["features"]["weights"])
-    for change in (PLAIN[data], *changes):
-        document = merged(document, change)
     return document
 
 
@@ -259,18 +274,29 @@ def run(
     sample(recipe, sampled, Request(count, 0, 100))
     sampling_seconds = time.process_time() - start
     encoded = sampled.with_name(sampled.name + "-encoded")
-    options = ["--recipe", str(place / "nested.yaml"), "--out", str(encoded), "--basis", document["features"]["out"]]
-    featurize(
-        "extract", f"folder:{sampled}", *options, "--levels", SPACE, "--views", "1", "--workers", "0", folder=stores
-    )
+    file = recipe_at(place / "plain", plain).file
+    options = ["--recipe", str(file), "--out", str(encoded), "--basis", plain["features"]["out"], "--workers", "0"]
+    featurize("extract", f"folder:{sampled}", *options, "--levels", SPACE, "--views", "1", folder=place)
     evaluate(recipe, sampled, References(samples_store=encoded), sampled.with_suffix(".json"))
     scores = read_json(sampled.with_suffix(".json"))["scores"]
+    again = frechet_distance(*(plain_z0(plain, root) for root in (encoded, Path(plain["evaluation"]["reference"]))))
     return {
         "data": data, "arm": arm, "changes": changes, "depth": depth, "seed": seed, "seconds": seconds,
         "steps": steps, "processor_seconds": used, "sampling_seconds": round(sampling_seconds, 1), "losses": losses,
-        "frechet_distances": {score["space"]: score["frechet_distance"] for score in scores},
+        "frechet_distances": {score["space"]: score["frechet_distance"] for score in scores} | {AGAIN: again},
         "scores": scores, "samples": str(sampled), "processor": processor(),
     }  # fmt: skip
+
+
+def plain_z0(plain: dict[str, Any], root: Path) -> np.ndarray:
+    """z_0 (N, D) of the images of a store root by the plain recipe's codec, its means if it has moments.
+
+    Decoded and encoded again, samples of two codecs are in one space.
+    """
+    shape = tuple(map(int, plain["levels"][0]["shape"].split("x")))
+    store = open_store(named_store_path(root, plain["features"]["z0"].split(":")[0], shape))
+    values_NhwC = store.load()[:, 0].astype(np.float32)[..., : shape[-1]]
+    return values_NhwC.reshape(len(values_NhwC), -1) * store.attributes["codec"]["scale"]
 
 
 def gather(run: Path, into: Path) -> None:
@@ -315,12 +341,12 @@ def show(results: Path) -> None:
                 str(runs[0]["steps"]),
             ]
         )
-    print(table(["depth", "seconds", "arm", "encoder's", "z_0's", "losses", "steps"], rows))
+    print(table(["depth", "seconds", "arm", "encoder's", "z_0's", AGAIN, "losses", "steps"], rows))
 
 
 def _named(run: dict[str, Any]) -> list[str]:
-    encoders = [name for name in run["frechet_distances"] if not name.startswith("z_")]
-    return [encoders[0], "z_0"]
+    encoder = next(name for name in run["frechet_distances"] if not name.startswith(("z_", AGAIN)))
+    return [encoder, "z_0", AGAIN]
 
 
 @click.command()
@@ -332,7 +358,9 @@ def _named(run: dict[str, Any]) -> list[str]:
 @click.option("--count", default=500, show_default=True, help="Samples that are scored.")
 @click.option("--scenes", default=20_000, show_default=True, help="How many scenes to train on.")
 @click.option(
-    "--stores", type=click.Path(path_type=Path), help="Folder with train/ and val/.  [default: OUT/DATA-stores]"
+    "--stores",
+    type=click.Path(path_type=Path),
+    help="A folder for each codec, with train/ and val/.  [default: OUT/DATA-stores]",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("levers"), show_default=True)
 def main(
@@ -351,8 +379,8 @@ def main(
     out = out.resolve()
     results = out / data
     stores = (stores or out / f"{data}-stores").resolve()
-    if not (stores / "val" / "labels.seal.json").is_file():
-        extract_stores(data, stores, scenes)
+    for changes in ([], *(arms_of(data)[arm] for arm in arms or arms_of(data))):
+        extract_stores(data, changes, stores, scenes)
     for seed in seeds:
         for depth in depths:
             for arm in arms or arms_of(data):

@@ -2,7 +2,7 @@
 
 It needs stores, which `featurize extract` makes. Those of `make demo` do; this trains their z_0 given z_1 in two minutes:
 
-    python examples/train_one_level.py demo/stores/scenes-train/vae/8x8x8.zarr \\
+    python examples/train_one_level.py demo/stores/scenes-train/vae/8x8x6.zarr \\
         --condition demo/stores/scenes-train/tiny/2x2x32.zarr
 
 The sheet shows real images, and below them samples given the true z_1 of the same images. Without --condition z_0 is the

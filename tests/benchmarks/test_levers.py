@@ -27,7 +27,8 @@ def test_the_best_arm_is_what_the_recipe_took(data: str, tmp_path: Path) -> None
     mini = load_recipe(RECIPES / DATA[data])
     steps = {"steps": best.training.steps, "warmup": best.training.warmup}
     assert best.training.model_copy(update=steps) == mini.training.model_copy(update=steps)
-    assert (best.sampling, best.denoiser, best.process) == (mini.sampling, mini.denoiser, mini.process)
+    assert (best.levels, best.denoiser, best.process) == (mini.levels, mini.denoiser, mini.process)
+    assert best.sampling == mini.sampling
 
 
 def test_changes_reach_into_sections_and_into_every_level() -> None:
@@ -36,3 +37,7 @@ def test_changes_reach_into_sections_and_into_every_level() -> None:
     assert changed["a"] == {"b": 1, "c": 3, "d": 4}
     assert changed["levels"] == [{"shape": "2x2x2", "shift": "auto"}, {"shape": "1x1x2", "sigma": 1, "shift": "auto"}]
     assert document["a"] == {"b": 1, "c": 2}
+    assert merged(document, {"levels": {0: {"shape": "4x4x2"}}})["levels"] == [
+        {"shape": "4x4x2"},
+        document["levels"][1],
+    ]
