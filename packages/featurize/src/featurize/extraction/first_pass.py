@@ -244,7 +244,7 @@ def _place(task: _Placing) -> None:
         if first == block:  # the same rows: a record that the disk holds already
             move(old, new)
         else:
-            write_json(new, record, wait_for_name=False)
+            write_json(new, record, wait_for_name=False, wait_for_content=False)
     else:
         write_block(spec.path, block, read_rows(open_array(draft.path), task.rows))
 

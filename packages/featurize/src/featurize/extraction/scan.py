@@ -194,7 +194,10 @@ def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | No
     if scan.folder is not None:
         name = hashlib.sha256(repr(sorted(new)).encode()).hexdigest()[:16]
         lines = [[position, *astuple(one)] for position, one in new.items()]
-        write_json(scan.folder / f"{name}.json", {"examined": lines}, wait_for_name=False)
+        path = scan.folder / f"{name}.json"
+        write_json(
+            path, {"examined": lines}, wait_for_name=False, wait_for_content=False
+        )  # `recall` passes over damage
     if len(scan.refused) > allowed_bad(scan.max_bad, len(scan.images)):
         check_bad(scan)
 

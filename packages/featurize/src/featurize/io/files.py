@@ -46,11 +46,12 @@ def is_local(path: Path) -> bool:
 
 
 @contextmanager
-def atomic_write(path: Path, wait_for_name: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, wait_for_name: bool = True, wait_for_content: bool = True) -> Iterator[Path]:
     """A temporary local path, which replaces `path` when the block ends without an error.
 
     The data is on the disk before the name is, so that a power cut leaves the old file or the new one, never half of it; with
-    `wait_for_name` the new one, once this returns. In a bucket an object appears whole by itself.
+    `wait_for_name` the new one, once this returns. Without `wait_for_content` it may leave half of it: for a file that is taken
+    for none then. In a bucket an object appears whole by itself.
     """
     if not is_local(path):
         with tempfile.TemporaryDirectory(prefix="featurize-") as folder:
@@ -63,7 +64,8 @@ def atomic_write(path: Path, wait_for_name: bool = True) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-            to_disk(temporary)
+            if wait_for_content:
+                to_disk(temporary)
             os.replace(temporary, path)
             if wait_for_name:
                 to_disk(path.parent)
@@ -113,9 +115,9 @@ def make_folder(folder: Path) -> None:
         to_disk(path.parent)
 
 
-def write_json(path: Path, document: dict[str, Any], wait_for_name: bool = True) -> None:
+def write_json(path: Path, document: dict[str, Any], wait_for_name: bool = True, wait_for_content: bool = True) -> None:
     """As `atomic_write` does."""
-    with atomic_write(path, wait_for_name) as temporary:
+    with atomic_write(path, wait_for_name, wait_for_content) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

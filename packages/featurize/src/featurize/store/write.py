@@ -161,4 +161,5 @@ def write_block(path: Path, block: int, values: np.ndarray) -> None:
     chunk[: len(rows)] = stored
     data = chunk.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     record = {"rows": [rows.start, rows.stop], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(record_path(path, block), record, wait_for_name=False)
+    # One that a power cut damages or takes is none: the block is done again.
+    write_json(record_path(path, block), record, wait_for_name=False, wait_for_content=False)
