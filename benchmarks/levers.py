@@ -127,7 +127,7 @@ OWN_ARMS: dict[str, dict[str, list[dict[str, Any]]]] = {
             SIDE,
             {"process": {"logit_normal": [0.5, 1.0]}},
             {"training": {"batch": 64, "lr": 2e-3, "muon": 5e-3, "betas": [0.9, 0.95]}},
-            {"sampling": {"guidance": [1.0, 0.0, 0.0], "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
+            {"sampling": {"guidance": [0.5, 0.0, 0.0], "internal_guidance": {"scale": 1.5, "interval": [0.3, 1.0]}}},
         ],
     },
 }
