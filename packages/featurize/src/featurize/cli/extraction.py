@@ -63,7 +63,11 @@ def _option(name: str, text: str, **settings: Any) -> Any:
     "What the codec sees: the same as the encoder, or the crop of U-ViT's COCO (lanczos) or ImageNet (adm) latents.",
     type=click.Choice(choices("z0_crop")),
 )
-@_option("--z0-weights", "The codec's weights: a name, a folder or a file; tiny or scenes for an embedded VAE.", metavar="PATH")
+@_option(
+    "--z0-weights",
+    "The codec's weights: a name, a folder or a file; tiny or scenes for an embedded VAE.",
+    metavar="PATH",
+)
 @_option("--z0-scale", "Latent scale. Without this the codec's own, and 0.23010 for SD's VAE on COCO.", type=float)
 @_option("--z0-precision", "Precision of the codec's network.", type=click.Choice(choices("z0_precision")))
 @_option("--text", "Embed the captions as well: clip (ViT-L/14, 77x768).", type=click.Choice(["clip"]))
