@@ -130,7 +130,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
-        if name == "_linear_pointwise" or "convolution" in name:
+        if name in ("_linear_pointwise", "linear") or "convolution" in name:
             transposed = name == "convolution" and args[6]
             positions = args[0].numel() // args[0].shape[1] if transposed else out.numel() // args[1].shape[0]
             self.multiplications += positions * args[1].numel() if "conv" in name else out.numel() * args[0].shape[-1]
