@@ -153,11 +153,17 @@ def codec_of(document: dict[str, Any]) -> str:
     return document["features"].get("z0_weights") or "pixels"
 
 
-def extract_stores(data: str, changes: Iterable[dict[str, Any]], all_stores: Path, scenes: int) -> None:
-    """The training and held-out stores of an arm; what is there already is kept, and goes on where it was killed."""
+def changed(data: str, changes: Iterable[dict[str, Any]]) -> Any:
+    """The recipe of scenes or photos as it was, with an arm's changes."""
     document: Any = read_yaml(RECIPES / DATA[data])
     for change in (PLAIN[data], *changes):
-        document = merged(document, {"features": change.get("features", {})})
+        document = merged(document, change)
+    return document
+
+
+def extract_stores(data: str, changes: Iterable[dict[str, Any]], all_stores: Path, scenes: int) -> None:
+    """The training and held-out stores of an arm; what is there already is kept, and goes on where it was killed."""
+    document = changed(data, changes)
     document["features"] |= {"out": "train"} | ({"limit": scenes, "basis_rows": 4096} if data == "scenes" else {})
     stores = all_stores / codec_of(document)
     if (stores / "val" / "labels.seal.json").is_file():
@@ -173,10 +179,7 @@ def extract_stores(data: str, changes: Iterable[dict[str, Any]], all_stores: Pat
 
 def document_of(data: str, all_stores: Path, changes: Iterable[dict[str, Any]], seed: int) -> dict[str, Any]:
     """The recipe of an arm."""
-    document: Any = read_yaml(RECIPES / DATA[data])
-    document |= {"seed": seed, "grid": None}
-    for change in (PLAIN[data], *changes):
-        document = merged(document, change)
+    document = changed(data, changes) | {"seed": seed, "grid": None}
     stores = all_stores / codec_of(document)
     document["features"]["out"] = str(stores / "train")
     document["evaluation"]["reference"] = str(stores / "val")

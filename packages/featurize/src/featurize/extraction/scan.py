@@ -195,9 +195,8 @@ def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | No
         name = hashlib.sha256(repr(sorted(new)).encode()).hexdigest()[:16]
         lines = [[position, *astuple(one)] for position, one in new.items()]
         path = scan.folder / f"{name}.json"
-        write_json(
-            path, {"examined": lines}, wait_for_name=False, wait_for_content=False
-        )  # `recall` passes over damage
+        # `recall` passes over a damaged one.
+        write_json(path, {"examined": lines}, wait_for_name=False, wait_for_content=False)
     if len(scan.refused) > allowed_bad(scan.max_bad, len(scan.images)):
         check_bad(scan)
 
