@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Begin
-from tests.end_to_end.test_previous_version import ARCHIVE, NARROW
+from tests.end_to_end.test_previous_version import ARCHIVE, NARROW, VAE
 
 INTERRUPTS = int(os.environ.get("NESTED_TEST_INTERRUPTS", "3"))
 LATEST = 1.5  # seconds after the start: on an idle machine most commands end soon after
 COMMANDS = [
-    command.split()
+    [str(VAE) if word == "VAE" else word for word in command.split()]
     for command in (
         "featurize extract --out stores/new --workers 2",
         "nestgen train --level 0 --steps 60",
-        "nestgen sample --count 64 --out new",
+        "nestgen sample --count 64 --out new --vae VAE",
         "featurize levels 1x1x8 --workers 0",
         "featurize repair stores/train",
         "featurize verify stores/train",
@@ -37,14 +37,14 @@ COMMANDS = [
         "featurize plan",
         "featurize info stores/train",
         "featurize ls stores",
-        "nestgen sample --count 32 --out new --processes 2",
+        "nestgen sample --count 32 --out new --processes 2 --vae VAE",
         "nestgen evaluate --samples samples --reference stores/train",
         "nestgen diagnose --samples samples",
-        "nestgen nearest --samples samples",
-        "nestgen hierarchy",
+        "nestgen nearest --samples samples --vae VAE",
+        "nestgen hierarchy --vae VAE",
         "nestgen sheet samples --titles before --count 2 --out sheet.png",
-        "nestgen export runs/previous --out model",
-        "nestgen decode --store stores/train --count 8 --out decoded",
+        "nestgen export runs/previous --out model --vae VAE",
+        "nestgen decode --store stores/train --count 8 --out decoded --vae VAE",
         "nestgen info",
     )
 ]
