@@ -153,6 +153,7 @@ def test_tables_of_any_bytes(new_folder: NewFolder, name: str, content: bytes) -
         max_size=3,
     )
 )
+@example(rows=[{"file_name": "a\nb", "label": "x"}, {"file_name": "a\nb", "label": "y\nz"}])
 def test_json_lines_of_any_values(new_folder: NewFolder, rows: list[dict[str, object]]) -> None:
     root, out = new_folder(), new_folder()
     (root / "a.png").write_bytes(PNG)

@@ -10,7 +10,13 @@ from types import FrameType
 
 
 class UserError(Exception):
-    """Bad input or a bad state of the machine, in one sentence: what, where and how to fix it."""
+    """Bad input or a bad state of the machine, in one sentence: what, where and how to fix it.
+
+    It is put on one line: a name that it quotes may hold line breaks.
+    """
+
+    def __init__(self, sentence: object) -> None:
+        super().__init__(" ".join(str(sentence).splitlines()))
 
 
 class Interrupted(KeyboardInterrupt):

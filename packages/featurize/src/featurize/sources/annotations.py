@@ -128,13 +128,13 @@ def _by_last_part(images: Sequence[SourceImage], annotations: Annotations, root:
     if not matched:
         raise UserError(
             f"None of the {len(annotations.named):,} names in {', '.join(annotations.files)} is of a picture in {root} (first: "
-            f"{_one_line(min(annotations.named))}); write paths like {images[0].key}, or move the file away."
+            f"{min(annotations.named)}); write paths like {images[0].key}, or move the file away."
         )
     return names
 
 
 def _one_line(name: str) -> str:
-    """A name from a table as a sentence shows it: it may hold line breaks."""
+    """A name from a table as a remark shows it: it may hold line breaks."""
     return " ".join(name.split())
 
 
@@ -170,7 +170,7 @@ def _numbered(labels: dict[str, tuple[str, str]]) -> tuple[dict[str, int], tuple
         return numbers, (), []
     classes = sorted({text for text, _ in labels.values()})
     by_text = {text: number for number, text in enumerate(classes)}
-    shown = ", ".join(f"{text} = {number}" for text, number in list(by_text.items())[:3])
+    shown = ", ".join(f"{_one_line(text)} = {number}" for text, number in list(by_text.items())[:3])
     remark = f"The {len(classes)} labels are names, numbered in sorted order ({shown}, ...)."
     return {name: by_text[text] for name, (text, _) in labels.items()}, tuple(classes), [remark]
 
