@@ -63,7 +63,8 @@ class Layers(nn.Module):
         return self.last(self.attention(x_BLD, x_BLD, x_BLD, need_weights=False)[0])
 
 
-def test_onednn_computes_every_linear_layer() -> None:
+def test_onednn_computes_every_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "is_intel", lambda: False)
     layers, x_BLD = Layers().eval().requires_grad_(False), torch.randn(3, 5, 24)
     forward = on_onednn(layers)
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU]) as seen:
@@ -76,6 +77,12 @@ def test_onednn_computes_every_linear_layer() -> None:
     assert reference.furthest(found, wanted) <= RELATIVE
 
 
+def test_on_intels_processors_torchs_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = Layers().eval()
+    monkeypatch.setattr(onednn, "is_intel", lambda: True)
+    assert on_onednn(layers) is layers
+
+
 def _refused(*_: object) -> Tensor:
     raise RuntimeError("expected at most 4 arguments")
 
@@ -86,6 +93,7 @@ def _wrong(x: Tensor, *_: object) -> Tensor:
 
 @pytest.mark.parametrize("operator", [None, _refused, _wrong])
 def test_without_the_private_operator_torchs_own_is_taken(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "is_intel", lambda: False)
     monkeypatch.setattr(onednn, "_linear", operator)
     onednn.has_onednn_linear.cache_clear()
     layers = Layers().eval()
