@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 import click
 
 from benchmarks.photos import random_vit, source_or_shards
-from benchmarks.side_by_side import out_option, report, table
+from benchmarks.side_by_side import out_option, python_of, report, table
 
 # In a process of its own, since each has another featurize.
 CHILD = """
@@ -115,7 +114,7 @@ def main(
             trace = folder / f"{arm}.strace"
             subprocess.run(
                 ["strace", "-f", "-qq", "-y", "-s", "0", "--seccomp-bpf", "-o", trace, "-e", f"trace={CALLS}",
-                 sys.executable, "-c", CHILD, json.dumps([options, levels, 0])],
+                 python_of(checkout), "-c", CHILD, json.dumps([options, levels, 0])],
                 env=os.environ | {"PYTHONPATH": str(checkout / "packages/featurize/src"), "OMP_NUM_THREADS": "1"},
                 check=True,
             )  # fmt: skip

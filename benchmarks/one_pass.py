@@ -1,6 +1,6 @@
 """The whole extraction, ledger included, beside that of an earlier commit: processor time, and bytes read and written.
 
-git worktree add ../before cde5d26
+git worktree add ../before cde5d26 && make -C ../before .venv
 python -m benchmarks.one_pass --before ../before --source 'wds:../shared/data/imagenet-originals/*.tar' --out build/one_pass.md
 """
 
@@ -10,14 +10,13 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import click
 
 from benchmarks.photos import random_vit, source_or_shards
-from benchmarks.side_by_side import out_option, report, rounds_option, table
+from benchmarks.side_by_side import out_option, python_of, report, rounds_option, table
 
 # In a process of its own, since each has another featurize; what it imports does not count.
 CHILD = """
@@ -75,9 +74,11 @@ def main(
                 }  # fmt: skip
                 environment = {"PYTHONPATH": str(checkout / "packages/featurize/src"), "OMP_NUM_THREADS": "1"}
                 done = subprocess.run(
-                    [sys.executable, "-c", CHILD, json.dumps([options, levels, 0])],
-                    env=os.environ | environment, capture_output=True, text=True, check=True,
+                    [python_of(checkout), "-c", CHILD, json.dumps([options, levels, 0])],
+                    env=os.environ | environment, capture_output=True, text=True,
                 )  # fmt: skip
+                if done.returncode:
+                    raise click.ClickException(f"{checkout}: {done.stderr[-1000:]}")
                 spent[arm].append(json.loads(done.stdout.splitlines()[-1]))
                 click.echo(f"round {turn + 1}/{rounds}  {arm}: {spent[arm][-1][0]:.2f} s of user time", err=True)
     medians = {arm: [statistics.median(column) for column in zip(*turns)] for arm, turns in spent.items()}

@@ -113,3 +113,9 @@ def ratio(first: float, second: float) -> str:
         return "-"
     value = first / second
     return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
+
+
+def python_of(checkout: Path) -> str:
+    """The interpreter that runs an earlier commit: of its own environment if it has one, whose packages had other names."""
+    own = checkout / ".venv" / "bin" / "python"
+    return str(own) if own.is_file() else sys.executable
