@@ -2,7 +2,7 @@
 
 torch gives float32 products to MKL, which takes AVX2 kernels on processors that are not Intel's; oneDNN, which torch is built
 with too, takes AVX-512 ones. Measured on an EPYC that has them, one thread: 96 and 240 GFLOP/s for the layers of a ViT-B, and
-1.8 times as many images/s for the whole network. On an Intel Xeon with AVX-512 MKL is the faster one, by 1.1 for the whole network.
+1.8 times as many images/s for the whole network. On an Intel Xeon with AVX-512 MKL is the faster one: 1.1 times as many.
 """
 
 from __future__ import annotations
