@@ -49,7 +49,7 @@ types: .venv
 
 # One thread a process: two test processes that both spin on two cores are ten times slower.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 # Runs both packages with the lowest versions that they allow. uv keeps its downloads (torch alone takes gigabytes), so the
 # environment is made again in seconds. Without --no-config the workspace's exact versions would apply.

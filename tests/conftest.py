@@ -6,9 +6,11 @@ import logging
 import multiprocessing
 import multiprocessing.context
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -66,6 +68,8 @@ IMPORTED = [
     "matplotlib.figure",
 ]
 ForkServer = multiprocessing.context.ForkServerContext
+# A process that starts looks at all others for their ends. Of two threads that look at one at once the second gets 255.
+LOOKING = threading.Lock()
 # The server was perhaps begun by a test of featurize's workers, which are to get no signals.
 GET_SIGNALS = "import signal; signal.pthread_sigmask(signal.SIG_SETMASK, [])\n"
 
@@ -122,7 +126,9 @@ class Begun:
 
     def ended(self) -> tuple[int, str, str]:
         """Waits for its end: (exit code, output, errors)."""
-        self.process.join()
+        wait([self.process.sentinel])
+        with LOOKING:
+            self.process.join()
         assert self.process.exitcode is not None
         return self.process.exitcode, self.out.read_text(), self.errors.read_text()
 
@@ -148,7 +154,8 @@ def begin(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> 
             "before": before,
         }
         process = fork_server.Process(target=exec, args=(GET_SIGNALS + COMMAND, variables))
-        process.start()
+        with LOOKING:
+            process.start()
         return Begun(process, printed / "out", printed / "errors")
 
     return call
