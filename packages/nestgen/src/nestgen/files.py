@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,8 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     After a power cut `path` is what it was or what was written. Not so if it is not `durable`: then it may be empty. Raises
     UserError where it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not by the number of the process, which is 1 in every container, and one of several threads.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     with writing(path):
         make_folder(path.parent)
         try:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,8 @@ def atomic_write(path: Path, wait_for_name: bool = True, wait_for_content: bool 
             path.write_bytes(temporary.read_bytes())
         return
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not by the number of the process, which is 1 in every container, and one of several threads.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with naming(path):
             yield temporary
