@@ -1,6 +1,6 @@
 """What an extraction asks of a disk, counted by strace: fsyncs a block, bytes a picture, readings of the base store.
 
-git worktree add ../before cde5d26
+git worktree add ../before cde5d26 && make -C ../before .venv
 python -m benchmarks.io_counts --before ../before --source 'wds:../shared/data/imagenet-originals/*.tar' --out build/io_counts.md
 """
 

@@ -10,7 +10,6 @@ for photos link or copy the folder `data` that their recipe names to OUT/photos-
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import statistics
@@ -26,7 +25,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from benchmarks.side_by_side import table
+from benchmarks.side_by_side import processor, table
+from benchmarks.unbiased import without_bias
 from nestgen.denoiser.uvit import initial_denoiser
 from nestgen.diffusion.process import level_process
 from nestgen.files import read_json, write_json
@@ -50,7 +50,6 @@ SHARES = {1: (1.0,), 2: (0.75, 0.25), 3: (0.6, 0.27, 0.13)}  # of the processor 
 REFERENCE = 2000  # held-out scenes; of photos all
 AGAIN = "decoded and encoded again"
 UNBIASED = f"{AGAIN}, without bias"
-SIZES = (0.5, 0.6, 0.8, 1.0)  # of the parts that it is extrapolated from
 SPACE = "1x1x64"  # of the encoder, where they are compared
 COSTLY = ("batch", "side_loss", "align", "muon")  # what of a training decides the cost of its step
 ROUNDS, STEPS = 5, 20  # that are timed, and steps of each
@@ -306,23 +305,6 @@ def plain_z0(plain: dict[str, Any], root: Path) -> np.ndarray:
     return values_NhwC.reshape(len(values_NhwC), -1) * store.attributes["codec"]["scale"]
 
 
-def without_bias(x_ND: np.ndarray, y_MD: np.ndarray) -> float | None:
-    """The Fréchet distance of infinitely many vectors; None where there are no more of each than dimensions.
-
-    Its bias is in proportion to 1 / N: a line through the distances of parts of both sets leads to it (Chong and Forsyth
-    2020, arXiv 1911.07023).
-    """
-    most = min(len(x_ND), len(y_MD))
-    if most <= x_ND.shape[1]:
-        return None
-    inverse_sizes, distances = [], []
-    for size in (int(share * most) for share in SIZES):
-        parts = [[rows[i : i + size] for i in range(0, len(rows) - size + 1, size)] for rows in (x_ND, y_MD)]
-        inverse_sizes.append(1 / size)
-        distances.append(statistics.fmean(frechet_distance(*pair) for pair in itertools.product(*parts)))
-    return float(np.polyfit(inverse_sizes, distances, 1)[1])
-
-
 def gather(run: Path, into: Path) -> None:
     """Links a level's run where the recipe of the hierarchy looks for it."""
     into.mkdir(parents=True, exist_ok=True)
@@ -337,11 +319,6 @@ def featurize(*arguments: str, folder: Path) -> None:
     outcome = subprocess.run([command, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True)
     if outcome.returncode:
         raise click.ClickException(outcome.stderr[-1000:])
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def show(results: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -91,18 +92,20 @@ def report(title: str, body: str, libraries: Sequence[str], out: Path | None) ->
         out.write_text(text, encoding="utf-8")
 
 
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return str(names[0]).strip() if names else platform.processor() or platform.machine()
+
+
 def machine(libraries: Sequence[str]) -> str:
     """Processor, cores, load, date and versions."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
     load = ", ".join(f"{value:.1f}" for value in psutil.getloadavg())
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     memory = psutil.virtual_memory().total / 2**30
     return (
-        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB; load {load} at the end; {date.today().isoformat()}; "
+        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; load {load} at the end; {date.today().isoformat()}; "
         f"Python {platform.python_version()}, {versions}"
     )
 

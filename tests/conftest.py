@@ -94,7 +94,8 @@ def fork(fork_server: ForkServer) -> Iterator[Callable[..., BaseProcess]]:
         code = f"import os, torch; os.environ.update(environment); torch.set_num_threads(1)\n{code}"
         variables |= {"environment": {**os.environ, **(environment or {})}}
         process = fork_server.Process(target=exec, args=(GET_SIGNALS + code, variables))
-        process.start()
+        with LOOKING:
+            process.start()
         started.append(process)
         return process
 

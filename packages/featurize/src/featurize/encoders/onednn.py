@@ -38,7 +38,6 @@ def on_onednn(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return run
 
 
-@cache
 def is_intel() -> bool:
     """Whether the processor is Intel's, as Linux or Python tells."""
     file = Path("/proc/cpuinfo")
