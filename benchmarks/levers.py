@@ -85,6 +85,8 @@ PLAIN: dict[str, dict[str, Any]] = {
 ARMS: dict[str, list[dict[str, Any]]] = {
     "today": [],
     "decay": [DECAY],
+    "cosine decay": [{"training": {"lr_decay": "cosine"}}],
+    "inverse-sqrt decay": [{"training": {"lr_decay": "inverse-sqrt"}}],
     "logit-normal": [LOGIT],
     "flow": [FLOW],
     "flow, logit-normal": [FLOW, LOGIT],
