@@ -6,9 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from nestgen.denoiser.condition_path import Deconvolution, condition_stack
+from nestgen.denoiser.condition_path import condition_stack
 
 # denoiser.md's table: (condition shape, token grid, D) and the parameters of each layer of its stack
 TABLE = [
@@ -33,8 +32,7 @@ def test_stacks_of_the_table(
 ) -> None:
     found = condition_stack(shape, grid, dim)
     assert [(m.kernel_size[0], m.stride[0], m.padding[0]) for m in found] == layers
-    kinds = [nn.ConvTranspose2d, nn.Conv2d]
-    assert all(isinstance(one, kind) for one, kind in zip(found, kinds))
+    assert [type(m).__name__ for m in found] == ["ConvTranspose2d", "Conv2d"][: len(layers)]
     if parameters:
         assert [sum(p.numel() for p in m.parameters()) for m in found] == parameters
 
@@ -54,21 +52,3 @@ def test_any_pair_of_shapes_has_a_stack(h: int, w: int, rows: int, columns: int,
     assert (gradient.abs().sum((0, 1)) > 0).all()
     bias_free = layers(torch.zeros_like(condition))
     assert ((tokens - bias_free).abs().sum((0, 1)) > 0).all()
-
-
-@given(SIDE, SIDE, st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_a_deconvolution_is_torchs(
-    h: int, w: int, kernel: int, other: int, channels: int, overlap: bool, bias: bool
-) -> None:
-    """Values and gradients, of windows side by side, which are one product, and of those that overlap."""
-    shape = (channels, 2, (kernel, other), (max(1, kernel - overlap), other))
-    ours = Deconvolution(*shape, bias=bias).double()
-    torchs = nn.ConvTranspose2d(*shape, bias=bias).double()
-    torchs.load_state_dict(ours.state_dict())
-    z_BChw = torch.randn(2, h, w, channels, dtype=torch.float64).permute(0, 3, 1, 2).requires_grad_()
-    up_BDHW = ours(z_BChw)
-    torch.testing.assert_close(up_BDHW, torchs(z_BChw))
-    towards = torch.randn_like(up_BDHW)
-    found, wanted = (torch.autograd.grad(m(z_BChw), [z_BChw, *m.parameters()], towards) for m in (ours, torchs))
-    torch.testing.assert_close(found, wanted)

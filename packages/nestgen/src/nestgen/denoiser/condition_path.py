@@ -34,20 +34,6 @@ def _convolution(large: int, small: int) -> tuple[int, int, int]:
     return stride + 1, stride, 1
 
 
-class Deconvolution(nn.ConvTranspose2d):
-    """nn.ConvTranspose2d; where the windows of its places do not overlap, by one product, which a CPU does twice as fast."""
-
-    def forward(self, z_BChw: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, C, h, w) to (B, D, H, W), whose channels lie side by side in memory."""
-        if self.kernel_size != self.stride or any(self.padding):
-            return super().forward(z_BChw)
-        (b, c, h, w), (kh, kw) = z_BChw.shape, self.kernel_size
-        weight_EC = self.weight.permute(2, 3, 1, 0).reshape(-1, c)
-        bias_E = None if self.bias is None else self.bias.repeat(kh * kw)
-        windows_BhwijD = linear(z_BChw.permute(0, 2, 3, 1), weight_EC, bias_E).view(b, h, w, kh, kw, -1)
-        return windows_BhwijD.transpose(2, 3).reshape(b, h * kh, w * kw, -1).permute(0, 3, 1, 2)
-
-
 def condition_stack(condition_shape: tuple[int, int, int], grid: tuple[int, int], dim: int) -> nn.Sequential:
     """The (de)convolutions from a condition (h, w, c) to one vector of `dim` per token of `grid`.
 
@@ -58,10 +44,10 @@ def condition_stack(condition_shape: tuple[int, int, int], grid: tuple[int, int]
     *sides, channels = condition_shape
     if all(side < tokens for side, tokens in zip(sides, grid)):
         kernel, stride, padding = zip(*(_deconvolution(side, tokens, 1) for side, tokens in zip(sides, grid)))
-        return nn.Sequential(Deconvolution(channels, dim, kernel, stride, padding))
+        return nn.Sequential(nn.ConvTranspose2d(channels, dim, kernel, stride, padding))
     middle = [tokens * max(2, -(-side // tokens)) for side, tokens in zip(sides, grid)]
     kernel, stride, padding = zip(*(_deconvolution(side, large, 3) for side, large in zip(sides, middle)))
-    up = Deconvolution(channels, MIDDLE, kernel, stride, padding)
+    up = nn.ConvTranspose2d(channels, MIDDLE, kernel, stride, padding)
     kernel, stride, padding = zip(*(_convolution(large, tokens) for large, tokens in zip(middle, grid)))
     return nn.Sequential(up, nn.Conv2d(MIDDLE, dim, kernel, stride, padding))
 
