@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nestgen.errors import UserError
-from nestgen.sharing.folder import Exported, read_exported
 from nestgen.sharing.names import find_pretrained, shipped
 from workflow.plan import Plan, RecipeError, has_splits
+
+if TYPE_CHECKING:
+    from nestgen.sharing.folder import Exported
 
 FOLDER = Path("pretrained")  # of their images
 ROWS = "stores/pretrained"  # store root of real images in the levels of the deepest
@@ -66,7 +69,16 @@ def find_all(plan: Plan) -> list[Pretrained]:
     if not all(name in shipped() or Path(name).is_dir() for name in names):
         return []
     try:
-        folders = [find_pretrained(name) for name in names]
-        return [Pretrained(name, folder, read_exported(folder)) for name, folder in zip(names, folders, strict=True)]
+        return read(names)
     except UserError as error:
         raise RecipeError(f"grid.pretrained: {error}") from None
+
+
+def read(names: Sequence[str]) -> list[Pretrained]:
+    """Those of the names. Raises UserError where one is not there or damaged."""
+    if not names:
+        return []
+    from nestgen.sharing.folder import read_exported  # which imports torch, for seconds
+
+    folders = [find_pretrained(name) for name in names]
+    return [Pretrained(name, folder, read_exported(folder)) for name, folder in zip(names, folders, strict=True)]

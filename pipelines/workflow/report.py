@@ -16,9 +16,7 @@ from PIL import Image
 
 from nestgen.images import image_path
 from nestgen.recipe.yaml import read_yaml
-from nestgen.sharing.folder import read_exported
-from nestgen.sharing.names import find_pretrained
-from workflow import sentences
+from workflow import pretrained, sentences
 from workflow.charts import loss_curves, score_bars
 from workflow.pretrained import COUNT, FOLDER, Pretrained
 from workflow.sentences import SpaceScores
@@ -145,7 +143,7 @@ def opening(names: Sequence[str]) -> Opening | None:
     """The images in the folder `pretrained` of the named hierarchies; None without names."""
     if not names:
         return None
-    found = [Pretrained(name, folder, read_exported(folder)) for name in names for folder in [find_pretrained(name)]]
+    found = pretrained.read(names)
     rows = [*real_rows(FOLDER / "real"), *(sample_row(FOLDER / one.stem, one.depth, COUNT) for one in found)]
     trained = "; ".join(f"L = {one.depth}, {_trained(one)}" for one in found)
     files = {name: FOLDER / f"{name}.png" for name in SHEET_TEXTS}
