@@ -137,7 +137,7 @@ def test_without_a_command_it_says_where_the_experiment_stands(run: Run, trained
     other = tmp_path / "runs" / "toy" / "z1-given-z2-sigma0.5"
     kept = other.rename(tmp_path / "kept")
     log = tmp_path / "runs" / "toy" / "z2-top" / "log.jsonl"
-    log.write_text('{"step": 7, "gflop_per_second": 0.004}\n')
+    log.write_text('{"step": 7, "gflop_per_second": 0.0002}\n')
     code, out, _ = run()
     assert code == 0
     assert "z_0  40 rows in stores/toy/pixels/8x8x3.zarr" in out

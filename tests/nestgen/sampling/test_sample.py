@@ -29,6 +29,7 @@ from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.trained import load_samplers
 from tests.nestgen.checkpoints import rewrite
 from tests.nestgen.samples import files, levels, sample_folder
+from tests.nestgen.training_runs import SHRINK
 
 Trained = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -106,7 +107,8 @@ def test_an_interrupted_run_goes_on(
 def test_a_killed_process_goes_on(recipe: Recipe, tmp_path: Path, begin: Callable) -> None:
     whole = files(sample_folder(recipe, tmp_path / "whole", count=40, batch=2))
     out = tmp_path / "killed"
-    process = begin(recipe.root, "nestgen", "sample", "--count", 40, "--batch-size", 2, "--out", out).process
+    command = ("nestgen", "sample", "--count", 40, "--batch-size", 2, "--out", out)
+    process = begin(recipe.root, *command, before=SHRINK).process
     while len(list(out.rglob("*.blocks/*.json"))) < 5 and process.is_alive():
         time.sleep(0.002)
     process.kill()

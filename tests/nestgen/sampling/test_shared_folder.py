@@ -20,6 +20,7 @@ from nestgen.images import read_images
 from nestgen.recipe.recipe import Recipe, load_recipe
 from tests.conftest import Begin, Begun
 from tests.nestgen.samples import files, levels, sample_folder
+from tests.nestgen.training_runs import SHRINK
 
 pytestmark = pytest.mark.filterwarnings("error::tqdm.TqdmWarning")  # of a bar beyond its end
 
@@ -55,7 +56,7 @@ def test_two_commands_share_a_folder_and_one_ends_what_a_killed_one_left(
 
     def started(stop: int) -> Begun:
         command = ("nestgen", "sample", "--count", 8, "--batch-size", 2, "--out", out)
-        return begin(recipe.root, *command, before=NOTED.format(log=str(log), stop=stop))
+        return begin(recipe.root, *command, before=SHRINK + NOTED.format(log=str(log), stop=stop))
 
     def until(lines: int) -> list[str]:
         while len(noted := log.read_text().splitlines()) < lines and first.process.is_alive():
@@ -109,10 +110,12 @@ time.sleep(600)
     holder.kill()
     holder.join()
     sample_folder(recipe, out, count=9)  # the lock is gone with its holder
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with pytest.raises(UserError, match=r"the file system of .*new has no locks \(No locks available\), which keep"):
-        sample_folder(recipe, tmp_path / "new")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "lockf", no_locks)
+        with pytest.raises(
+            UserError, match=r"the file system of .*new has no locks \(No locks available\), which keep"
+        ):
+            sample_folder(recipe, tmp_path / "new")
     sample_folder(recipe, tmp_path / "new", count=1)  # an empty folder with a lock is no other folder
 
 
