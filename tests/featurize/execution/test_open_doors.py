@@ -16,6 +16,7 @@ import pytest
 
 from tests.featurize.conftest import MODEL, options
 from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.schedulers import address_in
 
 FEATURIZE = (sys.executable, "-c", "from featurize.cli.main import main; main()")
 
@@ -114,11 +115,8 @@ def test_a_cluster_with_certificates_takes_work_from_their_owner_alone(
         "--scheduler-file",
         place,
     )
-    while not place.is_file():
-        assert scheduler.poll() is None
-        time.sleep(0.05)
+    address = address_in(place, scheduler.poll)
     start("worker", "--scheduler-file", place, "--nthreads", 1, "--no-nanny", "--no-dashboard")
-    address = json.loads(place.read_text())["address"]
     assert address.startswith("tls://127.0.0.1:")
     words = [*FEATURIZE, *map(str, extraction_words(picture_folder, vit_weights, tmp_path / "root"))]
     plain = address.replace("tls", "tcp")

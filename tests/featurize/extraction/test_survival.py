@@ -26,6 +26,7 @@ from featurize.recipe import Request, read_request
 from tests.conftest import Begin
 from tests.featurize.conftest import options, random_picture
 from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.schedulers import address_in
 
 LEVELS = "2x2x8,1x1x4"
 WORKER_KILLS = 5
@@ -241,13 +242,10 @@ def test_a_cluster_of_processes_survives_the_loss_of_one(
     joined = ["--scheduler-file", str(address)]
     start = "from distributed.cli.dask_{0} import main; main(options)".format
     scheduler = fork(start("scheduler"), options=["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", *joined])
-    while not address.is_file():
-        assert scheduler.exitcode is None
-        time.sleep(0.02)
+    place = address_in(address, lambda: scheduler.exitcode)
     workers = [
         fork(start("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", *joined]) for _ in range(3)
     ]
-    place = json.loads(address.read_text())["address"]
     ended = threading.Event()
 
     def kill_midway() -> None:
@@ -278,9 +276,7 @@ def test_a_scheduler_that_dies_is_one_sentence(
     start = "from distributed.cli.dask_{0} import main; main(options)".format
     joined = ["--scheduler-file", str(address)]
     scheduler = fork(start("scheduler"), options=["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", *joined])
-    while not address.is_file():
-        assert scheduler.exitcode is None
-        time.sleep(0.02)
+    place = address_in(address, lambda: scheduler.exitcode)
     fork(start("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", "--death-timeout=5", *joined])
     ended = threading.Event()
 
@@ -296,11 +292,7 @@ def test_a_scheduler_that_dies_is_one_sentence(
         with pytest.raises(
             UserError, match=r"scheduler at tcp://.* died or can't be reached any more; what is done is kept"
         ):
-            extract(
-                request_for(pictures, vit_weights, root),
-                workers=None,
-                scheduler=json.loads(address.read_text())["address"],
-            )
+            extract(request_for(pictures, vit_weights, root), workers=None, scheduler=place)
     finally:
         ended.set()
         killer.join()
