@@ -4,7 +4,8 @@
 
 Runs `nestgen sample`, `featurize extract`, `nestgen evaluate` and `nestgen nearest` for each depth, and one card of all
 (`quality.json`) with a line for each depth and one for as many held-out real scenes. A class is sure if 15 of the 20 training
-scenes nearest in the encoder's 1x1x64 level (by cosine) have it. What is there already is not made again.
+scenes nearest in the encoder's 1x1x64 level (by cosine) have it. z_0's distance is also given without the bias of few samples
+(unbiased.py). What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import click
 import numpy as np
 
 from benchmarks.side_by_side import table
+from benchmarks.unbiased import without_bias
 from nestgen.files import read_json, write_json
 from nestgen.recipe.locations import named_store_path, store_root
 from nestgen.recipe.recipe import Recipe, load_recipe
+from nestgen.sampling.card import read_card
+from nestgen.sampling.real import reference_root
+from nestgen.scoring.spaces import level_space
 from nestgen.stores.store import open_store
 
 LEVEL = (1, 1, 64)
@@ -64,6 +69,7 @@ def score(recipe: Recipe, file: Path, out: Path, depth: int, count: int, options
         "samples": f"L = {depth}",
         "features": of_encoder["frechet_distance"],
         "z_0": scores["z_0"]["frechet_distance"],
+        "z_0 without bias": z_0_without_bias(recipe, samples),
         **{key: of_encoder[key] for key in ("precision", "recall", "density", "coverage")},
         "sure": sure(recipe, features(encoded, recipe.features.encoder)),
         "nearer than held-out": next(one["nearer_than_held_out"] for one in copies if one["level"] == 0),
@@ -72,6 +78,15 @@ def score(recipe: Recipe, file: Path, out: Path, depth: int, count: int, options
             "z_0": scores["z_0"]["floor"]["frechet_distance"],
         },
     }
+
+
+def z_0_without_bias(recipe: Recipe, samples: Path) -> float | None:
+    """The distance of infinitely many samples in the space in which z_0 is scored."""
+    card = read_card(recipe, samples)
+    space = level_space(recipe.depth(card["depth"]), 0, reference_root(recipe, None), card, samples)
+    real_MD = space.reference().vectors_MD
+    assert real_MD is not None
+    return without_bias(space.samples_ND, real_MD)
 
 
 def sure(recipe: Recipe, query_ND: np.ndarray) -> float:
