@@ -22,6 +22,7 @@ from tests.featurize.conftest import Outcome, random_picture
 from tests.featurize.conftest import featurize as featurize
 from tests.featurize.conftest import no_network as no_network
 from tests.nestgen.conftest import experiment as experiment
+from tests.nestgen.conftest import little as little
 from tests.nestgen.conftest import one_thread as one_thread
 from tests.nestgen.conftest import trained as trained
 

@@ -16,6 +16,7 @@ from tests.featurize.conftest import no_network as no_network
 from tests.featurize.conftest import picture_folder as picture_folder
 from tests.featurize.conftest import vit_weights as vit_weights
 from tests.nestgen.conftest import experiment as experiment
+from tests.nestgen.conftest import little as little
 from tests.nestgen.conftest import one_thread as one_thread
 from tests.nestgen.conftest import trained as trained
 from tests.nestgen.sharing.test_export import make_run
