@@ -6,7 +6,6 @@ With --compile each part compiles anew, as on another machine.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,8 @@ def write_recipe(folder: Path, size: str, steps: int, compiled: bool) -> None:
 def train(folder: Path, size: str, steps: int, compiled: bool) -> float:
     """Train z_0's denoiser to so many steps; the seconds."""
     write_recipe(folder, size, steps, compiled)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"compiled-{steps}")
-    return command(folder, "nestgen", "train", "--level", "0")
+    anew = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"compiled-{steps}")} if compiled else {}
+    return command(folder, "nestgen", "train", "--level", "0", **anew)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -168,7 +168,8 @@ def _average(pictures: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 @pytest.fixture
 def trained(experiment: Callable[..., Path], little: None) -> Callable[..., Path]:
     """Like `experiment`, with a checkpoint of random weights for every level of every depth; sampling takes
-    5 steps. The weights are larger than a training's first ones, so that conditions and labels count.
+    5 steps. The denoisers are little ones, their weights larger than a training's first ones, so that conditions and
+    labels count.
     """
 
     def write(**settings: Any) -> Path:
