@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.levers import DATA, RECIPES, arms_of, document_of, merged, recipe_at
+from benchmarks.lever_arms import arms_of
+from benchmarks.levers import DATA, RECIPES, document_of, merged, recipe_at
 from nestgen.recipe.recipe import load_recipe
 
 
