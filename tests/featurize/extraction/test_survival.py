@@ -226,6 +226,17 @@ def test_another_block_size_gives_the_same_values(
     assert rows(larger, "16x16x3.zarr") == rows(undisturbed, "16x16x3.zarr")
 
 
+DASK = "from distributed.cli.dask_{0} import main; main(options)".format
+
+
+def begin_scheduler(fork: Callable[..., BaseProcess], folder: Path) -> tuple[BaseProcess, str]:
+    """A Dask scheduler in a process of its own, and its address."""
+    file = folder / "scheduler.json"
+    where = ["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", f"--scheduler-file={file}"]
+    scheduler = fork(DASK("scheduler"), options=where)
+    return scheduler, address_in(file, lambda: scheduler.exitcode)
+
+
 def test_a_cluster_of_processes_survives_the_loss_of_one(
     pictures: Path,
     vit_weights: Path,
@@ -238,14 +249,9 @@ def test_a_cluster_of_processes_survives_the_loss_of_one(
     monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
     monkeypatch.setattr(stalls, "LOOK", 0.5)  # the scheduler is asked how they move, over and over
     monkeypatch.chdir(tmp_path)
-    root, address = tmp_path / "root", tmp_path / "scheduler.json"
-    joined = ["--scheduler-file", str(address)]
-    start = "from distributed.cli.dask_{0} import main; main(options)".format
-    scheduler = fork(start("scheduler"), options=["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", *joined])
-    place = address_in(address, lambda: scheduler.exitcode)
-    workers = [
-        fork(start("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", *joined]) for _ in range(3)
-    ]
+    root = tmp_path / "root"
+    _, place = begin_scheduler(fork, tmp_path)
+    workers = [fork(DASK("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", place]) for _ in range(3)]
     ended = threading.Event()
 
     def kill_midway() -> None:
@@ -272,12 +278,9 @@ def test_a_scheduler_that_dies_is_one_sentence(
 
     monkeypatch.setattr(targets, "MAX_ROWS_PER_BLOCK", ROWS_PER_BLOCK)
     monkeypatch.chdir(tmp_path)
-    root, address = tmp_path / "root", tmp_path / "scheduler.json"
-    start = "from distributed.cli.dask_{0} import main; main(options)".format
-    joined = ["--scheduler-file", str(address)]
-    scheduler = fork(start("scheduler"), options=["--port=0", "--dashboard-address=:0", "--host=127.0.0.1", *joined])
-    place = address_in(address, lambda: scheduler.exitcode)
-    fork(start("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", "--death-timeout=5", *joined])
+    root = tmp_path / "root"
+    scheduler, place = begin_scheduler(fork, tmp_path)
+    fork(DASK("worker"), options=["--nthreads=1", "--no-nanny", "--no-dashboard", "--death-timeout=5", place])
     ended = threading.Event()
 
     def kill_midway() -> None:
