@@ -89,13 +89,14 @@ def to_the_end(once: Callable[[], bool], plan: Plan, folder: Path, is_forced: bo
         story = Story(plan, terminal)
         story.begin(folder, log)
         try:
-            succeeded, ran = False, -1
-            for _ in range(1 if is_forced else MOST_PLANS):
+            succeeded = is_done = False
+            for _ in range(MOST_PLANS):
+                ran = story.ran
                 with story.listening():
                     succeeded = once()
-                if not succeeded or story.ran == ran:
+                is_done = is_forced or story.ran == ran
+                if is_done or not succeeded:
                     break
-                ran = story.ran
         except KeyboardInterrupt:
             succeeded = False
         finally:
@@ -108,7 +109,7 @@ def to_the_end(once: Callable[[], bool], plan: Plan, folder: Path, is_forced: bo
         if not succeeded:
             story.say(f"{story.failed or 'The workflow stopped'}. From {log}:\n\n{tail(log, start)}")
             return 1
-        if not is_forced and story.ran != ran:
+        if not is_done:
             story.say(f"Steps are planned again and again. Look at {log}.")
             return 1
         story.say(*findings(plan, folder))

@@ -68,7 +68,7 @@ def test_scenes_to_scored_samples(tmp_path: Path, run: Run) -> None:
     levels = [{"shape": "16x16x3", "patch": 4}, {"shape": "4x4x8", "sigma": 0.5}, {"shape": "2x2x8", "sigma": 0.5}]
     write_recipe(tmp_path, features, levels)
     assert "64 rows from scenes" in typed(tmp_path, "featurize", "extract", "--workers", 0)
-    typed(tmp_path, "featurize", "levels", "1x1x16", "--workers", 0)
+    run(tmp_path, "featurize", "levels", "1x1x16", "--workers", 0)
     typed(tmp_path, "nestgen", "train", "--level", 2)
     for level in (1, 0):
         run(tmp_path, "nestgen", "train", "--level", level)

@@ -34,7 +34,7 @@ APART = (
     f"import sys; sys.path.insert(0, {str(PIPELINES)!r}); sys.executable = sys.argv.pop(1); "
     "from workflow.run import main; main()"
 )
-KILLS = int(os.environ.get("NESTED_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("NESTED_TEST_KILLS", "1"))  # at random times
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
@@ -53,6 +53,13 @@ def begin(folder: Path, served_bin: Path, *words: str, **changes: Any) -> subpro
     return subprocess.Popen(
         [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def wait_for(folder: Path, files: str, begun: subprocess.Popen[str]) -> None:
+    """Until there are such files, which are there before it has ended."""
+    while not list(folder.glob(files)):
+        assert begun.poll() is None, f"it ended before there was {files}"
+        time.sleep(0.01)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -115,17 +122,33 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(tmp_path: Path) -> None
     assert story.ran == 1
 
 
-def test_killed_at_random_times_it_ends_in_the_same(
-    finished: tuple[Path, str], served_bin: Path, tmp_path: Path
+def test_killed_at_any_time_it_ends_in_the_same(
+    finished: tuple[Path, str], served_bin: Path, snakemake: Snakemake, tmp_path: Path
 ) -> None:
     """Snakemake alone is killed, and its step lives on: the next start waits for it, and does not believe it is done."""
     rng = random.Random(int(os.environ.get("NESTED_TEST_SEED", "0")))
     folder = tmp_path / "experiment"
-    for _ in range(KILLS):
+
+    def killed(files: str = "") -> None:
         begun = begin(folder, served_bin)
-        time.sleep(rng.uniform(1, 8))
+        if files:
+            wait_for(folder, files, begun)
+        else:
+            time.sleep(rng.uniform(1, 8))
         os.kill(begun.pid, signal.SIGKILL)
         begun.wait()
+
+    killed(".snakemake/steps/*")
+    patience = time.monotonic() + 300
+    while not (folder / "features.json").exists():  # the extraction ends, and nobody notes that
+        assert time.monotonic() < patience
+        time.sleep(0.1)
+    # Once, the extraction was all of this plan, as it is marked incomplete. A copy, as this process keeps what it locks.
+    subprocess.run(["cp", "-a", folder, tmp_path / "copy"], check=True)
+    assert {"extract", "train", "report"} <= set(snakemake(folder / "tiny.yaml", tmp_path / "copy", dry=True).jobs)
+    killed("runs/*/*/log.jsonl")
+    for _ in range(KILLS):
+        killed()
     begun = begin(folder, served_bin)
     told, _ = begun.communicate()
     assert begun.returncode == 0, told
@@ -133,38 +156,39 @@ def test_killed_at_random_times_it_ends_in_the_same(
     assert results(folder) == results(finished[0])
 
 
-def test_killed_in_the_extraction_the_rest_is_not_forgotten(served_bin: Path, tmp_path: Path) -> None:
-    """The fault: the extraction, done again as it was marked incomplete, was all that the next start planned."""
-    folder = tmp_path / "experiment"
-    begun = begin(folder, served_bin)
-    while not list(folder.glob(".snakemake/incomplete/*")):
-        assert begun.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(begun.pid, signal.SIGKILL)
-    begun.wait()
-    begun = begin(folder, served_bin)
-    told, _ = begun.communicate()
-    assert begun.returncode == 0, told
-    assert (folder / "report.html").is_file()
-
-
-def test_a_step_that_hides_another_s_change_is_followed_by_it(
-    finished: tuple[Path, str], served_bin: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("plans", "code", "says"), [([2, 1, 0], 0, "Done: "), ([1] * 9, 1, "Steps are planned again and again.")]
+)
+def test_it_plans_again_until_a_plan_is_empty(
+    plans: list[int], code: int, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With a new level and more training steps at once Snakemake plans the extraction, and not the trainings that are there."""
+    from workflow.plan import plan_of
+    from workflow.run import MOST_PLANS, to_the_end
+
+    logger = logging.getLogger("snakemake.test")
+    made: list[int] = []
+
+    def once() -> bool:
+        made.append(plans[len(made)])
+        for number in range(made[-1]):
+            logger.warning("", extra={"event": "job_info", "jobid": number, "rule_name": "report", "wildcards": None})
+            logger.warning("", extra={"event": "job_finished", "job_id": number})
+        return True
+
+    assert to_the_end(once, plan_of(TINY, tmp_path / "tiny.yaml"), tmp_path, is_forced=False) == code
+    assert made == plans[:MOST_PLANS]
+    assert says in capfd.readouterr().err
+
+
+def test_a_new_level_and_more_steps_at_once_are_both_planned(
+    finished: tuple[Path, str], snakemake: Snakemake, tmp_path: Path
+) -> None:
+    """Trainings ignore the times of stores; what else changed of them is seen all the same."""
     folder = copied(finished, tmp_path)
     levels = [*TINY["levels"], {"shape": "1x1x8"}]
-    begun = begin(
-        folder,
-        served_bin,
-        levels=levels,
-        training={**TINY["training"], "steps": 6},
-        grid={"depths": [1, 2, 3]},
-    )
-    told, _ = begun.communicate()
-    assert begun.returncode == 0, told
-    last = (folder / "runs/tiny/z0-top/log.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["step"] == 6
+    write_recipe(folder, levels=levels, training={**TINY["training"], "steps": 6}, grid={"depths": [1, 2]})
+    jobs = snakemake(folder / "tiny.yaml", folder, dry=True).jobs
+    assert (jobs["extract"], jobs["train"], jobs["sample"], jobs["report"]) == (1, 3, 2, 1)
 
 
 def test_an_environment_that_moved_changes_nothing(
@@ -204,28 +228,6 @@ def test_it_opens_with_hierarchies_that_are_trained_already(
     assert "Nothing to be done" in told, told
 
 
-def test_interrupted_it_is_one_sentence(served_bin: Path, tmp_path: Path) -> None:
-    begun = begin(tmp_path / "experiment", served_bin)
-    while not list(tmp_path.glob("experiment/.snakemake/steps/*")):
-        assert begun.poll() is None, "it ended before it could be interrupted"
-        time.sleep(0.01)
-    os.kill(begun.pid, signal.SIGINT)
-    told, _ = begun.communicate()
-    assert begun.returncode == 130
-    assert told.splitlines()[-1].startswith("Interrupted. What is done is kept: the same command goes on.")
-
-
-def test_a_step_that_fails_is_named_with_what_it_printed(served_bin: Path, tmp_path: Path) -> None:
-    begun = begin(tmp_path / "experiment", served_bin, features={**TINY["features"], "encoder": "nosuch"})
-    told, _ = begun.communicate()
-    assert begun.returncode == 1
-    assert "A step failed: Turn images into features" in told
-    shown = told.partition("workflow.log:\n\n")[2].splitlines()
-    assert "nosuch" in shown[-1] and "Traceback" not in told
-    assert not [line for line in shown if re.search("RuleException|jobid|rule |resources|Job stats", line)], told
-    assert not (tmp_path / "experiment" / "report.html").exists()
-
-
 def test_an_end_without_a_report_is_an_error(finished: tuple[Path, str], snakemake: Snakemake, served: None) -> None:
     """Whatever made it: here a report that writes nothing where Snakemake was told not to look."""
     from snakemake_interface_common.exceptions import WorkflowError
@@ -241,6 +243,26 @@ def test_an_end_without_a_report_is_an_error(finished: tuple[Path, str], snakema
                 snakemake(folder / "tiny.yaml", folder)
     finally:
         (folder / "report.html").write_bytes(text)
+
+
+def test_interrupted_it_is_one_sentence(served_bin: Path, tmp_path: Path) -> None:
+    begun = begin(tmp_path / "experiment", served_bin)
+    wait_for(tmp_path, "experiment/.snakemake/steps/*", begun)
+    os.kill(begun.pid, signal.SIGINT)
+    told, _ = begun.communicate()
+    assert begun.returncode == 130
+    assert told.splitlines()[-1].startswith("Interrupted. What is done is kept: the same command goes on.")
+
+
+def test_a_step_that_fails_is_named_with_what_it_printed(served_bin: Path, tmp_path: Path) -> None:
+    begun = begin(tmp_path / "experiment", served_bin, features={**TINY["features"], "encoder": "nosuch"})
+    told, _ = begun.communicate()
+    assert begun.returncode == 1
+    assert "A step failed: Turn images into features" in told
+    shown = told.partition("workflow.log:\n\n")[2].splitlines()
+    assert "nosuch" in shown[-1] and "Traceback" not in told
+    assert not [line for line in shown if re.search("RuleException|jobid|rule |resources|Job stats", line)], told
+    assert not (tmp_path / "experiment" / "report.html").exists()
 
 
 def test_a_config_key_that_does_not_exist_is_a_sentence(served_bin: Path, tmp_path: Path) -> None:

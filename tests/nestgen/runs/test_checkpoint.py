@@ -149,7 +149,9 @@ def test_flips_in_a_runs_folder_are_noticed_or_harmless(toy: Callable[..., Recip
         return {
             "meta": known,
             **{
-                name: {key: getattr(one, "tolist", lambda one=one: one)() for key, one in part.items()}
+                name: {
+                    key: one.numpy().tobytes() if isinstance(one, torch.Tensor) else one for key, one in part.items()
+                }
                 for name, part in parts.items()
             },
         }
