@@ -138,3 +138,12 @@ def as_words(request: dict[str, object]) -> list[object]:
     names = ("encoder", "weights", "out", "views", "z0")
     words = [word for name in names for word in (f"--{name}", request[name])]
     return [*words, "--levels", "2x2x8,1x1x16", "--workers", 0]
+
+
+def chunks(root: Path) -> dict[str, bytes]:
+    """Every chunk and seal of a store root."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and ("/c/" in str(path) or path.name.endswith(".seal.json"))
+    }

@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.featurize.conftest import MODEL, options
-from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.conftest import MODEL, chunks, options
 from tests.featurize.schedulers import address_in
 
 FEATURIZE = (sys.executable, "-c", "from featurize.cli.main import main; main()")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.featurize.conftest import as_words, options
-from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.conftest import as_words, chunks, options
 
 SIZES = (1, 5, 10, 16, 24, 40, 56, 70, 90, 110, 130)  # pages of 4 kB
 

@@ -18,8 +18,7 @@ from featurize.integrity.verify import verify
 from featurize.recipe import read_request
 from featurize.store.metadata import spec_of
 from featurize.store.seal import unseal
-from tests.featurize.conftest import options
-from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.conftest import chunks, options
 
 CUTS = 10
 CALLS = ("fsync", "replace", "unlink", "mkdir", "rmdir")

@@ -24,8 +24,7 @@ from featurize.extraction import targets
 from featurize.extraction.extract import extract
 from featurize.recipe import Request, read_request
 from tests.conftest import Begin
-from tests.featurize.conftest import options, random_picture
-from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.conftest import chunks, options, random_picture
 from tests.featurize.schedulers import address_in
 
 LEVELS = "2x2x8,1x1x4"

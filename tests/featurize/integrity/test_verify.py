@@ -15,8 +15,7 @@ import zarr
 from featurize.extraction.extract import extract
 from featurize.io.files import json_sha256
 from featurize.recipe import read_request
-from tests.featurize.conftest import MODEL, options, random_picture
-from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.conftest import MODEL, chunks, options, random_picture
 
 ENCODER = f"timm-{MODEL}"
 BASE, LEVEL, Z0 = f"{ENCODER}/base", f"{ENCODER}/2x2x8", "pixels/16x16x3"

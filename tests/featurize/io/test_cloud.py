@@ -13,8 +13,7 @@ from featurize.errors import UserError
 from featurize.extraction.extract import extract
 from featurize.io.files import resolve_path
 from featurize.recipe import read_request
-from tests.featurize.conftest import MODEL, options
-from tests.featurize.extraction.test_extract import chunks
+from tests.featurize.conftest import MODEL, chunks, options
 
 
 def objects(root: Path) -> dict[str, bytes]:
