@@ -40,7 +40,7 @@ from nestgen.sampling.sample import sample
 from nestgen.scoring.evaluate import References, evaluate
 from nestgen.scoring.frechet import frechet_distance
 from nestgen.stores.store import open_store
-from nestgen.training.accelerator import has_bfloat16
+from nestgen.training.accelerator import bfloat16_is_faster
 from nestgen.training.batches import make_batch, open_training_data
 from nestgen.training.step import Trainer
 from nestgen.training.train import train
@@ -136,7 +136,7 @@ def seconds_per_step(plain: dict[str, Any], document: dict[str, Any], level: int
 def rounds_of(recipe: Recipe, level: int) -> Callable[[], float]:
     """What trains some steps, that are not kept, and returns the processor seconds of one."""
     data = open_training_data(recipe, level)
-    accelerator = Accelerator(mixed_precision="bf16" if has_bfloat16() else "no", cpu=True)
+    accelerator = Accelerator(mixed_precision="bf16" if bfloat16_is_faster() else "no", cpu=True)
     trainer = Trainer(accelerator, initial_denoiser(recipe, level), level_process(recipe, level), recipe.training)
     batches = [make_batch(data, step) for step in range(STEPS)]
 

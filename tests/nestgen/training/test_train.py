@@ -30,6 +30,7 @@ from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.descent import sample_images
 from nestgen.sampling.trained import load_samplers
 from nestgen.stores.hierarchy import open_hierarchy
+from nestgen.training.accelerator import bfloat16_is_faster
 from nestgen.training.batches import Batch, TrainingData, make_batch
 from nestgen.training.step import learning_rate
 from nestgen.training.train import train
@@ -215,15 +216,37 @@ def test_compiling_on_a_cpu_needs_a_compiler(toy: Callable[..., Recipe], monkeyp
         train(toy("compiled", steps=1, compile=True), 0)
 
 
-@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
-def test_auto_precision_is_what_the_machine_has(
-    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, has: bool, precision: str
+@pytest.mark.parametrize(("faster", "precision"), [(True, "bf16"), (False, "no")])
+def test_auto_precision_is_the_faster_one_and_stays(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, faster: bool, precision: str
 ) -> None:
-    monkeypatch.setattr("nestgen.training.accelerator.has_bfloat16", lambda: has)
-    recipe = toy("auto", steps=1, precision="auto")
-    train(recipe, 0)
-    checkpoint = newest(run_dir(recipe, 0))
-    assert checkpoint and checkpoint.meta["training"]["precision"] == precision
+    """A run that goes on where the other one is faster keeps its own."""
+    for step, here in ((1, faster), (2, not faster)):
+        monkeypatch.setattr("nestgen.training.accelerator.bfloat16_is_faster", lambda here=here: here)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        recipe = toy("auto", steps=step, precision="auto")
+        train(recipe, 0)
+        checkpoint = newest(run_dir(recipe, 0))
+        assert checkpoint and (checkpoint.step, checkpoint.meta["training"]["precision"]) == (step, precision)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "intel", "faster"),
+    [
+        (True, True, True, True),  # Sapphire Rapids and later
+        (False, True, True, False),  # the same without AMX, as some clouds give it
+        (False, True, False, True),  # AMD's Zen 4 and later
+        (False, False, False, False),
+    ],
+)
+def test_bfloat16_is_faster_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512_bf16: bool, intel: bool, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("nestgen.training.accelerator.is_intel", lambda: intel)
+    assert bfloat16_is_faster() == faster
 
 
 @pytest.mark.usefixtures("little")

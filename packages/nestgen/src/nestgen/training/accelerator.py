@@ -16,10 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed import Backend, DistNetworkError, DistStoreError, FileStore
 
+from nestgen.denoiser.cpu_linear import is_intel
 from nestgen.denoiser.memory import is_out_of_memory
 from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
+from nestgen.runs.checkpoint import Checkpoint
 from nestgen.training.launch import STORE_FILE, stop_with_the_parent
 
 # What Accelerate's configuration may ask for, and another training would follow from.
@@ -86,19 +88,26 @@ def _join_the_others() -> None:
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=TIMEOUT)
 
 
-def with_actual_precision(recipe: Recipe) -> Recipe:
-    """The recipe with bf16 or no in place of `auto`, so that a checkpoint records what it was trained in."""
+def with_actual_precision(recipe: Recipe, started: Checkpoint | None) -> Recipe:
+    """The recipe with bf16 or no in place of `auto`: that of the checkpoint to go on from, or the faster one of this machine.
+
+    So a checkpoint records what it was trained in, and a run goes on in it on another machine.
+    """
     if recipe.training.precision != "auto":
         return recipe
-    precision = "bf16" if has_bfloat16() else "no"
+    precision = started.meta["training"]["precision"] if started else "bf16" if bfloat16_is_faster() else "no"
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
 
 
-def has_bfloat16() -> bool:
-    """Whether this machine has instructions for bfloat16: a CPU without them takes ten times as long."""
+def bfloat16_is_faster() -> bool:
+    """Whether this machine trains faster in bfloat16 than in float32; a CPU without instructions for it takes ten times as long.
+
+    Those of AVX-512 are worth a quarter to a third on AMD's processors. On an Intel Xeon they took 1.5 times as long as float32,
+    for which MKL has all of AVX-512: so there AMX alone counts (docs/training.md).
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not is_intel())
 
 
 @contextmanager
