@@ -21,6 +21,8 @@ SPACES = {
     "tiny": "tiny 1x1x64",
     "z_0": "decoded and encoded again, without bias",
 }
+LABELS = {"tiny": "Fréchet distance, tiny's features", "z_0": "Fréchet distance, z_0 without bias"}
+TICKS = (3, 5, 7, 10, 12, 15, 20, 25, 30, 50, 100)
 # The names of benchmarks/lever_arms.py, as a recipe writes them.
 NAMES = {
     "today": "as mini was",
@@ -87,39 +89,30 @@ def table(rows: list[Row]) -> str:
 
 def draw(rows: list[Row], out: Path) -> None:
     """A line for each arm: a dot for each seed, L = 1 and L = 3, in both spaces."""
+    by = {(row["arm"], row["depth"]): row for row in rows}
+    arms = [arm for arm in NAMES if (arm, 1) in by or (arm, 3) in by]
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     panels = figure.subplots(1, len(SPACES), sharey=True)
-    arms = [arm for arm in NAMES if any(row["arm"] == arm for row in rows)]
-    for axes, space in zip(panels, SPACES):
+    for axes, (space, label) in zip(panels, LABELS.items()):
         for depth, marker, color, shift in ((1, "o", "tab:orange", -0.15), (3, "s", "tab:blue", 0.15)):
-            for place, arm in enumerate(arms):
-                for row in rows:
-                    if (row["arm"], row["depth"]) != (arm, depth):
-                        continue
-                    height, label = place + shift, f"L = {depth}" if place == 0 else None
-                    axes.plot(
-                        row[space],
-                        [height] * len(row[space]),
-                        marker,
-                        color=color,
-                        markersize=5,
-                        alpha=0.55,
-                        label=label,
-                    )
-                    if place == 0:
-                        axes.axvline(mean(row[space]), color=color, linewidth=0.8, linestyle="--")
-        axes.set_xscale("log")
-        axes.set_xlabel(f"Fréchet distance, {'`tiny`' if space == 'tiny' else 'z_0 without bias'}".replace("`", ""))
-        ticks = [
-            value for value in (3, 5, 7, 10, 15, 20, 30, 50, 100) if axes.get_xlim()[0] < value < axes.get_xlim()[1]
-        ]
+            dots = [
+                (value, place + shift)
+                for place, arm in enumerate(arms)
+                if (arm, depth) in by
+                for value in by[arm, depth][space]
+            ]
+            axes.plot(*zip(*dots), marker, color=color, markersize=5, alpha=0.55, label=f"L = {depth}")
+            if ("today", depth) in by:
+                axes.axvline(mean(by["today", depth][space]), color=color, linewidth=0.8, linestyle="--")
+        axes.set(xscale="log", xlabel=label)
+        least, largest = axes.get_xlim()
+        ticks = [value for value in TICKS if least < value < largest]
         axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(arms)), [NAMES[arm] for arm in arms])
     panels[0].invert_yaxis()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(out, dpi=110)
 
 
