@@ -63,28 +63,22 @@ def read(folders: tuple[Path, ...], seconds: float) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """In Markdown: the mean of the seeds, and the least and the largest."""
-
-    def cell(found: Row, space: str) -> str:
-        values = sorted(found[space])
-        span = f" ({values[0]:.1f}-{values[-1]:.1f})" if len(values) > 1 else ""
-        return f"{mean(values):.1f}{span}"
-
+    by = {(row["arm"], row["depth"]): row for row in rows}
     depths = sorted({row["depth"] for row in rows})
     heads = ["arm", *(f"L = {depth}, {what}" for depth in depths for what in ("steps", *SPACES))]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for arm, name in NAMES.items():
-        found = {row["depth"]: row for row in rows if row["arm"] == arm}
-        cells = [
-            text
-            for depth in depths
-            for text in (
-                (", ".join(map(str, found[depth]["steps"])), *(cell(found[depth], space) for space in SPACES))
-                if depth in found
-                else ("", "", "")
-            )
-        ]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
+    lines = [heads, ["---"] * len(heads)]
+    for arm in (arm for arm in NAMES if any((arm, depth) in by for depth in depths)):
+        cells = [NAMES[arm]]
+        for depth in depths:
+            row = by.get((arm, depth))
+            cells += [", ".join(map(str, row["steps"])), *(_span(row[space]) for space in SPACES)] if row else [""] * 3
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _span(values: list[float]) -> str:
+    """Like `16.1 (15.5-16.8)`."""
+    return f"{mean(values):.1f}" + (f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else "")
 
 
 def draw(rows: list[Row], out: Path) -> None:

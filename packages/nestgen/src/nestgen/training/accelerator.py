@@ -21,7 +21,7 @@ from nestgen.denoiser.memory import is_out_of_memory
 from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
-from nestgen.runs.checkpoint import Checkpoint
+from nestgen.runs.checkpoint import newest
 from nestgen.training.launch import STORE_FILE, stop_with_the_parent
 
 # What Accelerate's configuration may ask for, and another training would follow from.
@@ -88,14 +88,15 @@ def _join_the_others() -> None:
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=TIMEOUT)
 
 
-def with_actual_precision(recipe: Recipe, started: Checkpoint | None) -> Recipe:
-    """The recipe with bf16 or no in place of `auto`: that of the checkpoint to go on from, or the faster one of this machine.
+def with_actual_precision(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with bf16 or no in place of `auto`: that of the run's newest checkpoint, or the faster one of this machine.
 
     So a checkpoint records what it was trained in, and a run goes on in it on another machine.
     """
     if recipe.training.precision != "auto":
         return recipe
-    precision = started.meta["training"]["precision"] if started else "bf16" if bfloat16_is_faster() else "no"
+    started, faster = newest(run), "bf16" if bfloat16_is_faster() else "no"
+    precision = started.meta["training"]["precision"] if started else faster
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": precision})})
 
 

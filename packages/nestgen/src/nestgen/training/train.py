@@ -26,7 +26,7 @@ from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
 from nestgen.runs import loss_log
-from nestgen.runs.checkpoint import Checkpoint, newest
+from nestgen.runs.checkpoint import Checkpoint
 from nestgen.runs.folder import (
     describe_run,
     find_checkpoint,
@@ -54,7 +54,7 @@ def train(recipe: Recipe, level: int, init: Path | None = None, requested: Colle
     if not 0 <= level < len(recipe.levels):
         raise UserError(f"level {level} is not within 0..{len(recipe.levels) - 1}, the levels of {recipe.file}")
     folder = run_dir(recipe, level)
-    recipe = with_actual_precision(recipe, newest(folder))
+    recipe = with_actual_precision(recipe, folder)
     accelerator = start_accelerator(recipe.training, folder)
     data = open_training_data(recipe, level, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     with lost_processes(accelerator), training_lock(folder) if accelerator.is_main_process else nullcontext():
