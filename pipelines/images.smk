@@ -5,7 +5,7 @@
 rule real_images:
     """Real images to stand beside the samples: rows of the store that they are scored against."""
     input:
-        store(rules.extract_reference.output if reference else rules.extract.output),
+        store(SCORED_STORE),
     output:
         directory("real/images"),
     params:
@@ -19,7 +19,7 @@ rule real_images:
 rule real_decoded:
     """The same as their z_0 decodes: no sample can be sharper."""
     input:
-        store(rules.extract_reference.output if reference else rules.extract.output),
+        store(SCORED_STORE),
     output:
         directory("real/decoded"),
     params:

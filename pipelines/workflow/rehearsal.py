@@ -118,8 +118,7 @@ def write_recipes(plan: Plan, file: Path, config: Mapping[str, Any]) -> None:
     """
     if config.get("data") and not Path("data").exists():
         Path("data").symlink_to(Path(config["data"]).resolve(), target_is_directory=True)
-    given: Any = read_yaml(file)
-    is_as_given = {"name": file.stem, **given} == plan.document
+    is_as_given = read_yaml(file) == plan.document
     _write(Path("nested.yaml"), file.read_text(encoding="utf-8") if is_as_given else to_yaml(plan.document))
     for seed in plan.seeds:
         if seed is not None:

@@ -15,10 +15,11 @@ import jinja2
 from PIL import Image
 
 from nestgen.images import image_path
-from nestgen.recipe.yaml import read_yaml
+from nestgen.recipe.recipe import load_recipe
 from workflow import pretrained, sentences
 from workflow.charts import loss_curves, score_bars
 from workflow.pretrained import COUNT, FOLDER, Pretrained
+from workflow.plan import read_plan
 from workflow.sentences import SpaceScores
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -56,14 +57,15 @@ def main(cells: tuple[str, ...], runs: Path, out: Path, names: tuple[str, ...]) 
     cards = [json.loads(Path(f"samples/{cell}/evaluation.json").read_text()) for cell in cells]
     depths = [card["samples"]["depth"] for card in cards]
     hierarchy, knn = (json.loads(Path(name).read_text()) for name in ("hierarchy.json", "knn.json"))
-    recipe: Any = read_yaml(Path("nested.yaml"))
+    file = Path("nested.yaml")
     scores = score_table(cards)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        recipe=recipe,
-        recipe_text=Path("nested.yaml").read_text(),
+        recipe=load_recipe(file),
+        recipe_text=file.read_text(encoding="utf-8"),
+        scored_by=read_plan(file).grid.scored_by,
         knn=knn,
         hierarchy=hierarchy,
         preserved=next((row["kept"] for row in hierarchy["rows"] if "kept" in row), None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from workflow.plan import Cell, Plan, ScoredBy, levels_of, sigma_name
@@ -30,7 +31,9 @@ def shell_functions(programs: Path, gpus: int, launch: str | None) -> str:
         "featurize": f'{step} {shlex.quote(str(programs / "featurize"))} "$@"',
         "nestgen": f'{step} {shlex.quote(str(programs / "nestgen"))} "$@"',
         "on_gpu": f'{on_gpu} {shlex.quote(str(programs))}/"$@"',
-        "train": f'{step} env {launch} -m nestgen train "$@"' if launch else 'on_gpu nestgen train "$@"',
+        "train": f'{step} env PATH={shlex.quote(str(programs))}:"$PATH" {launch} -m nestgen train "$@"'
+        if launch
+        else 'on_gpu nestgen train "$@"',
         "sigma_choice": f'{python} {shlex.quote(str(HERE / "sigma_choice.py"))} "$@"',
         "report": f'{python} {shlex.quote(str(HERE.parent / "report.py"))} "$@"',
     }
@@ -66,9 +69,21 @@ def image_side(plan: Plan) -> int:
 
 def seals(plan: Plan, denoiser: str) -> list[str]:
     """Seals of the stores that a denoiser is trained on; z_0's is written before the base store's."""
-    above_z0 = [plan.levels[level]["shape"] for level in levels_of(denoiser) if level > 0]
-    folder = f"{plan.features['out']}/{encoder_folder(own_encoder(plan))}"
-    return [f"{folder}/{shape}.seal.json" for shape in ("base", *above_z0)]
+    out = plan.features["out"]
+    base = f"{out}/{encoder_folder(own_encoder(plan))}/base.seal.json"
+    return [base, *level_seals(plan, out, [level for level in levels_of(denoiser) if level > 0])]
+
+
+def level_seals(plan: Plan, root: str, levels: Iterable[int]) -> list[str]:
+    """Seals of levels above z_0 in a store root."""
+    return [f"{root}/{encoder_folder(own_encoder(plan))}/{plan.levels[level]['shape']}.seal.json" for level in levels]
+
+
+def level_settings(plan: Plan, denoiser: str) -> str:
+    """What the recipe says of a denoiser's level and conditions, beside shapes (another store) and σ (another folder)."""
+    levels = [plan.levels[level] for level in levels_of(denoiser)]
+    others = [{key: level[key] for key in level if key not in ("shape", "sigma")} for level in levels]
+    return json.dumps(others, sort_keys=True, default=str)
 
 
 def loss_curves(plan: Plan, *cells: Cell) -> list[str]:

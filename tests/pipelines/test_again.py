@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "denoiser": {"size": "nano"},
     "training": {"steps": 6, "batch": 8, "warmup": 2, "checkpoint_every": 3, "preview": 0},
     "sampling": {"steps": 2, "batch": 12},
-    "evaluation": {"count": 12},
+    "evaluation": {"count": 12, "reference": "stores/val"},
     "grid": {"depths": [1, 2], "sigmas": [0, 1]},
 }
 WHOLE = ("samples/L1/evaluation.json", "samples/L2-sigma0/evaluation.json")
@@ -102,6 +102,24 @@ def test_another_sigma_trains_what_depends_on_it(finished: Path, served: None, s
     assert "--level 0 --depth 2 --sigma 0.5" in found.shell["train"][0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "runs"),
+    [
+        ({"seed": 5}, {"train": 3, "sample": 2, "evaluate": 2}),
+        ({"levels": [{"shape": "16x16x3", "patch": 2}, SMALL["levels"][1]]}, {"train": 2, "sample": 2, "evaluate": 2}),
+        ({"levels": [SMALL["levels"][0], {"shape": "2x2x8", "sigma": 0.5, "size": "mini"}]}, {"train": 2, "sample": 1}),
+        ({"sampling": {"steps": 3, "batch": 12}}, {"sample": 2, "evaluate": 2}),
+    ],
+    ids=["seed", "patch of z_0", "size of z_1", "sampling"],
+)
+def test_what_a_change_of_the_recipe_concerns_runs_again(
+    finished: Path, served: None, snakemake: Snakemake, changes: dict[str, Any], runs: dict[str, int]
+) -> None:
+    found = snakemake(write(finished, **changes), finished, *WHOLE, dry=True)
+    write(finished)
+    assert runs.items() <= found.jobs.items()
+
+
 def test_other_features_are_extracted_and_trained_on_in_one_run(
     finished: Path, served: None, snakemake: Snakemake, tmp_path: Path
 ) -> None:
@@ -122,7 +140,9 @@ def test_another_level_is_derived_and_nothing_encoded(
     recipe = write(root, levels=[*SMALL["levels"], {"shape": "1x1x8"}], grid={"depths": [1, 2, 3], "sigmas": [0, 1]})
     planned = snakemake(recipe, root, *WHOLE, "samples/L3-sigma1/sample.json", dry=True)
     assert planned.jobs["train"] == 3  # z_0 given z_1 at σ = 1, which L = 3 may choose; z_1 given z_2; z_2's own
-    assert planned.jobs["extract"] == 1
+    assert planned.jobs["extract"] == planned.jobs["extract_reference"] == 1
+    assert planned.jobs["sample"] == 2  # L2-sigma1, by which σ is chosen, and L3-sigma1
+    assert planned.jobs["evaluate"] == 1  # and none of those that were there
     snakemake(recipe, root, "stores/train/tiny/1x1x8.seal.json")
     after = state_of(root / "stores/train")
     chunks = [name for name in before if ".zarr/c/" in name]

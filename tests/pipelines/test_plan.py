@@ -195,6 +195,19 @@ def test_a_recipe_is_read_and_written_as_yaml_1_2(tmp_path: Path) -> None:
         assert document["training"]["lr"] == 2e-4
 
 
+def test_a_recipe_without_a_name_has_that_of_its_file_in_every_step(tmp_path: Path) -> None:
+    """`nested.yaml` was a copy of it, and nestgen called the run `nested`."""
+    from workflow.plan import read_plan
+    from workflow.rehearsal import configured, write_recipes
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("features: {out: s}\nlevels: [{shape: 8x8x8}]\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        write_recipes(configured(read_plan(file), file, {}), file, {})
+    assert read_plan(tmp_path / "nested.yaml").name == "mine"
+
+
 def test_a_recipe_says_what_differs_from_its_base(tmp_path: Path) -> None:
     """Sections key by key, lists as a whole; the name is its own, and what is run is written out."""
     from workflow.plan import read_plan

@@ -103,8 +103,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hierarchy.json").write_text(json.dumps({"rows": rows}))
     knn = {"label_agreement": {"1x1x64": 0.9}, "chance": 0.1, "neighbours": 10}
     (folder / "knn.json").write_text(json.dumps(knn))
-    recipe = {"name": "made-up", "features": {"encoder": "tiny"}, "levels": [{"shape": "8x8x8"}, {"shape": "1x1x64"}]}
-    (folder / "nested.yaml").write_text(json.dumps(recipe | {"training": {"steps": 4}}))
+    # The encoder and the steps are left to their defaults.
+    recipe = {"name": "made-up", "features": {"out": "s", "z0": "vae:32"}}
+    (folder / "nested.yaml").write_text(json.dumps(recipe | {"levels": [{"shape": "8x8x8"}, {"shape": "1x1x64"}]}))
     (folder / "runs/z0-top").mkdir(parents=True)
     (folder / "runs/z0-top/log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
     with pytest.MonkeyPatch.context() as patch:
@@ -118,6 +119,7 @@ def test_it_stands_alone_and_says_what_is_so(page: Path) -> None:
     text = page.read_text()
     assert "<h2>Depth helps in part</h2>" in text
     assert "In z_0 the distance is 8 at L = 1, 9 at L = 2: L = 1 is best." in text
+    assert "<b>tiny</b>" in text and "trained for 300000 steps" in text and "z_1 1x1x64 → z_0 8x8x8 → image" in text
     assert not re.findall(r'(?:src|href)="(?!data:image|#)[^"]*', text)
     assert "in green where its label is the query's" in text
 

@@ -100,6 +100,17 @@ def test_a_recipe_lists_its_jobs_without_data(snakemake: Snakemake, file: Path, 
         assert f"'{SHARDS}'" in found.shell["extract_reference"][0]
 
 
+def test_captions_without_held_out_images_are_those_of_the_training_rows(
+    snakemake: Snakemake, pipelines: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "captioned.yaml"
+    base = pipelines / "recipes/coco-text-to-image.yaml"
+    recipe.write_text(f"base: {base}\nevaluation: {{reference: null}}\n")
+    found = snakemake(recipe, tmp_path, dry=True)
+    assert "extract_reference" not in found.jobs
+    assert all("--prompts stores/coco-train" in line for line in found.shell["sample"])
+
+
 ON_A_GPU = {"featurize": {"extract"}, "nestgen": {"train", "sample", "hierarchy", "evaluate", "decode"}}
 
 
