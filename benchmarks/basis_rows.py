@@ -19,8 +19,10 @@ import numpy as np
 from benchmarks.side_by_side import out_option, report, table
 from featurize.basis.moments import Moments, merge, merge_all, moments_of
 from featurize.basis.svd import drift, fit
+from featurize.encoders.registry import describe_encoder
 from featurize.extraction.extract import extract
 from featurize.extraction.fit import by_hash
+from featurize.extraction.networks import encoder_spec
 from featurize.recipe import read_request
 from featurize.store.ledger import read_ledger
 from featurize.store.read import open_array, read_rows
@@ -29,13 +31,15 @@ FITTED = 512  # images of the extraction's own basis
 PART = 256  # images whose tokens are in memory at a time
 
 
-def extracted(root: Path, source: str, networks: dict[str, Any], channels: int, basis: Path | None = None) -> Path:
+def extracted(root: Path, source: str, networks: dict[str, Any], basis: Path | None = None) -> Path:
     """The base store of a source with all channels: its basis only turns the features, so others can be fitted on it."""
     options = networks | {
-        "source": source, "out": str(root), "base_channels": channels, "basis_rows": FITTED, "basis_tolerance": 1e9,
+        "source": source, "out": str(root), "basis_rows": FITTED, "basis_tolerance": 1e9,
         "basis": None if basis is None else str(basis),
     }  # fmt: skip
-    extract(read_request(None, options, "1x1x1"), 0, None)
+    request = read_request(None, options, "1x1x1")
+    channels = describe_encoder(encoder_spec(request.features)).channels
+    extract(read_request(None, options | {"base_channels": channels}, "1x1x1"), 0, None)
     (base,) = root.glob("*/base.zarr")
     return base
 
@@ -56,7 +60,6 @@ def growing(base: Path, counts: Sequence[int]) -> Iterator[Moments]:
 @click.option("--held-out", help="Another, of which nothing is fitted.")
 @click.option("--encoder", default="tiny", show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path))
-@click.option("--channels", default=128, show_default=True, help="That the encoder gives.")
 @click.option("--keep", default=64, show_default=True, help="Channels of the base store.")
 @click.option("--rows", default="128,512,2048,8192", show_default=True, help="Images that a basis is fitted on.")
 @out_option
@@ -65,7 +68,6 @@ def main(
     held_out: str | None,
     encoder: str,
     weights: Path | None,
-    channels: int,
     keep: int,
     rows: str,
     out: Path | None,
@@ -74,14 +76,14 @@ def main(
     with tempfile.TemporaryDirectory(prefix="basis-rows-") as name:
         networks = {"encoder": encoder, "z0": "pixels:8"} | ({"weights": str(weights)} if weights is not None else {})
         started = time.process_time()
-        base = extracted(Path(name) / "fitted", source, networks, channels)
-        total = open_array(base).shape[0]
+        base = extracted(Path(name) / "fitted", source, networks)
+        total, *_, channels = open_array(base).shape
         each = (time.process_time() - started) / (total + min(FITTED, total))
         counts = [*(count for count in map(int, rows.split(",")) if count < total), total]
         moments = list(growing(base, counts))
         others = None
         if held_out is not None:
-            other = extracted(Path(name) / "held-out", held_out, networks, channels, Path(name) / "fitted")
+            other = extracted(Path(name) / "held-out", held_out, networks, Path(name) / "fitted")
             (others,) = growing(other, [open_array(other).shape[0]])
     lines = []
     for count, part in zip(counts, moments):

@@ -22,6 +22,7 @@ from benchmarks.side_by_side import out_option, ratio, report, rounds_option, ta
 
 OURS, THEIRS, HALF = "featurize extract", "clip-retrieval inference", "featurize extract, bfloat16"
 SHARD = 32  # pictures
+MODEL = "ViT-B-16-quickgelu"  # of open_clip: featurize's `clip`, and what peers/clip-retrieval.py names
 BATCH_ON_GPU = 256  # theirs: clip-retrieval's default
 
 
@@ -34,20 +35,17 @@ BATCH_ON_GPU = 256  # theirs: clip-retrieval's default
     help="Pictures of the short run, subtracted; fewer leave batches half empty.",
 )
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="Threads, and workers, of each.")
-@click.option("--model", default="ViT-B-16-quickgelu", show_default=True, help="A model of open_clip.")
 @click.option("--bfloat16", is_flag=True, help="Measure featurize in bfloat16 too; on a GPU both are.")
 @rounds_option
 @out_option
-def main(
-    pictures: int, start_pictures: int, threads: int, model: str, bfloat16: bool, rounds: int, out: Path | None
-) -> None:
+def main(pictures: int, start_pictures: int, threads: int, bfloat16: bool, rounds: int, out: Path | None) -> None:
     """Pictures/s once running: a long run less a short one, so that starting up (imports, clip-retrieval's warming up with two
     batches of pictures and of texts) counts for neither; what starting takes is given apart."""
     with tempfile.TemporaryDirectory(prefix="clip-retrieval-") as name:
         folder = Path(name)
         checkpoint = folder / "clip.pt"
         torch.manual_seed(0)
-        torch.save(open_clip.create_model(model).state_dict(), checkpoint)
+        torch.save(open_clip.create_model(MODEL).state_dict(), checkpoint)
         shards = write_shards(folder / "shards", pictures, shard=SHARD)
         few = shards[: -(-start_pictures // SHARD)]
         start = SHARD * len(few)
@@ -106,7 +104,7 @@ def main(
         "processor seconds to start",
     )  # fmt: skip
     body = (
-        f"JPEGs of 500x375 in webdataset shards, {model} with random weights in {equal} on {where}, {threads} threads each; "
+        f"JPEGs of 500x375 in webdataset shards, {MODEL} with random weights in {equal} on {where}, {threads} threads each; "
         f"{pictures} pictures less {start}, medians of {rounds}. featurize writes the 14x14 map on its basis (fitted on 5% of "
         f"the pictures), a level and z_0; clip-retrieval one vector of 512.\n\n{table(head, lines)}\n\n"
         "Target: 1.5x or better at equal precision."

@@ -85,6 +85,9 @@ def extract_stores(data: str, changes: Iterable[dict[str, Any]], all_stores: Pat
     document["features"] |= {"out": "train"} | ({"limit": scenes, "basis_rows": 4096} if data == "scenes" else {})
     stores = all_stores / codec_of(document)
     if (stores / "val" / "labels.seal.json").is_file():
+        limit = read_json(stores / "nested.yaml")["features"].get("limit")
+        if limit != document["features"].get("limit"):
+            raise click.ClickException(f"{stores} holds {limit} scenes, not {scenes}; give another --stores")
         return
     file = recipe_at(stores, document).file
     shapes = ",".join([*(level["shape"] for level in document["levels"][1:3]), SPACE])
@@ -190,7 +193,7 @@ def run(
         losses.append(sum(line["loss"] for line in log[-50:]) / len(log[-50:]))
         gather(run_dir(recipe, level), place / "runs" / document["name"])
     recipe = recipe_at(place, document).depth(depth)
-    sampled = place / f"samples-{digest([json.dumps(document['sampling'], sort_keys=True)])}"
+    sampled = place / f"samples-{digest([json.dumps([document['sampling'], count], sort_keys=True)])}"
     start = time.process_time()
     sample(recipe, sampled, Request(count, 0, 100))
     sampling_seconds = time.process_time() - start
@@ -203,7 +206,7 @@ def run(
     z0_ND, reference_MD = (plain_z0(plain, root) for root in (encoded, Path(plain["evaluation"]["reference"])))
     again = {AGAIN: frechet_distance(z0_ND, reference_MD), UNBIASED: without_bias(z0_ND, reference_MD)}
     return {
-        "data": data, "arm": arm, "changes": changes, "depth": depth, "seed": seed, "seconds": seconds,
+        "data": data, "arm": arm, "changes": changes, "depth": depth, "seed": seed, "seconds": seconds, "count": count,
         "steps": steps, "processor_seconds": used, "sampling_seconds": round(sampling_seconds, 1), "losses": losses,
         "frechet_distances": {score["space"]: score["frechet_distance"] for score in scores} | again,
         "scores": scores, "samples": str(sampled), "processor": processor(),
@@ -243,22 +246,23 @@ def show(results: Path) -> None:
     for path in sorted(results.glob("*.json")):
         one = read_json(path)
         if "frechet_distances" in one:
-            found.setdefault((one["depth"], one["seconds"], one["arm"]), []).append(one)
+            found.setdefault((one["depth"], one["seconds"], one["count"], one["arm"]), []).append(one)
     rows = []
-    for (depth, seconds, arm), runs in sorted(found.items()):
+    for (depth, seconds, count, arm), runs in sorted(found.items()):
         spaces = [[_written(one["frechet_distances"].get(name)) for one in runs] for name in _named(runs[0])]
         loss = ", ".join(f"{value:.4f}" for value in runs[0]["losses"])
         rows.append(
             [
                 f"L = {depth}",
                 f"{seconds:g}",
+                str(count),
                 arm,
                 *(" / ".join(values) for values in spaces),
                 loss,
                 str(runs[0]["steps"]),
             ]
         )
-    print(table(["depth", "seconds", "arm", "encoder's", "z_0's", AGAIN, UNBIASED, "losses", "steps"], rows))
+    print(table(["depth", "seconds", "samples", "arm", "encoder's", "z_0's", AGAIN, UNBIASED, "losses", "steps"], rows))
 
 
 def _written(distance: float | None) -> str:
@@ -305,7 +309,8 @@ def main(
     for seed in seeds:
         for depth in depths:
             for arm in arms or arms_of(data):
-                path = results / f"{arm.replace(', ', '+').replace(' ', '-')}-L{depth}-{seconds:g}s-seed{seed}.json"
+                name = arm.replace(", ", "+").replace(" ", "-")
+                path = results / f"{name}-L{depth}-{seconds:g}s-{count}-seed{seed}.json"
                 if not path.is_file():
                     print(f"== {path.stem}", flush=True)
                     write_json(path, run(data, arm, arms_of(data)[arm], depth, seed, seconds, count, stores, out))

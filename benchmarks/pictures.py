@@ -21,7 +21,10 @@ from benchmarks.levers import RECIPES, merged
 from benchmarks.side_by_side import command, out_option, report, table
 from nestgen.denoiser.config import SIZES
 from nestgen.files import read_json
+from nestgen.recipe.locations import run_dir
+from nestgen.recipe.recipe import load_recipe
 from nestgen.recipe.yaml import read_yaml
+from nestgen.runs.loss_log import training_seconds
 
 ROW = 16  # samples of a row of the sheet
 
@@ -68,9 +71,8 @@ def extract(folder: Path, photos: Path, limit: int) -> None:
 def hierarchy(folder: Path, depth: int, count: int) -> list[object]:
     """Trains, samples and scores one depth; its line of the table."""
     depths = ("--depth", str(depth))
-    training = sum(
-        command(folder, "nestgen", "train", *depths, "--level", str(level)) for level in reversed(range(depth))
-    )
+    for level in reversed(range(depth)):
+        command(folder, "nestgen", "train", *depths, "--level", str(level))
     samples, store = f"L{depth}", f"L{depth}-store"
     sampling = command(folder, "nestgen", "sample", *depths, "--count", str(count), "--out", samples)
     basis = ("--basis", "stores/train", "--levels", "1x1x64", "--views", "1", "--workers", "0")
@@ -80,12 +82,19 @@ def hierarchy(folder: Path, depth: int, count: int) -> list[object]:
     found = {"z_0" if one["space"] == "z_0" else "encoder": one for one in scores}
     return [
         f"L = {depth}",
-        f"{training:.0f}",
+        f"{seconds_of_training(folder, depth):.0f}",
         f"{count / sampling:.1f}",
         *(f"{found[space]['frechet_distance']:.3g}" for space in ("encoder", "z_0")),
         *(f"{found['encoder'][name]:.2f}" for name in ("precision", "coverage")),
         *(f"{found[space]['floor']['frechet_distance']:.3g}" for space in ("encoder", "z_0")),
     ]
+
+
+def seconds_of_training(folder: Path, depth: int) -> float:
+    """Of all denoisers of a depth, z_0's of L = 3 too, which is that of L = 2; the same after an interruption."""
+    recipe = load_recipe(folder / "nested.yaml").depth(depth)
+    logs = (run_dir(recipe, level) / "log.jsonl" for level in range(depth))
+    return sum(training_seconds(log, recipe.training.batch) for log in logs)
 
 
 def write_sheet(folder: Path, depths: Sequence[int], count: int, side: int) -> Path:

@@ -5,7 +5,8 @@
 Runs `nestgen sample`, `featurize extract`, `nestgen evaluate` and `nestgen nearest` for each depth, and one card of all
 (`quality.json`) with a line for each depth and one for as many held-out real scenes. A class is sure if 15 of the 20 training
 scenes nearest in the encoder's 1x1x64 level (by cosine) have it. z_0's distance is also given without the bias of few samples
-(unbiased.py). What is there already is not made again.
+(unbiased.py). Samples that are there are not made again; those of another count or
+setting need another folder.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def features(root: Path, encoder: str) -> np.ndarray:
 
 def run(program: str, *arguments: str) -> None:
     """One command of this environment; its output goes on to ours."""
-    subprocess.run([str(Path(sys.executable).with_name(program)), *arguments], check=True)
+    if code := subprocess.run([str(Path(sys.executable).with_name(program)), *arguments]).returncode:
+        sys.exit(code)  # it has said why
 
 
 def score(recipe: Recipe, file: Path, out: Path, depth: int, count: int, options: Sequence[str]) -> dict[str, Any]:
@@ -55,15 +57,14 @@ def score(recipe: Recipe, file: Path, out: Path, depth: int, count: int, options
     samples, encoded = out / f"L{depth}", out / f"L{depth}-store"
     held_out = str(recipe.root / (recipe.evaluation.reference or ""))
     common = ("--recipe", str(file))
-    if not (samples / "evaluation.json").is_file():
-        run("nestgen", "sample", *common, "--depth", str(depth), "--count", str(count), "--out", str(samples), *options)
-        basis = ("--basis", str(store_root(recipe)), "--levels", "x".join(map(str, LEVEL)))
-        run("featurize", "extract", f"folder:{samples}", *common, "--out", str(encoded), *basis, "--workers", "0")
-        run("nestgen", "evaluate", *common, "--samples", str(samples), "--samples-store", str(encoded))
-        copies = out / f"L{depth}-nearest.png"
-        run("nestgen", "nearest", *common, "--samples", str(samples), "--reference", held_out, "--out", str(copies))
+    copies = out / f"L{depth}-nearest.png"
+    run("nestgen", "sample", *common, "--depth", str(depth), "--count", str(count), "--out", str(samples), *options)
+    basis = ("--basis", str(store_root(recipe)), "--levels", "x".join(map(str, LEVEL)))
+    run("featurize", "extract", f"folder:{samples}", *common, "--out", str(encoded), *basis, "--workers", "0")
+    run("nestgen", "evaluate", *common, "--samples", str(samples), "--samples-store", str(encoded))
+    run("nestgen", "nearest", *common, "--samples", str(samples), "--reference", held_out, "--out", str(copies))
     scores = {one["space"]: one for one in read_json(samples / "evaluation.json")["scores"]}
-    copies = read_json(out / f"L{depth}-nearest.json")["levels"]
+    nearest = read_json(copies.with_suffix(".json"))["levels"]
     of_encoder = next(one for space, one in scores.items() if space.startswith(recipe.features.encoder))
     return {
         "samples": f"L = {depth}",
@@ -72,7 +73,7 @@ def score(recipe: Recipe, file: Path, out: Path, depth: int, count: int, options
         "z_0 without bias": z_0_without_bias(recipe, samples),
         **{key: of_encoder[key] for key in ("precision", "recall", "density", "coverage")},
         "sure": sure(recipe, features(encoded, recipe.features.encoder)),
-        "nearer than held-out": next(one["nearer_than_held_out"] for one in copies if one["level"] == 0),
+        "nearer than held-out": next(one["nearer_than_held_out"] for one in nearest if one["level"] == 0),
         "floor": {
             "features": of_encoder["floor"]["frechet_distance"],
             "z_0": scores["z_0"]["floor"]["frechet_distance"],

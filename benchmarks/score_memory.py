@@ -67,7 +67,9 @@ def main(rows: int, samples: int, dimensions: int, most: int, out: Path | None) 
         lines.append((what, f"{time.process_time() - started:,.0f}", f"{peak:.2f}"))
         click.echo(f"{what}: {lines[-1][1]} s, peak {peak:.2f} GiB", err=True)
 
-    with tempfile.TemporaryDirectory(prefix="score-memory-", dir=Path.cwd() / "build") as name:
+    build = Path("build").resolve()  # on a disk, where /tmp may be memory
+    build.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="score-memory-", dir=build) as name:
         started = time.process_time()
         reference_rows = random_rows(Path(name), rows, dimensions)
         done("rows made", started)

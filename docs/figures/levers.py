@@ -44,10 +44,10 @@ NAMES = {
 Row = dict[str, Any]  # {"arm", "depth", "seeds", "steps", space: one distance of each seed}
 
 
-def read(folders: tuple[Path, ...], seconds: float) -> list[Row]:
+def read(folders: tuple[Path, ...], seconds: float, count: int) -> list[Row]:
     """One row for each named arm and depth."""
     runs = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.glob("*-seed*.json"))]
-    runs = [run for run in runs if run["arm"] in NAMES and run["seconds"] == seconds]
+    runs = [run for run in runs if run["arm"] in NAMES and (run["seconds"], run["count"]) == (seconds, count)]
     rows: dict[tuple[str, int], Row] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         row = rows.setdefault(
@@ -113,10 +113,11 @@ def draw(rows: list[Row], out: Path) -> None:
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--seconds", default=120.0, show_default=True, help="Of the runs that are taken.")
-def main(folders: tuple[Path, ...], seconds: float) -> None:
+@click.option("--count", default=1000, show_default=True, help="Samples of the runs that are taken.")
+def main(folders: tuple[Path, ...], seconds: float, count: int) -> None:
     """Draws the results of FOLDERS, and writes their numbers beside the figure."""
     if folders:
-        rows = read(folders, seconds)
+        rows = read(folders, seconds, count)
         FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     rows = json.loads(FILE.read_text())
     draw(rows, FILE.with_suffix(".png"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nestgen.recipe.yaml import read_yaml
+from nestgen.runs.loss_log import training_seconds
 from workflow.plan import Cell, Plan
 
 # Image files of an experiment, with their captions on the page.
@@ -45,7 +46,7 @@ def collect(plan: Plan, recipe: Path, experiment: Path, out: Path) -> None:
         _write(out / CARDS / f"{name}.json", card)
     logs = sorted(_logs(plan, experiment)) if cards else []
     if logs:
-        _write(out / COST, {"denoisers": len(logs), "hours": round(sum(map(training_seconds, logs)) / 3600, 3)})
+        _write(out / COST, {"denoisers": len(logs), "hours": round(sum(map(_seconds, logs)) / 3600, 3)})
     shutil.copyfile(recipe, out / RECIPE)
 
 
@@ -80,17 +81,6 @@ def notes(out: Path) -> str:
     return (out / NOTES).read_text(encoding="utf-8").strip() if (out / NOTES).is_file() else ""
 
 
-def training_seconds(log: Path) -> float:
-    """Seconds that a denoiser's training steps took, by the rates in its log."""
-    recipe: Any = read_yaml(log.parent / "recipe.yaml")
-    seconds, previous_step = 0.0, 0
-    for line in log.read_text().splitlines():
-        record = json.loads(line)
-        seconds += (record["step"] - previous_step) * recipe["training"]["batch"] / record["samples_per_second"]
-        previous_step = record["step"]
-    return seconds
-
-
 def _score_card(plan: Plan, cell: Cell, experiment: Path) -> dict[str, Any] | None:
     path = experiment / "samples" / cell.name / "evaluation.json"
     card = json.loads(path.read_text()) if path.is_file() else None
@@ -100,6 +90,11 @@ def _score_card(plan: Plan, cell: Cell, experiment: Path) -> dict[str, Any] | No
 def _logs(plan: Plan, experiment: Path) -> Iterator[Path]:
     for seed in plan.seeds:
         yield from (experiment / "runs" / plan.run_name(seed)).glob("*/log.jsonl")
+
+
+def _seconds(log: Path) -> float:
+    recipe: Any = read_yaml(log.parent / "recipe.yaml")
+    return training_seconds(log, recipe["training"]["batch"])
 
 
 def _write(file: Path, content: Any) -> None:

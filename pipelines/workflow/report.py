@@ -18,8 +18,8 @@ from nestgen.images import image_path
 from nestgen.recipe.recipe import load_recipe
 from workflow import pretrained, sentences
 from workflow.charts import loss_curves, score_bars
-from workflow.pretrained import COUNT, FOLDER, Pretrained
 from workflow.plan import read_plan
+from workflow.pretrained import COUNT, FOLDER, Pretrained
 from workflow.sentences import SpaceScores
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -154,8 +154,6 @@ def test_clip_retrieval_asks_both_for_the_same_pictures(
         64,
         "--start-pictures",
         32,
-        "--model",
-        "ViT-S-32-alt",
         "--rounds",
         1,
         "--threads",

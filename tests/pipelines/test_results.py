@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
 
 
@@ -132,12 +131,3 @@ def test_seeds_are_averaged_with_their_spread_and_recipes_compared(tmp_path: Pat
 def test_a_rehearsal_is_no_result(tmp_path: Path) -> None:
     write_card(tmp_path / "e", "coco-uncond", "L1", {"Inception": 33.0}, "coco-uncond-rehearsal")
     assert "State: not run." in write_pages(tmp_path / "e", tmp_path / "out", "coco-uncond")["coco-uncond"]
-
-
-def test_training_time_is_that_of_the_log(tmp_path: Path) -> None:
-    from workflow.evidence import training_seconds
-
-    (tmp_path / "recipe.yaml").write_text("training: {batch: 64}\n")
-    records = [{"step": 10, "samples_per_second": 64.0}, {"step": 20, "samples_per_second": 128.0}]
-    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
-    assert training_seconds(tmp_path / "log.jsonl") == pytest.approx(10 + 5)

@@ -36,6 +36,15 @@ def truncate(log: Path, step: int) -> None:
             draft.write_text("".join(lines))
 
 
+def training_seconds(log: Path, batch: int) -> float:
+    """Seconds that the steps of a log took, by its rates; `batch` is the samples of a step."""
+    seconds, previous_step = 0.0, 0
+    for record in read(log, "samples_per_second"):
+        seconds += (record["step"] - previous_step) * batch / record["samples_per_second"]
+        previous_step = record["step"]
+    return seconds
+
+
 def draw_curve(log: Path, image: Path, title: str, predicted: str) -> None:
     """Draws the loss over the steps, with a running mean over a twentieth of them, as a PNG. `predicted` names the target."""
     from matplotlib.figure import Figure  # slow to import, and needed at the end only
