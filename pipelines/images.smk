@@ -56,6 +56,7 @@ rule pretrained_sample:
         "pretrained/{stem}-sheet.png",
     params:
         name=lambda wildcards: PRETRAINED[wildcards.stem].name,
+        digest=lambda wildcards: PRETRAINED[wildcards.stem].digest,
         out=lambda wildcards: f"pretrained/{wildcards.stem}",
     wildcard_constraints:
         stem="|".join(map(re.escape, PRETRAINED)) or "-",
@@ -75,6 +76,7 @@ rule pretrained_sheet:
     params:
         name=verbatim(SHOWCASE.name if SHOWCASE else ""),
         options=lambda wildcards: SHEETS[wildcards.sheet],
+        digest=SHOWCASE.digest if SHOWCASE else "",
     wildcard_constraints:
         sheet="|".join(SHEETS),
     priority: 200
@@ -93,6 +95,7 @@ if SHOWCASE and SHOWCASE.source:
         params:
             source=SHOWCASE.source,
             settings=verbatim(str(SHOWCASE.settings)),
+            digest=SHOWCASE.digest,
         priority: 200
         resources:
             **GPU,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestgen.errors import UserError
+from nestgen.files import sha256_of
 from nestgen.sharing.names import find_pretrained, shipped
 from workflow.plan import Plan, RecipeError, has_splits
 
@@ -36,6 +37,11 @@ class Pretrained:
     def stem(self) -> str:
         """What its images' folder is called."""
         return self.folder.name
+
+    @property
+    def digest(self) -> str:
+        """Another one for other weights, whose digests the file holds."""
+        return sha256_of(self.folder / "config.json")
 
     @property
     def depth(self) -> int:

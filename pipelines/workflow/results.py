@@ -235,12 +235,12 @@ def cost(outcome: Outcome) -> str:
         if measured
         else f"Training: {NOT_RUN}"
     )
-    return f"{trained}. By count:\n\n{by_count(outcome.plan)}"
+    return f"{trained}. By count:\n\n{by_count(ran if (ran := outcome.folder / evidence.RECIPE).is_file() else outcome.recipe)}"
 
 
-def by_count(plan: Plan) -> str:
-    """GFlops of each denoiser, and the petaflops of all its runs' training."""
-    recipe = load_recipe(PIPELINES / "recipes" / f"{plan.name}.yaml")
+def by_count(file: Path) -> str:
+    """GFlops of each denoiser of a recipe, and the petaflops of all its runs' training."""
+    plan, recipe = read_plan(file), load_recipe(file)
     rows, total = [["denoiser", "parameters", "GFlops a picture", "trainings", "PFlops of each"], ["---"] * 5], 0.0
     kinds: dict[tuple[int, bool], int] = {}
     for name in plan.all_denoisers():

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("packages/*/README.md")]
 )
-EXAMPLES = {"encoders/mine.py"}  # a file that the reader writes
 
 
 def spelled(text: str) -> Iterator[tuple[list[str], bool]]:
@@ -52,7 +51,7 @@ def test_commands_and_links_of_a_page(page: Path) -> None:
     wrong = [f"{' '.join(words)}: {said}" for words, call in spelled(text) if (said := wrong_in(words, call))]
     links = [target for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in target]
     wrong += [f"no file {target}" for target in links if not (page.parent / target).exists()]
-    modules = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text)) - EXAMPLES
+    modules = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
     wrong += [f"no module {module}" for module in modules if not is_module(module)]
     assert not wrong
 
