@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -109,6 +110,18 @@ def test_captions_without_held_out_images_are_those_of_the_training_rows(
     found = snakemake(recipe, tmp_path, dry=True)
     assert "extract_reference" not in found.jobs
     assert all("--prompts stores/coco-train" in line for line in found.shell["sample"])
+
+
+def test_an_encoder_that_only_scores_has_its_arguments_everywhere(
+    snakemake: Snakemake, pipelines: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "scored.yaml"
+    arguments = {"img_size": 64, "patch_size": 8}
+    grid = json.dumps({"scored_by": {"encoder": "timm:vit_tiny_patch16_224", "model_args": arguments}})
+    recipe.write_text(f"base: {pipelines / 'recipes/imagenet100-rcg-uncond.yaml'}\ngrid: {grid}\n")
+    found = snakemake(recipe, tmp_path, dry=True)
+    [(program, words)] = commands_in(found.shell["extract_scored"][0])
+    assert json.loads(as_click_reads(program, words)["model_args"]) == arguments
 
 
 ON_A_GPU = {"featurize": {"extract"}, "nestgen": {"train", "sample", "hierarchy", "evaluate", "decode"}}
