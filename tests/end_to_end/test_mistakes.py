@@ -31,7 +31,7 @@ extract pictures --out s                                        | of an unknown 
 extract s3://bucket --out s                                     | of an unknown kind; start it with one of
 extract folder:pictures --out s                                 | is not there; check the path of SOURCE
 extract folder: --out s                                         | error:
-extract wds:x-{0..9 --out s                                     | braces of x-{0..9 are not in pairs
+extract wds:x-{0..9 --out s                                     | x-{0..9 are not in pairs; write train-
 extract wds:x-{0..999999999999}.tar --out s                     | stands for 1,000,000,000,000 shards; the most are
 extract wds:x-*.tar --out s                                     | No shard is named like
 extract imagenet:nowhere --out s                                | is not there
@@ -39,7 +39,7 @@ extract scenes:100000 --out s                                   | needs a size i
 extract scenes --out nope://x                                   | can't be reached
 extract scenes --out s --encoder tinny                          | There is no encoder 'tinny'; known are tiny
 extract scenes --out s --encoder clip                           | can't be fetched
-extract scenes --out s --weights no.pt --encoder dino           | The weights no.pt of dino are not there
+extract scenes --out s --weights no.pt --encoder dino           | no.pt of dino are not there; check --weights
 extract scenes --out s --encoder pixels --weights no.pt         | has no weights; leave --weights out
 extract scenes --out s --model-args [[[                         | can't be read; write img_size=64,patch_size=8
 extract scenes --out s --model-args depth=x                     | error:

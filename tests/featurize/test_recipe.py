@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featurize.errors import UserError
-from featurize.recipe import Features, check_basis_choice, parse_shape, parse_shapes, read_request
+from featurize.recipe import Features, check_basis_choice, parse_shape, parse_shapes, read_request, with_absolute_paths
 
 GOOD = """
 name: x
@@ -42,6 +42,30 @@ def test_another_encoder_does_not_get_the_weights_of_the_recipes(tmp_path: Path)
     other = read_request(recipe, {"encoder": "mocov3"}, None).features
     assert (other.encoder, other.weights, other.model_args) == ("mocov3", None, {})
     assert read_request(recipe, {"encoder": "mocov3", "weights": "w.pth"}, None).features.weights == "w.pth"
+
+
+def test_another_codec_does_not_get_the_weights_of_the_recipes(tmp_path: Path) -> None:
+    of_codec = {"z0_weights": "scenes", "z0_scale": 0.5, "z0_precision": "bfloat16"}
+    recipe = write(tmp_path, GOOD.replace("views: 2", f"z0: vae:32, {json.dumps(of_codec)[1:-1]}"))
+    same = read_request(recipe, {"z0": "vae:64"}, None).features
+    assert {name: getattr(same, name) for name in of_codec} == of_codec
+    assert not of_codec.keys() & read_request(recipe, {"z0": "pixels:8"}, None).features.model_fields_set
+    assert read_request(recipe, {"z0": "taesd:32", "z0_weights": "w"}, None).features.z0_weights == "w"
+
+
+def test_what_is_stored_of_options_is_relative_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scenes").mkdir()  # of that name there is an embedded VAE
+    (tmp_path / "vae").mkdir()
+    options = {"source": "wds:a.tar::s3://b/c.tar::/d.tar", "out": "x", "basis": "own", "weights": "w/tiny.pth"}
+    names = {"z0_weights": "scenes", "text_weights": "vae", "classes": "imagenet100"}
+    features = with_absolute_paths(read_request(None, {**options, **names, "views": 2}, None).features)
+    assert (features.source, features.out) == (f"wds:{tmp_path}/a.tar::s3://b/c.tar::/d.tar", f"{tmp_path}/x")
+    assert (features.weights, features.text_weights) == (f"{tmp_path}/w/tiny.pth", f"{tmp_path}/vae")
+    assert (features.basis, features.z0_weights, features.classes) == ("own", "scenes", "imagenet100")
+    assert features.model_fields_set == {*options, *names, "views"}
+    for source in ("scenes:16", "folder:", "pictures"):
+        assert with_absolute_paths(Features(out="s3://b/x", source=source)) == Features(out="s3://b/x", source=source)
 
 
 def test_the_working_directorys_recipe_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

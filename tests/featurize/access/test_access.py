@@ -16,7 +16,8 @@ import featurize
 from featurize.errors import UserError
 from featurize.execution.tasks import one_thread
 from featurize.store.ledger import read_ledger
-from tests.featurize.conftest import MODEL
+from tests.featurize.conftest import MODEL, random_picture
+from tests.featurize.images.test_faults import swapped_profile
 
 LEVEL, SMALL, BASE, Z0 = f"timm-{MODEL}/2x2x8", f"timm-{MODEL}/1x1x16", f"timm-{MODEL}/base", "pixels/16x16x3"
 
@@ -86,6 +87,29 @@ def test_images_of_a_root_encoded_again_are_its_rows(extraction: Path, picture_f
         some = featurize.encode(images, extraction)
     assert list(some) == [LEVEL, SMALL]
     np.testing.assert_array_equal(some[LEVEL], latents["2x2x8"][[0, 41]])
+
+
+def test_an_image_is_treated_as_its_file(tmp_path: Path) -> None:
+    """Turned upright, its 16 bits scaled and its colours converted."""
+    from featurize.extraction.extract import extract
+    from featurize.recipe import read_request
+
+    wanted = {"source": "scenes:16", "limit": 4, "encoder": "pixels", "z0": "pixels:8", "icc": "srgb"}
+    extract(read_request(None, {**wanted, "out": str(tmp_path / "root")}, "1x1x1"), workers=0, scheduler=None)
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [tmp_path / name for name in ("turned.png", "deep.png", "wide.png")]
+    random_picture(1, 24, 16).save(files[0], exif=exif)
+    Image.fromarray(random.integers(0, 65536, (16, 16), dtype=np.uint16)).save(files[1])
+    random_picture(2, 16, 16).save(files[2], icc_profile=swapped_profile())
+    by_path, by_image = (
+        featurize.encode(images, tmp_path / "root", "pixels/8x8x3")["pixels/8x8x3"]
+        for images in (files, [Image.open(file) for file in files])
+    )
+    np.testing.assert_array_equal(by_image, by_path)
+    with pytest.raises(ValueError, match=r"images\[0\], .*can't be read: a grey picture of floats from -5 to -5"):
+        featurize.encode([Image.new("F", (8, 8), -5)], tmp_path / "root", "pixels/8x8x3")
 
 
 def test_what_is_no_image_is_said_in_a_sentence(extraction: Path, vit_weights: Path, tmp_path: Path) -> None:

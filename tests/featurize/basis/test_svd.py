@@ -140,11 +140,13 @@ def test_effective_rank_counts_equal_directions() -> None:
     assert effective_rank(np.array([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3.0)
 
 
-def test_nan_features_are_refused() -> None:
+def test_features_that_have_no_basis_are_refused() -> None:
     x = tokens(10, 3)
     x[2, 1] = np.nan
     with pytest.raises(UserError, match="NaN"):
         fit(moments_of(x))
+    with pytest.raises(UserError, match="all features are equal"):
+        fit(moments_of(np.zeros((10, 3))))
 
 
 def test_the_digest_sees_every_part() -> None:

@@ -34,6 +34,18 @@ def test_info_of_an_unfinished_store_says_so(extraction: Path, tmp_path: Path, f
     assert "2x2x8.zarr: unfinished" in featurize("info", root).out
 
 
+def test_ls_shows_a_damaged_seal_in_its_line(extraction: Path, tmp_path: Path, featurize: Command) -> None:
+    root = shutil.copytree(extraction, tmp_path / "root")
+    seal = root / f"timm-{MODEL}" / "2x2x8.seal.json"
+    for content in (seal.read_text().replace('"rows": 60', '"rows": 61'), "[]"):
+        seal.write_text(content)
+        outcome = featurize("ls", tmp_path)
+        assert outcome.code == 0, outcome.err
+        states = {line.split()[0]: line for line in outcome.out.splitlines()[2:]}
+        assert "damaged; see `featurize verify`" in states[f"timm-{MODEL}/2x2x8.zarr"]
+        assert "sealed" in states[f"timm-{MODEL}/1x1x16.zarr"]
+
+
 def test_an_empty_root_is_one_sentence(tmp_path: Path, featurize: Command) -> None:
     for arguments in (["info", tmp_path], ["knn-viz", "--stores", tmp_path]):
         outcome = featurize(*arguments)

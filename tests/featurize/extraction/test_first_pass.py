@@ -19,6 +19,7 @@ from featurize.execution.tasks import run_here
 from featurize.extraction import block, first_pass, fit, reading, targets
 from featurize.extraction.scan import make_ledger
 from featurize.images.crop import SQUARE
+from featurize.io import addresses
 from featurize.sources import list_images
 from featurize.store.layout import draft_ledger_path, first_pass_folder
 from tests.featurize.conftest import random_picture
@@ -169,6 +170,34 @@ def test_changed_pictures_begin_the_first_pass_anew(
     assert "begins anew" in caplog.text
     extract_source(source, tmp_path / "other", 48)
     assert files(tmp_path / "root") == files(tmp_path / "other")
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_files_get_their_rows_once_they_may_be_read(
+    left_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """chmod changes neither time nor size. With `left_out` the basis was fitted without them, and the run stopped after it."""
+    source, root = tmp_path / "source", tmp_path / "root"
+    write_source(source, 0)
+    extract_source(source, tmp_path / "undisturbed", 48)
+    read, denied = addresses._read_local, sorted(source.iterdir())[::5]
+
+    def may_not(address: str, offset: int, size: int) -> bytes:  # root may read a file of any mode
+        if Path(address) in denied:
+            raise PermissionError(13, "Permission denied", address)
+        return read(address, offset, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(addresses, "_read_local", may_not)
+        if left_out:
+            patch.setattr(block, "_write_block", None)
+        for _ in range(2):
+            with pytest.raises(TypeError if left_out else UserError):
+                extract_source(source, root, 48, max_bad="50%" if left_out else 0)
+    assert "begins anew" not in caplog.text
+    extract_source(source, root, 48, max_bad=0)
+    assert ("begins anew" in caplog.text) == left_out
+    assert files(root) == files(tmp_path / "undisturbed")
 
 
 def test_too_many_refused_pictures_stop_the_first_pass_early(tmp_path: Path, decoded: Counter[str]) -> None:

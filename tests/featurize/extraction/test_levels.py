@@ -78,6 +78,17 @@ def test_an_impossible_level_is_one_sentence(extraction: Path, featurize: Callab
     assert not (extraction / ENCODER / f"{shape}.zarr").exists()
 
 
+def test_a_level_where_z_0_is_is_one_sentence(tmp_path: Path, featurize: Callable) -> None:
+    """An encoder and a codec of one name share a folder."""
+    command = ("extract", "scenes:16", "--limit", 8, "--encoder", "pixels", "--z0", "pixels:2", "--out", tmp_path)
+    outcome = featurize(*command, "--levels", "2x2x3", "--workers", 0)
+    assert outcome.code == 1 and "The level 2x2x3 and z_0 would both be pixels/2x2x3.zarr" in outcome.err
+    assert not list(tmp_path.rglob("*.zarr"))
+    assert featurize(*command, "--levels", "1x1x3", "--workers", 0).code == 0
+    outcome = featurize("levels", "2x2x3", "--encoder", "pixels", "--out", tmp_path)
+    assert outcome.code == 1 and "The level 2x2x3 would be where z_0 is" in outcome.err
+
+
 def test_another_split_takes_basis_and_standardisation(
     extraction: Path, picture_folder: Path, vit_weights: Path, tmp_path: Path, featurize: Callable
 ) -> None:

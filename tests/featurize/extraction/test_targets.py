@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.codecs import CodecDescription
+from featurize.codecs import CodecDescription, kinds, pixels
 from featurize.encoders import EncoderDescription
+from featurize.execution.tasks import run_here
 from featurize.extraction import fit, targets
 from featurize.extraction.extract import extract
 from featurize.extraction.loader import INNER_BATCH
+from featurize.integrity.reencode import spot_check
 from featurize.recipe import read_request
 from featurize.store.read import open_array
 
@@ -44,6 +46,13 @@ def test_a_store_begun_with_smaller_blocks_keeps_them(tmp_path: Path, monkeypatc
         extract(read_request(None, options, "2x2x4"), 0, None)
     extract(read_request(None, options, "2x2x4,1x1x2"), 0, None)
     assert {open_array(path).chunks[0] for path in tmp_path.rglob("*.zarr")} == {16}
+
+
+def test_a_codec_of_ones_own_without_weights_is_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kinds(), "squares", pixels.KIND)
+    options = {"source": "scenes:16", "out": str(tmp_path), "limit": 8, "encoder": "pixels", "z0": "squares:16"}
+    extract(read_request(None, options, "2x2x4"), 0, None)
+    assert spot_check(tmp_path, 4, 0, run_here) == []
 
 
 def test_parts_of_a_fit_that_a_kill_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

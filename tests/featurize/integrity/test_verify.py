@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from safetensors.torch import load_file, save_file
 
 from featurize.extraction.extract import extract
 from featurize.io.files import json_sha256
 from featurize.recipe import read_request
-from tests.featurize.conftest import MODEL, chunks, options, random_picture
+from tests.featurize.conftest import MODEL, as_words, chunks, options, random_picture
 
 ENCODER = f"timm-{MODEL}"
 BASE, LEVEL, Z0 = f"{ENCODER}/base", f"{ENCODER}/2x2x8", "pixels/16x16x3"
@@ -237,6 +239,36 @@ def test_a_basis_of_another_store_is_taken_again(
     basis.unlink()
     (tmp_path / "val" / "extract.log.jsonl").unlink()
     assert "copy basis.safetensors from the training split's" in featurize("repair", tmp_path / "val").err
+
+
+def test_no_block_of_z_0_is_made_by_another_codec(tmp_path: Path, featurize: Callable) -> None:
+    vae, root = shutil.copytree(files("featurize") / "weights" / "tiny_vae", tmp_path / "vae"), tmp_path / "root"
+    asked = {"source": "scenes:16", "out": str(root), "limit": 8, "z0": "vae:32", "z0_weights": str(vae)}
+    extract(read_request(None, asked, "2x2x8"), 0, None)
+    before = chunks(root)
+    weights = vae / "diffusion_pytorch_model.safetensors"
+    shutil.move(weights, tmp_path / "own")
+    save_file({name: value * 1.5 for name, value in load_file(tmp_path / "own").items()}, weights)
+    next((root / "vae").rglob("0/0/0/0/0")).unlink()
+    refused = featurize("repair", root)
+    assert (refused.code, "was made with another vae:32 (differs in: weights_sha256)" in refused.err) == (1, True), (
+        refused
+    )
+    shutil.move(tmp_path / "own", weights)
+    assert featurize("repair", root).code == 0
+    assert chunks(root) == before
+
+
+@pytest.mark.parametrize("array", [BASE, Z0])
+def test_an_array_that_was_removed_without_its_seal_comes_back(
+    array: str, root: Path, extraction: Path, picture_folder: Path, vit_weights: Path, featurize: Callable
+) -> None:
+    shutil.rmtree(root / f"{array}.zarr")
+    request = options(picture_folder, vit_weights, root)
+    outcome = featurize("extract", request["source"], *as_words(request))
+    assert (outcome.code, "run `featurize repair` to fix it" in outcome.err) == (1, True), outcome.err
+    assert featurize("repair", root).code == 0
+    assert chunks(root) == chunks(extraction)
 
 
 def test_a_whole_store_is_left_as_it_is(root: Path, featurize: Callable) -> None:

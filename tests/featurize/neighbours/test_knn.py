@@ -13,7 +13,7 @@ from PIL import Image
 
 from featurize.neighbours.knn import Compared, Thumbnails, knn_viz
 from featurize.store.ledger import read_ledger
-from tests.featurize.conftest import MODEL, Outcome, options
+from tests.featurize.conftest import MODEL, Outcome, options, random_picture
 
 Command = Callable[..., Outcome]
 ENCODER = f"timm:{MODEL}"
@@ -84,6 +84,41 @@ def test_two_encoders_stand_side_by_side(
         assert wide_sheet.width == 3 * sheet.width  # the two encoders and the raw pixels
 
 
+def test_roots_and_encoders_of_one_name_are_told_apart(tmp_path: Path, featurize: Command) -> None:
+    command = ("extract", "scenes:16", "--limit", 8, "--encoder", "pixels", "--z0", "pixels:8", "--workers", 0)
+    roots = [tmp_path / name / "train" for name in ("one", "two")]
+    for root, shape in zip(roots, ("2x2x4", "1x1x4")):
+        assert featurize(*command, "--levels", shape, "--out", root).code == 0
+    stores = ",".join(map(str, [*roots, roots[0]]))  # the last is no third one
+    outcome = featurize(
+        "knn-viz", "--stores", stores, "--encoder", "pixels", "--queries", 1, "--out", tmp_path / "k.png"
+    )
+    assert outcome.code == 0, outcome.err
+    agreement = json.loads((tmp_path / "k.json").read_text())["label_agreement"]
+    assert {"one/train pixels 2x2x4", "two/train pixels 1x1x4"} <= set(agreement)
+
+
+def test_raw_features_are_those_of_the_stored_options(tmp_path: Path, featurize: Command) -> None:
+    command = ("extract", "scenes:16", "--limit", 8, "--z0", "pixels:8", "--out", tmp_path, "--workers", 0)
+    assert featurize(*command, "--encoder", "tiny", "--precision", "bfloat16", "--levels", "2x2x4").code == 0
+    outcome = featurize("knn-viz", "--stores", tmp_path, "--raw", "--queries", 1, "--out", tmp_path / "k.png")
+    assert outcome.code == 0, outcome.err
+    assert "raw features" in json.loads((tmp_path / "k.json").read_text())["label_agreement"]
+
+
+def test_images_that_are_gone_are_one_sentence(tmp_path: Path, featurize: Command) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(4):
+        random_picture(index, 16, 16).save(folder / f"{index}.png")
+    command = ("extract", f"folder:{folder}", "--encoder", "pixels", "--z0", "pixels:8", "--out", tmp_path / "root")
+    assert featurize(*command, "--levels", "1x1x4", "--workers", 0).code == 0
+    folder.rename(tmp_path / "elsewhere")
+    for more in ((), ("--raw",)):
+        outcome = featurize("knn-viz", "--stores", tmp_path / "root", "--encoder", "pixels", *more)
+        assert outcome.code == 1 and "can't be read any more" in outcome.err, outcome.err
+
+
 def test_stores_of_other_pictures_are_refused(extraction: Path, tmp_path: Path, featurize: Command) -> None:
     assert featurize("extract", "scenes", "--limit", 8, "--levels", "2x2x8", "--out", tmp_path / "s").code == 0
     outcome = featurize("knn-viz", "--stores", f"{extraction},{tmp_path / 's'}", "--encoder", f"{ENCODER},tiny")
@@ -129,7 +164,7 @@ def test_exact_copies_count_neither_for_agreement_nor_overlap(
 
 def test_copies_of_the_query_are_left_out(extraction: Path) -> None:
     rows = np.array([5, 5, 9, 30])  # the first two are the same picture
-    pixels = Thumbnails(read_ledger(extraction), rows)
+    pixels = Thumbnails(read_ledger(extraction), rows, "ignore")
     assert pixels.similarity(0, 1) == pytest.approx(1)
     kept = pixels.without_copies(np.array([0]), np.array([[0, 1, 2, 3, -1]]), 3)
     np.testing.assert_array_equal(kept, [[2, 3, -1]])

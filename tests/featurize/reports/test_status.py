@@ -44,6 +44,16 @@ def test_it_says_what_is_there_and_what_comes_next(
     assert "\nNext: featurize repair " in featurize().out
 
 
+def test_an_encoder_of_the_codecs_name_is_not_z_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, featurize: Callable[..., Outcome]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extract = ("extract", "scenes:16", "--limit", 8, "--encoder", "pixels", "--z0", "pixels:8", "--out", "stores")
+    assert featurize(*extract, "--levels", "1x1x4", "--workers", 0).code == 0
+    (tmp_path / "nested.yaml").write_text("features: {out: stores, encoder: pixels, z0: 'pixels:8'}")
+    assert re.search(r"z_0 +0.0 MB in pixels/8x8x3.zarr", featurize().out)
+
+
 def test_the_version_is_that_of_the_package(featurize: Callable[..., Outcome]) -> None:
     from featurize import __version__
 

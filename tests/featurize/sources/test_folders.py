@@ -56,7 +56,7 @@ def test_named_labels_are_numbered_in_sorted_order_and_a_contradiction_is_named(
 
 
 CAPTIONS = {
-    "captions.txt (tabs)": "a.jpg#0\tOne, two\na.jpg#1\tthree\n\nb.PNG\tfour\n",
+    "captions.txt (tabs)": "a.jpg#0\tOne, two\na.jpg#1\tthree\n\nb.PNG\tfour\r\nc.d.webp\t\n",
     "captions.txt (commas)": 'image,caption\na.jpg,"One, two"\na.jpg,three\nb.PNG,four\n',
     "captions.csv": 'image_name,comment\na.jpg,"One,\n two"\na.jpg,three\nb,four\n',
     "captions.jsonl": '{"file": "a.jpg", "captions": ["One, two", "three"]}\n\n{"key": "b", "caption": " four"}\n',
@@ -89,6 +89,20 @@ def test_a_text_beside_a_picture_is_its_caption(flat: Path) -> None:
     listing = listed(flat)
     assert [p.captions for p in listing.images] == [("a dog on a log",), (), (), (), ()]
     assert "1 .txt files are beside no picture (first: README.txt)" in listing.remarks[0]
+    (flat / "b.txt").write_text("a cat")
+    for limit in (1, 2):  # the text of the last one comes after it
+        assert [p.captions for p in listed(flat, limit=limit).images] == [("a dog on a log",), ("a cat",)][:limit]
+
+
+def test_texts_beside_pictures_are_captions_where_no_table_has_any(flat: Path) -> None:
+    (flat / "a.txt").write_text("a dog\n")
+    (flat / "labels.csv").write_text("file,label\na.jpg,1\nb.PNG,2\n")
+    (first, second, *_) = listed(flat).images
+    assert (first.label, first.captions, second.label, second.captions) == (1, ("a dog",), 2, ())
+    (flat / "captions.csv").write_text("file,caption\nb.PNG,a cat\n")
+    listing = listed(flat)
+    assert [p.captions for p in listing.images[:2]] == [(), ("a cat",)]
+    assert any("1 files" in remark and "(1 .txt)" in remark for remark in listing.remarks)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import webdataset
@@ -227,6 +228,8 @@ def test_shards_are_labelled_by_cls_or_wnid_and_checked(tmp_path: Path) -> None:
         listed(shards(tmp_path / "a.tar", [("0001", 1000)]))
     with pytest.raises(UserError, match="have no labels"):
         listed(shards(tmp_path / "a.tar", [("0001", None)]))
+    with pytest.raises(UserError, match="holds no images"):
+        listed(shards(tmp_path / "a.tar", []))
 
 
 def test_the_official_tar_files_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +254,11 @@ def test_the_official_tar_files_are_read_as_they_are(tmp_path: Path, monkeypatch
             tar.add(tmp_path / "one", f"ILSVRC2012_val_{number:08d}.JPEG")
     write_devkit(tmp_path / "ILSVRC2012_devkit_t12" / "data")
     assert [p.label for p in listed(tmp_path / "ILSVRC2012_img_val.tar", "val").images] == list(VAL)
+    far = "memory://data/ILSVRC2012_img_val.tar"
+    fsspec.filesystem("memory").pipe_file(far, (tmp_path / "ILSVRC2012_img_val.tar").read_bytes())
+    monkeypatch.chdir(tmp_path)  # whose labels are not those of images elsewhere
+    with pytest.raises(UserError, match=r"images in memory://data can't be found, .* copy the images here"):
+        listed(far, "val")
 
 
 def test_real_pictures_of_ten_classes(real_data: Path, tmp_path: Path) -> None:

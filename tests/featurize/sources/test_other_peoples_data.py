@@ -293,13 +293,14 @@ def test_a_shard_replaced_with_the_same_size_and_time_is_scanned_again(
     assert labels(listed(f"wds:{shard}")) == {"1": 2}
 
 
-def test_fifos_and_devices_are_passed_over(tmp_path: Path) -> None:
+def test_fifos_devices_and_links_in_a_circle_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "b.jpg")
     (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    (tmp_path / "d.jpg").symlink_to("d.jpg")
     listing = listed(f"folder:{tmp_path}")
     assert [image.key for image in listing.images] == ["a.jpg"]
-    assert "2 of no plain file" in listing.remarks[0]
+    assert "3 of no plain file" in listing.remarks[0]
     os.mkfifo(tmp_path / "captions.csv")
     with pytest.raises(UserError, match="is not a plain file"):
         listed(f"folder:{tmp_path}")

@@ -68,7 +68,7 @@ def test_keys_with_dots_split_at_the_first(tmp_path: Path) -> None:
     assert (picture.key, picture.captions) == ("folder.v2/name", ("two lines",))
 
 
-@pytest.mark.parametrize("kept", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("kept", [0, 0.3, 0.5, 0.7])
 def test_a_shard_that_ends_early_is_named(shard: Path, tmp_path: Path, kept: float) -> None:
     data = shard.read_bytes()
     (tmp_path / "cut.tar").write_bytes(data[: int(len(data) * kept)])
@@ -187,6 +187,8 @@ def test_tars_in_a_tar_are_opened(tmp_path: Path) -> None:
     outer.write_bytes(outer.read_bytes().replace(inner[1].read_bytes()[-4096:], b"x" * 4096))
     with pytest.raises(UserError, match="damaged"):
         listed(outer)
+    with pytest.raises(UserError, match=r"outer\.tar ends early .* \(b is empty\)"):
+        listed(tar_of(outer, (inner[0].name, inner[0].read_bytes()), ("b.tar", b"")))
 
 
 def test_a_folder_stands_for_its_shards_and_each_is_taken_once(shard: Path, tmp_path: Path) -> None:

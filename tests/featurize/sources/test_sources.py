@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from featurize.errors import UserError
-from featurize.sources import Listing, SourceImage, list_images
+from featurize.io.addresses import read_range
+from featurize.sources import Listing, SourceImage, list_images, read, read_in_order
 from tests.featurize.conftest import random_picture
 
 
@@ -118,6 +120,17 @@ def test_real_coco_and_imagenette(real_data: Path) -> None:
     assert {picture.label for picture in tree} == set(range(10))
     shards = list_images(f"wds:{real_data}/imagenette64/val-{{000000..000003}}.tar", "train", None).images
     assert len(shards) == 3925
+
+
+def test_readers_may_be_called_after_the_last_was_given(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(address: str, offset: int, size: int) -> bytes:
+        time.sleep(0.01)
+        return read_range(address, offset, size)
+
+    monkeypatch.setattr("featurize.io.ranges.read_range", slowly)
+    images = list_images(f"folder:{picture_folder}", "train", None).images
+    readers = list(read_in_order(images))
+    assert [reader() for reader in readers] == [read(image) for image in images]
 
 
 def test_a_listings_digest_tells_every_change() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,10 +100,21 @@ def test_a_block_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {str(folder) for folder in chunk.parents[:6]} <= set(synced)
 
 
-def test_something_else_at_the_path_is_refused_naming_the_difference(tmp_path: Path) -> None:
-    write_all(spec_of(tmp_path / "a.zarr"))
-    with pytest.raises(UserError, match=r"differs in: how, views\)"):
-        prepare(replace(spec_of(tmp_path / "a.zarr"), provenance={"how": "otherwise", "views": 1}))
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_something_else_at_the_path_is_refused_naming_the_difference_and_what_to_remove(
+    tmp_path: Path, is_sealed: bool
+) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    write_all(spec) if is_sealed else prepare(spec)
+    other = replace(spec, provenance={"how": "otherwise", "views": 1})
+    with pytest.raises(UserError, match=r"differs in: how, views\)") as refused:
+        prepare(other)
+    beside = re.search(r"or remove it and (\S+) first\.$", str(refused.value))
+    assert beside
+    for path in (spec.path, Path(beside[1])):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_all(other)
+    assert open_sealed(other.path).attrs["provenance"] == other.provenance
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])

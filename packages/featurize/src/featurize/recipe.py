@@ -1,6 +1,6 @@
 """The request of an extraction: the `features` section of a recipe and the shapes of its levels.
 
-May import errors, io and sources (for the names of built-in class lists).
+May import errors, io, and of checkpoints and sources the names of what is built in.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from featurize.checkpoints.autoencoder_kl import EMBEDDED
 from featurize.errors import UserError
 from featurize.io.home import expand_home
 from featurize.io.yaml import read_yaml
@@ -25,6 +26,8 @@ SECTIONS = (
     "name", "seed", "features", "levels", "denoiser", "process", "training", "sampling", "evaluation", "grid",
 )  # fmt: skip
 
+# What belongs to the network that a key names, and not to another.
+OF_NETWORK = {"encoder": ("weights", "model_args"), "z0": ("z0_weights", "z0_scale", "z0_precision")}
 OWN_BASIS = "own"  # as basis: fit one, even on held-out images
 
 Shape = tuple[int, int, int]
@@ -121,14 +124,15 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 def read_request(recipe: Path | None, overrides: dict[str, Any], levels: str | None) -> Request:
     """The recipe's features with the command line's options laid over them.
 
-    Paths in the recipe are relative to its file, those on the command line to the working directory. Weights and arguments
-    of the recipe's encoder are not another's: with `encoder` among the options they are left out.
+    Paths in the recipe are relative to its file, those on the command line to the working directory. What the recipe says of
+    its encoder's or codec's network is left out where the options name another encoder or codec.
     Raises UserError for a missing or invalid recipe and for options that no extraction can have.
     """
     document, root = _load(recipe)
     section = _anchored(document.get("features") or {}, root)
-    if overrides.get("encoder", section.get("encoder")) != section.get("encoder"):
-        section = {key: value for key, value in section.items() if key not in ("weights", "model_args")}
+    for key, own in OF_NETWORK.items():
+        if key in overrides and _network(key, overrides) != _network(key, section):
+            section = {name: value for name, value in section.items() if name not in own}
     section |= overrides
     if "out" not in section:
         raise UserError("Where should the stores go? Give --out DIR, or a recipe (nested.yaml) with features.out.")
@@ -137,6 +141,18 @@ def read_request(recipe: Path | None, overrides: dict[str, Any], levels: str | N
         return Request(features=features, levels=parse_shapes(levels))
     # The first level of a recipe is z_0, which the codec makes; the others come from the encoder.
     return Request(features=features, levels=tuple(_level_shapes(document)[1:]))
+
+
+def with_absolute_paths(features: Features) -> Features:
+    """The features, their paths relative to the working directory made absolute: to be stored, and read from another one."""
+    section = _anchored(features.model_dump(exclude_unset=True), Path.cwd())
+    return _validated(section, Features.model_fields)
+
+
+def _network(key: str, section: dict[str, Any]) -> str:
+    """The encoder or, without the image's side, the codec that a section names."""
+    name = str(section.get(key))
+    return name.partition(":")[0] if key == "z0" else name
 
 
 def _load(path: Path | None) -> tuple[dict[str, Any], Path]:
@@ -176,14 +192,15 @@ def _anchored(section: Any, root: Path) -> dict[str, Any]:
 
 
 def _below(root: Path, address: str) -> str:
-    """An address of the recipe: remote as it is, `~` the home folder, else below the recipe's folder."""
-    return address if "://" in address else str(root / expand_home(address))
+    """An address: none or a remote one as it is, `~` the home folder, else below the root."""
+    return address if not address or "://" in address else str(root / expand_home(address))
 
 
 def _is_name(key: str, value: str, root: Path) -> bool:
     """Whether a value is a word (`own`) or names weights (`tiny`, `sd-v1`) rather than being a path."""
-    bare = not any(mark in value for mark in "/\\.~")
-    return (key, value) == ("basis", OWN_BASIS) or (key.endswith("weights") and bare and not (root / value).exists())
+    if not key.endswith("weights"):
+        return (key, value) == ("basis", OWN_BASIS)
+    return value in EMBEDDED or not (any(mark in value for mark in "/\\.~") or (root / value).exists())
 
 
 def _validated(section: dict[str, Any], options: Collection[str]) -> Features:

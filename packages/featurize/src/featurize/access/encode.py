@@ -22,7 +22,7 @@ from featurize.extraction.levels import level_task
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.images.crop import CropRule, InputSpec, crop, parse_rule
-from featurize.images.decode import Profile, decode
+from featurize.images.decode import Profile, decode, upright_rgb
 from featurize.images.reasons import BadImage
 from featurize.integrity.options import features_of
 from featurize.recipe import Features
@@ -53,7 +53,8 @@ def encode(
 ) -> dict[str, np.ndarray]:
     """Latents of images in the arrays `names` of a store root; without names in all its levels above z_0.
 
-    images   PIL images, files' paths, or uint8 arrays (h, w, 3) of any size; or one uint8 array (B, h, w, 3)
+    images   PIL images, files' paths, or uint8 arrays (h, w, 3) of any size; or one uint8 array (B, h, w, 3). A PIL image is
+             made RGB and turned upright by its EXIF orientation, as its file would be
     root     a store root: its path, or what `featurize.open` gives
     names    as in `root.paths`: `4x4x16`, `tiny/base`, `pixels/32x32x3`
     weights  file of the encoder's weights, if it is not where it was when the root was made
@@ -93,18 +94,19 @@ def _check(images: object) -> None:
 
 def _rgb(image: ImageLike, number: int, profile: Profile, least: int) -> Image.Image:
     """An image of whatever form as RGB."""
-    if isinstance(image, str | Path):
-        try:
-            return decode(Path(image).read_bytes(), profile, least)
-        except (BadImage, OSError) as error:
-            raise ValueError(f"images[{number}], {image}, can't be read: {error}") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"images[{number}] is {image.dtype} {image.shape}; give uint8 (h, w, 3)")
         return Image.fromarray(image)
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, str | Path | Image.Image):
         raise TypeError(f"images[{number}] is a {type(image).__name__}; give a PIL image, a path or a uint8 array")
-    return image.convert("RGB")
+    try:
+        if isinstance(image, str | Path):
+            return decode(Path(image).read_bytes(), profile, least)
+        image.load()
+        return upright_rgb(image, image, profile)
+    except (BadImage, OSError) as error:
+        raise ValueError(f"images[{number}], {image}, can't be read: {error}") from None
 
 
 def _branches(root: StoreRoot, names: Sequence[str], weights: str | Path | None, device: str) -> Iterator[Branch]:
@@ -125,8 +127,6 @@ def _branches(root: StoreRoot, names: Sequence[str], weights: str | Path | None,
 def _codec_branch(name: str, spec: ArraySpec, device: str) -> Branch:
     features = features_of(spec)
     codec = load_codec(replace(codec_spec(features), device=device))
-    if codec.identity != spec.provenance["codec"]:
-        raise UserError(f"{spec.path} was made by other weights of its codec; put those back.")
     return Branch(codec.input, features, lambda x_BHWC: {name: codec.encode(x_BHWC).cpu().numpy()})
 
 

@@ -62,6 +62,8 @@ def fit(moments: Moments) -> Basis:
         raise UserError(
             "The basis can't be fitted: the features hold fewer than two tokens, or NaN or infinite values."
         )
+    if not moments.scatter.any():
+        raise UserError("The basis can't be fitted: all features are equal; check that the images show something.")
     import scipy.linalg  # only here and for the drift: reading a basis needs none of it
 
     with one_thread():  # as the number of threads decides the order of the sums

@@ -40,8 +40,10 @@ from featurize.recipe import read_request
     help="auto is exact up to a million rows and FAISS's inverted file beyond.",
 )
 @click.option("--raw", is_flag=True, help="Encode the rows again and compare the features before the basis as well.")
-@click.option("--weights", metavar="FILE", help="Weights of the encoder, for --raw. [default: the recipe's]")
-@click.option("--model-args", metavar="ARGS", help="Arguments of timm's model, for --raw. [default: the recipe's]")
+@click.option(
+    "--weights", metavar="FILE", help="Weights of the encoder, for --raw. [default: those it was extracted with]"
+)
+@click.option("--model-args", metavar="ARGS", help="Arguments of the model, for --raw. [default: likewise]")
 def knn_viz(
     recipe: Path | None,
     stores: str | None,
@@ -67,10 +69,8 @@ def knn_viz(
     from featurize.neighbours.knn import knn_viz as run_knn_viz
 
     roots, encoders = _several(stores), _several(encoder)
-    given = {"out": roots[:1], "encoder": encoders[:1], "weights": [weights] if weights else []}
-    overrides: dict[str, Any] = {key: value[0] for key, value in given.items() if value}
-    if model_args is not None:
-        overrides["model_args"] = parse_model_args(model_args)
+    given = {"out": roots[:1], "encoder": encoders[:1]}
+    overrides = {key: value[0] for key, value in given.items() if value}
     features = read_request(recipe, overrides, None).features
     roots, encoders = roots or [features.out], encoders or [features.encoder]
     if len(roots) > 1 and len(encoders) not in (1, len(roots)):
@@ -79,6 +79,9 @@ def knn_viz(
         )
     if raw and max(len(roots), len(encoders)) > 1:
         raise UserError("--raw encodes again with one encoder; name one store root and one encoder.")
+    options: dict[str, Any] = {} if weights is None else {"weights": weights}
+    if model_args is not None:
+        options["model_args"] = parse_model_args(model_args)
     pairs = zip(roots * (len(encoders) if len(roots) == 1 else 1), encoders * (len(roots) if len(encoders) == 1 else 1))
     numbers = run_knn_viz(
         [Compared(resolve_path(root), name) for root, name in pairs],
@@ -88,7 +91,7 @@ def knn_viz(
         _count_of(rows),
         seed,
         index,
-        features if raw else None,
+        options if raw else None,
     )
     _print_neighbours(numbers, out)
 

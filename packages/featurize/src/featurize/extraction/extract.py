@@ -32,7 +32,7 @@ from featurize.extraction.space import check_space
 from featurize.extraction.targets import Targets, check_ledger, crop_rule, other_basis, targets_of, with_basis
 from featurize.io.files import remove_leftovers, resolve_path
 from featurize.io.lock import root_lock
-from featurize.recipe import OWN_BASIS, Features, Request, check_basis_choice
+from featurize.recipe import OWN_BASIS, Features, Request, check_basis_choice, with_absolute_paths
 from featurize.sources import Listing
 from featurize.store.layout import (
     basis_path,
@@ -70,11 +70,11 @@ def extract(
     Interrupted after Ctrl-C, when the blocks in hand are written.
     """
     root = resolve_path(request.features.out)
-    features = with_stored_basis_rows(request.features, root)
+    check_basis_choice(request.features)  # before: images are not held out because one works in a folder named `test`
+    features = with_stored_basis_rows(with_absolute_paths(request.features), root)
     request = request.model_copy(update={"features": features})
     if features.source is None:
         raise UserError("Which pictures? Name a SOURCE, or a recipe (nested.yaml) with features.source.")
-    check_basis_choice(features)
     other = other_basis(features)
     if other is not None:
         load_basis(basis_path(other))

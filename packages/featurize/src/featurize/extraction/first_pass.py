@@ -26,7 +26,7 @@ from featurize.extraction.fit import fitted_basis, merged_moments, provide_basis
 from featurize.extraction.made_on import noting_device
 from featurize.extraction.networks import Networks
 from featurize.extraction.reading import Examined
-from featurize.extraction.scan import Scan, check_bad, examine_rest, finished_table, learn, recall, table_of
+from featurize.extraction.scan import Scan, check_bad, examine, finished_table, learn, recall, table_of
 from featurize.extraction.space import check_space
 from featurize.extraction.targets import targets_of, with_basis
 from featurize.images.crop import CropRule
@@ -73,14 +73,19 @@ def first_pass(
     scan = Scan(root, listing.images, crop, features.max_bad, features.strict, folder / "examined")
     left_out = _begin(folder, listing, scan, features.decoder)
     recall(scan)
+    if left_out:
+        examine(scan, run, left_out)
+        if not set(left_out) <= set(_without_row(scan)):  # the basis was fitted without one that can be read now
+            log.warning("Pictures could not be read that can be read now; the first pass over all of them begins anew.")
+            remove_draft(root)
+            left_out = _begin(folder, listing, scan, features.decoder)
     draft = targets_of(request, folder, networks, _as_known(scan, {}, features, listing)[0])
     check_space(draft, root)
     base, z0 = (not _exists(spec, root) for spec in (draft.base, draft.z0))
     if base:
         provide_basis(draft.base, draft.other, partial(_fitted, scan, features, listing, run, journal))
     if left_out is None:
-        refused = table_of(scan, scan.known)["row"].is_null().to_numpy()
-        left_out = _leave_out(folder, np.flatnonzero(refused).tolist())
+        left_out = _leave_out(folder, _without_row(scan))
     if base or z0:
         ledger, positions = _as_known(scan, dict.fromkeys(left_out, LEFT_OUT), features, listing)
         draft = noting_device(targets_of(request, folder, networks, ledger), features, device)
@@ -96,7 +101,7 @@ def first_pass(
         )
         if base and is_local(draft.base.path):
             to_disk(blocks_folder(draft.base.path))  # the moments' names
-    examine_rest(scan, run)
+    examine(scan, run, range(len(scan.images)))
     table = finished_table(scan)
     return table.replace_schema_metadata({UNJUDGED: features.decoder}) if features.decoder == "nvjpeg" else table
 
@@ -104,6 +109,11 @@ def first_pass(
 def _exists(draft: ArraySpec, root: Path) -> bool:
     """Whether a root has the array of a draft already."""
     return existing_metadata(root / draft.path.relative_to(first_pass_folder(root))) is not None
+
+
+def _without_row(scan: Scan) -> list[int]:
+    """The positions of the images that have no row, by what is known so far."""
+    return np.flatnonzero(table_of(scan, scan.known)["row"].is_null().to_numpy()).tolist()
 
 
 def _as_known(

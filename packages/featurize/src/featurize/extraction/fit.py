@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from functools import reduce
 from hashlib import sha256
 from pathlib import Path
@@ -153,9 +154,10 @@ def check_tolerance(measured: dict[str, Any], base: ArraySpec, tolerance: float)
     """Raises UserError when the basis of a base store loses more than this share of the variance."""
     lost, angle = measured["basis_drift"]["lost_variance"], measured["basis_drift"]["largest_angle_degrees"]
     if lost > tolerance:
+        enough = float(Context(prec=2, rounding=ROUND_CEILING).create_decimal(lost))
         raise UserError(
             f"The basis, fitted on {base.provenance['basis']['rows']} pictures, loses {lost:.2%} of the variance that the best "
             f"one for all pictures keeps (largest angle {angle:.1f} degrees), more than --basis-tolerance {tolerance:.2%}. What "
-            f"is written is kept: accept it with --basis-tolerance {lost * 1.01:.2g}, or fit on more pictures (a larger "
-            f"--basis-rows) with another --out, or after removing {base.path.parent}."
+            f"is written is kept: accept it by `featurize extract` with --basis-tolerance {enough:g}, or fit on more pictures "
+            f"(a larger --basis-rows) with another --out, or after removing {base.path.parent}."
         )

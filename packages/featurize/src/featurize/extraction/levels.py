@@ -21,7 +21,7 @@ from featurize.errors import UserError
 from featurize.execution.tasks import Run, in_order, ordered_map
 from featurize.recipe import Shape
 from featurize.store.layout import base_path, basis_path, has_metadata, is_sealed, level_path, root_of, shape_name
-from featurize.store.metadata import ArrayMetadata, ArraySpec, read_metadata
+from featurize.store.metadata import ArrayMetadata, ArraySpec, existing_metadata, read_metadata
 from featurize.store.read import open_array, read_block, read_sealed_metadata
 from featurize.store.seal import seal
 from featurize.store.write import prepare, write_block
@@ -169,7 +169,11 @@ def level_task(spec: ArraySpec, block: int) -> LevelTask:
 
 def _check_fits(base: ArrayMetadata, path: Path, shape: Shape) -> None:
     _, _, height, width, channels = base.shape
-    name = shape_name(shape)
+    name, there = shape_name(shape), existing_metadata(level_path(path.parent, shape))
+    if there is not None and there.attributes["kind"] != "level":
+        raise UserError(
+            f"The level {name} would be where z_0 is, as the codec has the name of the encoder of {path}; ask for another shape."
+        )
     if shape[0] > height or shape[1] > width:
         raise UserError(f"The level {name} is larger than the {height}x{width} grid of {path}; ask for a smaller one.")
     if shape[2] > channels:

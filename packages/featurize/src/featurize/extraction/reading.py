@@ -19,6 +19,8 @@ from featurize.sources import SourceImage, read_in_order
 
 Reader = Callable[[], bytes]
 
+DENIED = "the file may not be read: permission is denied"
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -68,7 +70,7 @@ def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0, deco
     except FileNotFoundError:
         examined = Examined("the file is not there")
     except PermissionError:
-        examined = Examined("the file may not be read: permission is denied")
+        examined = Examined(DENIED)
     return FirstLook(examined, decoded, read_at - start, time.perf_counter() - read_at)
 
 

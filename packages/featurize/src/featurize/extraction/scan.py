@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from decimal import Decimal
@@ -23,7 +23,7 @@ from featurize.execution.decoders import decoded
 from featurize.execution.devices import decoders
 from featurize.execution.tasks import Run
 from featurize.extraction.loader import ROWS_PER_JOB
-from featurize.extraction.reading import Examined, first_look, readers
+from featurize.extraction.reading import DENIED, Examined, first_look, readers
 from featurize.images.crop import SQUARE, CropRule
 from featurize.io.files import atomic_write, read_json, resolve_path, write_json
 from featurize.recipe import OWN_BASIS, Features
@@ -178,7 +178,7 @@ def scan(
 ) -> pa.Table:
     """A line for each image, all of them decoded. Raises UserError for more refused ones than `max_bad`."""
     under_way = Scan(root, images, crop, max_bad, strict)
-    examine_rest(under_way, run)
+    examine(under_way, run, range(len(images)))
     return finished_table(under_way)
 
 
@@ -193,7 +193,8 @@ def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | No
     _enter(scan, new)
     if scan.folder is not None:
         name = hashlib.sha256(repr(sorted(new)).encode()).hexdigest()[:16]
-        lines = [[position, *astuple(one)] for position, one in new.items()]
+        # Permissions may be mended without a change of the listing, so the next run tries those files again.
+        lines = [[position, *astuple(one)] for position, one in new.items() if one.reason != DENIED]
         path = scan.folder / f"{name}.json"
         # `recall` passes over a damaged one.
         write_json(path, {"examined": lines}, wait_for_name=False, wait_for_content=False)
@@ -214,9 +215,9 @@ def _enter(scan: Scan, new: Mapping[int, Examined]) -> None:
     scan.refused.update(position for position, one in new.items() if one.refusal(scan.strict))
 
 
-def examine_rest(scan: Scan, run: Run) -> None:
-    """Decode every image of which nothing is known yet."""
-    rest = [position for position in range(len(scan.images)) if position not in scan.known]
+def examine(scan: Scan, run: Run, positions: Iterable[int]) -> None:
+    """Decode those of some images of which nothing is known yet."""
+    rest = [position for position in positions if position not in scan.known]
     parts = [rest[start : start + IMAGES_PER_TASK] for start in range(0, len(rest), IMAGES_PER_TASK)]
     tasks = ([scan.images[position] for position in part] for part in parts)
     with tqdm(total=len(rest), desc="reading pictures", unit=" pictures", smoothing=0.1, disable=not rest) as progress:

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurize.basis.svd import Basis, load_basis
 from featurize.codecs import CodecDescription
+from featurize.codecs import kinds as codec_kinds
 from featurize.encoders import EncoderDescription
 from featurize.errors import UserError
 from featurize.extraction.captions import captions_spec, offsets_spec
@@ -69,7 +70,7 @@ class Targets:
 
 
 def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger) -> Targets:
-    """Raises UserError for levels that the encoder can't give, and for a basis that is not there."""
+    """Raises UserError for levels that the encoder can't give or that have `z_0`'s path, and for a basis that is not there."""
     features = request.features
     check_decoder(features, networks, parse_rule(ledger.crop))
     channels = base_channels(request, networks.encoder.name, networks.encoder.grid, networks.encoder.channels)
@@ -77,10 +78,17 @@ def targets_of(request: Request, root: Path, networks: Networks, ledger: Ledger)
         ledger.rows, features.views, networks.encoder, channels, networks.codec
     )
     folder = encoder_folder(root, features.encoder)
+    z0 = _z0_spec(root, ledger, features, rows_per_block, networks.codec)
+    shared = next((shape for shape in request.levels if level_path(folder, shape) == z0.path), None)
+    if shared is not None:
+        raise UserError(
+            f"The level {shape_name(shared)} and z_0 would both be {z0.path.relative_to(root)}, as encoder and codec have one "
+            "name; give one of them another shape."
+        )
     return Targets(
         labels=_labels_spec(root, ledger, rows_per_block),
         base=_base_spec(folder, ledger, features, rows_per_block, networks.encoder, channels),
-        z0=_z0_spec(root, ledger, features, rows_per_block, networks.codec),
+        z0=z0,
         text=_text_specs(root, ledger, features),
         levels=request.levels,
         other=other_basis(features),
@@ -268,7 +276,7 @@ def _z0_spec(root: Path, ledger: Ledger, features: Features, rows_per_block: int
                 "z0_weights": features.z0_weights,
                 # Not in stores of earlier versions, which are float32.
                 **({} if features.z0_precision == "float32" else {"z0_precision": features.z0_precision}),
-                "z0_scale": None if codec.name == "pixels" else codec.attributes["scale"],
+                "z0_scale": codec.attributes["scale"] if codec_kinds()[codec.name].needs_weights else None,
                 "views": features.views,
             },
         },

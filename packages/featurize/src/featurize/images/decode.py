@@ -31,6 +31,9 @@ OTHER_FORMATS = (
 )
 # Where Pillow begins to warn of bombs. An image of this size needs about a gigabyte: 4 bytes a pixel, thrice at most.
 MAX_PIXELS = 89_478_485
+# Long side to short side. Some crops resize the whole image until its short side is the network's: at 512 pixels this is a
+# gigabyte as well, of an image whose crop shows a thousandth of it.
+MAX_ASPECT = 1000
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -95,11 +98,9 @@ def examine(data: bytes, profile: Profile = "ignore", least: int = 0) -> Decoded
                 silence_libtiff()
             image.load()
             mode = image.mode
-        turn = _turn(image)
-        upright = _to_rgb(pixels, image, profile)
         width, height = image.size
-        size = (height, width) if turn in SIDEWAYS else (width, height)
-        return Decoded(upright if turn is None else upright.transpose(turn), mode, size, warning)
+        size = (height, width) if _turn(image) in SIDEWAYS else (width, height)
+        return Decoded(upright_rgb(pixels, image, profile), mode, size, warning)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -137,6 +138,10 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(
             f"{image.width} x {image.height} pixels are too many, the limit is {MAX_PIXELS // 10**6} million"
         )
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadImage(
+            f"{image.width} x {image.height} pixels are a line: one side is over {MAX_ASPECT} times the other"
+        )
     return image
 
 
@@ -157,14 +162,18 @@ def _why_unknown(data: bytes) -> str:
     return f"no picture of a known format, or its header is damaged; it starts with {data[:8]!r}"
 
 
-def _to_rgb(pixels: Image.Image, image: Image.Image, profile: Profile) -> Image.Image:
-    """The pixels as RGB; `image` is the file they come from."""
+def upright_rgb(pixels: Image.Image, image: Image.Image, profile: Profile) -> Image.Image:
+    """Loaded pixels as RGB, turned upright, as `decode` says; `image` is the file they come from, with its orientation and
+    colour profile. Raises BadImage for grey values of unknown scale."""
     if pixels.mode.startswith("I;16") or pixels.mode in ("I", "F"):
         pixels = grey_to_8_bits(pixels)
     embedded = image.info.get("icc_profile") if profile == "srgb" else None
     if embedded:
-        return to_srgb(pixels, embedded)
-    return pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+        pixels = to_srgb(pixels, embedded)
+    elif pixels.mode != "RGB":
+        pixels = pixels.convert("RGB")
+    turn = _turn(image)
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

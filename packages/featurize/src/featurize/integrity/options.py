@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from featurize.codecs import describe_codec
 from featurize.encoders import describe_encoder
 from featurize.errors import UserError
 from featurize.execution.progress import last_request
-from featurize.extraction.networks import encoder_spec
+from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.recipe import Features
 from featurize.store.layout import log_path, root_of
 from featurize.store.metadata import ArraySpec
@@ -26,10 +27,13 @@ def requested_features(root: Path) -> Features | None:
 
 
 def features_of(spec: ArraySpec) -> Features:
-    """The options that a base store or `z_0` was made with. Raises UserError when the encoder is another now."""
+    """The options that a base store or `z_0` was made with. Raises UserError when the encoder or codec is another now."""
     features = Features(out="", **spec.attributes["options"])
     if spec.kind == "base":
-        _check_same(spec, describe_encoder(encoder_spec(features)).identity, features.encoder, features.weights)
+        identity = describe_encoder(encoder_spec(features)).identity
+        _check_same(spec, "encoder", identity, features.encoder, features.weights)
+    else:
+        _check_same(spec, "codec", describe_codec(codec_spec(features)).identity, features.z0, features.z0_weights)
     return features
 
 
@@ -40,12 +44,13 @@ def text_encoder_of(spec: ArraySpec) -> TextSpec:
         features = requested_features(root_of(spec.path))
         options = {"text": "clip", "text_weights": None if features is None else features.text_weights}
     encoder = TextSpec(options["text"], options["text_weights"])
-    _check_same(spec, describe_text_encoder(encoder).identity, f"text encoder {encoder.name}", encoder.weights)
+    identity = describe_text_encoder(encoder).identity
+    _check_same(spec, "encoder", identity, f"text encoder {encoder.name}", encoder.weights)
     return encoder
 
 
-def _check_same(spec: ArraySpec, identity: dict[str, Any], network: str, weights: str | None) -> None:
-    stored = spec.provenance["encoder"]
+def _check_same(spec: ArraySpec, kind: str, identity: dict[str, Any], network: str, weights: str | None) -> None:
+    stored = spec.provenance[kind]
     changed = [key for key in sorted(stored) if identity.get(key) != stored[key]]
     if changed:
         raise UserError(

@@ -275,18 +275,22 @@ def _entries(folder: str) -> list[tuple[str, File | None]]:
             )
     else:
         with os.scandir(folder) as entries:
-            found = [(entry.name, None if entry.is_dir() else _file_of_entry(entry)) for entry in entries]
+            found = [(entry.name, _file_of_entry(entry)) for entry in entries]
     return sorted(
         (pair for pair in found if not pair[0].startswith(".")), key=lambda pair: pair[0] if pair[1] else f"{pair[0]}/"
     )
 
 
-def _file_of_entry(entry: os.DirEntry[str]) -> File:
+def _file_of_entry(entry: os.DirEntry[str]) -> File | None:
+    address = address_of(entry.path)
     try:
-        status = entry.stat()
+        return None if entry.is_dir() else _file_of_status(address, entry.stat())
     except FileNotFoundError:  # a broken link: the ledger will say so
-        return File(address_of(entry.path), 0, 0)
-    return _file_of_status(address_of(entry.path), status)
+        return File(address, 0, 0)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return File(address, 0, 0, is_plain=False)  # a link in a circle
 
 
 def _file_of_status(address: str, status: os.stat_result) -> File:

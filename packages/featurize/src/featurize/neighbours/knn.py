@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from featurize.errors import UserError
+from featurize.images.decode import Profile
 from featurize.io.files import write_json
 from featurize.neighbours.overlap import draw_overlap, overlap_matrix
-from featurize.neighbours.pixels import raw_features, raw_pixels, thumbnail
+from featurize.neighbours.pixels import profile_of, raw_features, raw_pixels, thumbnail
 from featurize.neighbours.search import chance_agreement, label_agreement, search_process, without_copies
 from featurize.neighbours.sheet import THUMBNAIL, Line, Panel, draw_sheet
 from featurize.neighbours.spaces import PIXEL_SIDE, Space, encoder_spaces, image_spaces
-from featurize.recipe import Features
+from featurize.store.layout import base_path, encoder_folder
 from featurize.store.ledger import Ledger, read_ledger
 
 DUPLICATE    = 0.98  # correlation of pixels from which two images count as the same    # fmt: skip
@@ -46,15 +47,18 @@ def knn_viz(
     max_rows: int | None,
     seed: int,
     index: str = "auto",
-    raw: Features | None = None,
+    raw: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the sheet `out`, the matrix `<out>-overlap.png` and the numbers beside them (`.json`); the numbers.
 
     `max_rows` rows (None: all), chosen by keyed hash, are compared with each other in every space, so the numbers are
     comparable; all `compared` must hold the same images. `index` is that of `neighbours.nearest`. With `raw` the rows
-    are encoded again, and the encoder's features before the basis are a space as well.
+    are encoded again, and the encoder's features before the basis are a space as well; `raw` holds options that go over those
+    the encoder was extracted with, like `weights`.
     """
+    compared = list(dict.fromkeys(compared))
     ledger = _common_ledger(compared)
+    icc = profile_of(base_path(encoder_folder(compared[0].root, compared[0].encoder)))
     if ledger.rows < 3:
         raise UserError(f"{compared[0].root} holds {ledger.rows} rows; neighbours need three at least.")
     chosen = _by_hash(ledger, seed)[:max_rows]
@@ -66,7 +70,7 @@ def knn_viz(
     count = min(AGREEMENT_AT, len(rows) - 1)
 
     with tempfile.TemporaryDirectory(prefix="knn-viz-") as folder, search_process() as nearest:
-        spaces = _spaces(compared, ledger, rows, raw, Path(folder))
+        spaces = _spaces(compared, ledger, rows, icc, raw, Path(folder))
         names = _names(spaces)
         everything = np.union1d(measured, shown)
         copies = min(MAX_COPIES, int(np.bincount(images)[images[everything]].max()))
@@ -74,7 +78,7 @@ def knn_viz(
         nearest_of: dict[str, np.ndarray] = {}
         indexes: dict[str, dict[str, Any]] = {}
         lines: dict[str, list[Line]] = {}
-        pixels = Thumbnails(ledger, rows)
+        pixels = Thumbnails(ledger, rows, icc)
         for name, space in zip(names, spaces, strict=True):
             # Twice too many for the sheet: there also images that nearly equal the query are left out.
             near = nearest(space, everything, max(AGREEMENT_AT, 2 * neighbours + 8) + copies, index)
@@ -128,20 +132,32 @@ def _common_ledger(compared: Sequence[Compared]) -> Ledger:
 
 
 def _spaces(
-    compared: Sequence[Compared], ledger: Ledger, rows: np.ndarray, raw: Features | None, folder: Path
+    compared: Sequence[Compared],
+    ledger: Ledger,
+    rows: np.ndarray,
+    icc: Profile,
+    raw: dict[str, Any] | None,
+    folder: Path,
 ) -> list[Space]:
     spaces: list[Space] = []
-    same_encoder = len({one.encoder for one in compared}) < len(compared)
-    for one in compared:
+    for one, group in zip(compared, _groups(compared), strict=True):
         if raw is not None:
-            spaces.append(raw_features(one.root, ledger, raw, rows, folder))
-        group = f"{one.root.name} {one.encoder}" if same_encoder else one.encoder
+            spaces.append(raw_features(one.root, one.encoder, raw, ledger, rows, folder))
         spaces += encoder_spaces(one.root, one.encoder, group, rows)
     image_based = [space for root in dict.fromkeys(one.root for one in compared) for space in image_spaces(root, rows)]
     image_based = list({space.name: space for space in image_based}.values())
     if all(space.name != "raw pixels" for space in image_based) and len(rows) <= PIXEL_ROWS:
-        image_based.append(raw_pixels(ledger, rows, folder))
+        image_based.append(raw_pixels(ledger, rows, icc, folder))
     return spaces + image_based
+
+
+def _groups(compared: Sequence[Compared]) -> list[str]:
+    """What each is called: its encoder, after as many of the last parts of its root's path as tell them apart."""
+    parts, names = 0, [one.encoder for one in compared]
+    while len(set(names)) < len(names):
+        parts += 1
+        names = [f"{'/'.join(one.root.parts[-parts:])} {one.encoder}" for one in compared]
+    return names
 
 
 def _names(spaces: Sequence[Space]) -> list[str]:
@@ -180,8 +196,8 @@ def _image_numbers(ledger: Ledger, rows: np.ndarray) -> np.ndarray:
 class Thumbnails:
     """Images at positions among the compared rows, each decoded when it is first used."""
 
-    def __init__(self, ledger: Ledger, rows: np.ndarray) -> None:
-        self._image = lru_cache(maxsize=4096)(lambda position: thumbnail(ledger, int(rows[position]), THUMBNAIL))
+    def __init__(self, ledger: Ledger, rows: np.ndarray, icc: Profile) -> None:
+        self._image = lru_cache(maxsize=4096)(lambda position: thumbnail(ledger, int(rows[position]), THUMBNAIL, icc))
 
     def thumbnail(self, position: int, side: int) -> np.ndarray:
         image = self._image(int(position))

@@ -55,13 +55,14 @@ def _line(path: Path, root: Path) -> tuple[int, tuple[str, ...]]:
         metadata = read_metadata(path)
         spec = spec_of(path, metadata)
         versions = metadata.attributes["versions"]
+        digest = str(read_seal(path)["sha256"]) if is_sealed(path) else None
     except (UserError, OSError, KeyError):
         return 0, (name, "", "", "damaged; see `featurize verify`", "")
-    written = spec.blocks if is_sealed(path) else len(written_blocks(path))
+    written = len(written_blocks(path)) if digest is None else spec.blocks
     size = int(metadata.nbytes * written / spec.blocks)
-    if is_sealed(path):
+    if digest is not None:
         when = datetime.fromtimestamp(seal_path(path).stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M")
-        state = f"sealed {str(read_seal(path)['sha256'])[:12]} {when}"
+        state = f"sealed {digest[:12]} {when}"
     elif blocks_folder(path).exists():
         state = f"unfinished, {written} of {spec.blocks} blocks"
     else:

@@ -19,7 +19,7 @@ from featurize.store.layout import (
     written_blocks,
 )
 from featurize.store.ledger import read_ledger
-from featurize.store.metadata import read_metadata
+from featurize.store.metadata import read_metadata, spec_or_none
 
 
 def status(request: Request) -> str:
@@ -60,14 +60,17 @@ def _wanted(request: Request, root: Path) -> Iterator[tuple[str, Path | None]]:
     """The arrays that a recipe asks for; None for a z_0 of which nothing is there, as only its weights tell its shape."""
     folder = encoder_folder(root, request.features.encoder)
     yield "base store", base_path(folder)
-    yield "z_0", next((path for path in list_arrays(root) if path.parent.name == _codec(request.features)), None)
+    yield "z_0", _z0(request.features, root)
     yield from ((f"z_{number}", level_path(folder, shape)) for number, shape in enumerate(request.levels, 1))
     if request.features.text is not None:
         yield "captions", next((path for path in list_arrays(root) if path.parent.name == "text"), None)
 
 
-def _codec(features: Features) -> str:
-    return features.z0.partition(":")[0]
+def _z0(features: Features, root: Path) -> Path | None:
+    """An encoder of the codec's name has its arrays in the same folder; one that is damaged may be `z_0`."""
+    folder = root / features.z0.partition(":")[0]
+    specs = ((path, spec_or_none(path)) for path in list_arrays(root) if path.parent == folder)
+    return next((path for path, spec in specs if spec is None or spec.kind == "z0"), None)
 
 
 def _state(array: Path | None, root: Path) -> tuple[str, str | None]:

@@ -22,7 +22,8 @@ STORE_MARK = "rows.parquet"  # in every store root: what lies there was made by 
 def list_folder(query: Query) -> Listing:
     """Every image below a folder, by sorted path. The folders directly in it that hold images are the classes, in sorted order.
 
-    A file of ANNOTATION_FILES directly in the folder gives labels or captions instead; a `.txt` beside an image is its caption.
+    A file of ANNOTATION_FILES directly in the folder gives labels or captions instead; where none gives captions, a `.txt` beside
+    an image is its caption.
     """
     root = existing_folder(query.address)
     return list_tree(root, read_classes(query.classes) if query.classes else None, query.limit)
@@ -46,7 +47,8 @@ def list_tree(root: str, chosen: Sequence[str] | None, limit: int | None) -> Lis
         images, more = annotated
         remarks += more
         classes = annotations.classes if annotations.labels else classes
-    elif any(image.key.rpartition(".")[0] in tree.texts for image in images):
+    in_tables = annotations is not None and any(annotations.captions.values())
+    if not in_tables and any(_stem(image) in tree.texts for image in images):
         images, more = _with_sidecars(images, tree)
         remarks += more
     elif tree.texts:
@@ -73,7 +75,8 @@ class _Tree:
 
 
 def _walked(root: str, folders: list[str] | None, limit: int | None) -> _Tree:
-    """Everything below `root`, or below some folders directly in it, up to the first images, `limit` of them."""
+    """Everything below `root`, or below some folders directly in it, up to the first images, `limit` of them, and what lies
+    before the next one: the text beside the last."""
     tree = _Tree()
     with tqdm(desc="listing", unit=" pictures", delay=2) as progress:
         for path, file in walk(root, folders):
@@ -84,13 +87,13 @@ def _walked(root: str, folders: list[str] | None, limit: int | None) -> _Tree:
             elif not file.is_plain:
                 tree.others["of no plain file"] += 1
             elif extension.lower() in EXTENSIONS and stem:
+                if len(tree.images) == limit:
+                    tree.whole = False
+                    break
                 top, slash, _ = path.partition("/")
                 label = tree.tops.setdefault(top, len(tree.tops)) if slash else None
                 tree.images.append(SourceImage(key, file.address, 0, file.size, label, (), file.version))
                 progress.update()
-                if limit is not None and len(tree.images) >= limit:
-                    tree.whole = False
-                    break
             elif extension == "txt":
                 tree.texts[printable(stem)] = file
             else:
@@ -166,7 +169,7 @@ def _remarks_on_classes(root: str, names: list[str], whole: bool) -> list[str]:
 
 def _with_sidecars(images: list[SourceImage], tree: _Tree) -> tuple[list[SourceImage], list[str]]:
     """The images with the captions in the text files beside them, and remarks."""
-    beside = [tree.texts.pop(image.key.rpartition(".")[0], None) for image in images]
+    beside = [tree.texts.pop(_stem(image), None) for image in images]
     odd = Oddities()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         texts = pool.map(lambda file: read_sidecar(file) if file else b"", beside)
@@ -177,3 +180,8 @@ def _with_sidecars(images: list[SourceImage], tree: _Tree) -> tuple[list[SourceI
     if tree.texts and tree.whole:
         remarks.insert(0, f"{len(tree.texts):,} .txt files are beside no picture (first: {min(tree.texts)}.txt).")
     return captioned, remarks
+
+
+def _stem(image: SourceImage) -> str:
+    """The image's key without its extension, as `_Tree.texts` names what lies beside it."""
+    return image.key.rpartition(".")[0]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurize.errors import UserError
-from featurize.io.addresses import existing_folder, is_folder, is_remote, subfolders
+from featurize.io.addresses import existing_folder, is_folder, is_remote, local_path, subfolders
 from featurize.sources.class_lists import WNID, read_classes
 from featurize.sources.folders import holds_images, list_tree
 from featurize.sources.listing import Listing, Query, SourceImage, split_in
@@ -114,8 +114,11 @@ def _list_flat(root: str, query: Query) -> Listing:
 def _list_tars(query: Query) -> Listing:
     """Shards with integer `.cls`, or with wnids in the keys (`n01440764_10026`); the official tar files as they are."""
     listing = list_shards(replace(query, limit=None if query.classes else query.limit))
+    if not listing.images:
+        return listing
     if all(VAL_NAME.match(image.key) and image.label is None for image in listing.images):
-        wnids, remark = _val_wnids(str(Path(listing.images[0].source).parent), listing.images)
+        folder = local_path(listing.images[0].source).rpartition("/")[0]
+        wnids, remark = _val_wnids(folder, listing.images)
         return _chosen(query, listing, wnids, (remark,))
     wnids = [_wnid_of(image) for image in listing.images]
     if not any(wnids):
@@ -144,7 +147,12 @@ def _wnid_of(image: SourceImage) -> str | None:
 
 def _val_wnids(folder: str, images: Sequence[SourceImage]) -> tuple[list[str | None], str]:
     """The wnid of each official validation image, and a remark that names the file of them."""
-    truth = None if is_remote(folder) else find_val_labels(Path(folder))
+    if is_remote(folder):
+        raise UserError(
+            f"The labels of the images in {folder} can't be found, as their files are read on this machine only; copy the images "
+            "here, with a file of their labels beside them, or name shards that have .cls."
+        )
+    truth = find_val_labels(Path(folder))
     if truth is None:
         raise UserError(
             f"The labels of the images in {folder} are not beside them; copy there LOC_val_solution.csv, "

@@ -84,6 +84,7 @@ def read_in_order(images: Sequence[SourceImage]) -> Iterator[Callable[[], bytes]
     )
     for image, is_file in zip(images, in_files):
         yield next(ahead) if is_file else partial(read, image)
+    next(ahead, None)  # to its end: what is still being read is given up where it is left before
 
 
 def _gaps(images: Sequence[SourceImage]) -> list[str]:

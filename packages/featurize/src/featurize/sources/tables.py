@@ -48,7 +48,7 @@ def _of_json_lines(address: str, text: str) -> Iterator[tuple[int, dict[str, obj
 def _of_tabs(address: str, text: str, column: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Flickr30k's `picture.jpg#0 <tab> caption`; of Tiny-ImageNet's lines the name and the wnid after it."""
     for number, line in _lines(text):
-        name, tab, value = line.strip().partition("\t")
+        name, tab, value = line.strip("\r\n").partition("\t")
         if not tab:
             raise UserError(f"Line {number} of {address} has no tab; each line is an image's name, a tab, a {column}.")
         value = value.partition("\t")[0] if column == "label" else value

@@ -39,9 +39,9 @@ def open_sealed(path: Path) -> zarr.Array:
 def read_sealed_metadata(path: Path) -> ArrayMetadata:
     """The metadata of a finished array. Raises UserError when it is missing, unfinished or damaged (of chunks only the sizes
     are compared)."""
-    if not has_metadata(path):
-        raise UserError(f"There is no store at {path}; `featurize extract` or `featurize levels` makes it.")
     if not is_sealed(path):
+        if not has_metadata(path):
+            raise UserError(f"There is no store at {path}; `featurize extract` or `featurize levels` makes it.")
         raise UserError(f"The store {path} is unfinished; run the command that was making it again, it goes on.")
     metadata = read_metadata(path)
     if metadata.attributes.get("format") != FORMAT:

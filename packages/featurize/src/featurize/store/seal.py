@@ -83,9 +83,9 @@ def seal(
 def read_seal(array: Path) -> dict[str, Any]:
     """The seal of an array. Raises UserError for a damaged one, OSError where there is none."""
     document = read_json(seal_path(array))
-    unknown = document.keys() - KEYS
-    digest = document.pop(OWN_DIGEST, None)
-    if unknown or digest not in (None, json_sha256(document)):
+    known = isinstance(document, dict) and document.keys() <= KEYS
+    digest = document.pop(OWN_DIGEST, None) if known else None
+    if not known or digest not in (None, json_sha256(document)):
         raise UserError(f"The seal {seal_path(array)} is damaged; run `featurize repair` to fix it.")
     return document
 

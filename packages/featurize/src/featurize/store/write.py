@@ -18,6 +18,7 @@ from featurize.store.layout import (
     is_sealed,
     metadata_path,
     record_path,
+    seal_path,
     written_blocks,
 )
 from featurize.store.metadata import (
@@ -104,9 +105,10 @@ def check_fingerprint(spec: ArraySpec) -> None:
     if stored.get("fingerprint") != spec.fingerprint:
         provenance = stored.get("provenance")
         changed = _differences(provenance if isinstance(provenance, dict) else {}, spec.provenance)
+        beside = seal_path(spec.path) if is_sealed(spec.path) else blocks_folder(spec.path)
         raise UserError(
-            f"{spec.path} holds something made in another way (differs in: {', '.join(changed)}); "
-            "choose another --out, or remove it first."
+            f"{spec.path} holds something made in another way (differs in: {', '.join(changed)}); choose another --out, or "
+            f"remove it and {beside} first."
         )
 
 

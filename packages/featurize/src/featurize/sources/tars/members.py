@@ -62,6 +62,8 @@ def _members(
 
     A tar in it, as ImageNet's official one has for each class, is opened too.
     """
+    if start == end:
+        raise _cut_short(shard, 0, f"{folder.rstrip('/') or 'it'} is empty")
     file.seek(start)
     magic = file.read(6)
     kind = next((kind for mark, kind in COMPRESSED.items() if magic.startswith(mark)), None)
