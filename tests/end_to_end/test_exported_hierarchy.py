@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,37 @@ def test_exported_again_it_keeps_what_encodes_further_images(experiment: Path, t
     assert len(files) == 10  # of four arrays metadata and seal, the basis, the recipe
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (model / file).read_bytes(), file
+
+
+def test_a_vae_of_one_s_own_encodes_further_images(run: Run, tmp_path: Path) -> None:
+    """The export has it, with its description beside it: a folder that is not there any more."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    shutil.copytree(files("featurize") / "weights" / "tiny_vae", here / "my-vae")
+    features = RECIPE["features"] | {"z0": "vae:16", "z0_weights": "my-vae", "limit": 8}
+    levels = [{"shape": "4x4x8"}, {"shape": "2x2x8", "sigma": 0.5}]
+    (here / "nested.yaml").write_text(json.dumps(RECIPE | {"features": features, "levels": levels}))
+    run(here, "featurize", "extract", "--workers", 0)
+    for level in range(2):
+        run(here, "nestgen", "train", "--level", level)
+    run(here, "nestgen", "export", "runs/small", "--out", elsewhere / "model")
+    shutil.rmtree(here)
+    words = ("--limit", 2, "--recipe", "model/features/nested.yaml", "--out", "mine", "--workers", 0)
+    run(elsewhere, "featurize", "extract", "scenes:16", *words)
+    run(
+        elsewhere,
+        "nestgen",
+        "sample",
+        "--pretrained",
+        "model",
+        "--like",
+        1,
+        "--store",
+        "mine",
+        "--count",
+        2,
+        "--out",
+        "s",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,7 @@ def test_bad_states(run: Run, experiment: Experiment) -> None:
         (("train", "--level", "3"), "error: level 3 is not within 0..2"),
         (("train", "--level", "2", "--depth", "2"), "error: level 2 is not within 0..1"),
         (("train", "--level", "0", "--depth", "9"), "error: depth 9 is not within 1..3"),
+        (("train", "--level", "7", "--verify"), "error: level 7 is not within 0..2"),
     ]:
         code, _, errors = run(*args)
         assert code == 1
@@ -173,6 +174,27 @@ def test_every_help_ends_with_an_example_that_can_be_called(name: str) -> None:
     assert last.startswith(f"Example: nestgen {name}"), last
     with click.Context(command) as context:
         command.parse_args(context, shlex.split(last.removeprefix(f"Example: nestgen {name}")))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("sample", "--out", "s", "--store", "x"),
+        ("hierarchy", "--store", "x"),
+        ("hierarchy", "--over-depth", "--freeze-from", "1"),
+        ("hierarchy", "--over-depth", "--kept", "card.json"),
+        ("compare", "card.json", "--space", "z_0"),
+        ("compare", "card.json", "--score", "kid"),
+        ("evaluate", "--samples", "s", "--encoder", "tiny"),
+        ("evaluate", "--samples", "s", "--level-shape", "1x1x64"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(run: Run, trained: Experiment, args: tuple[str, ...]) -> None:
+    trained()
+    code, _, errors = run(*args)
+    assert code == 2
+    assert args[-2] in errors.splitlines()[-1]
+    assert not Path("s").exists()
 
 
 @pytest.mark.parametrize("args", [("train",), ("train", "--level", "x"), ("nothing",), ("train", "--levle", "0")])

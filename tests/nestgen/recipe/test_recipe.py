@@ -151,6 +151,7 @@ def test_numbers_and_words_are_read_as_written(load: Callable[..., Recipe]) -> N
         ({"training": {"steps": 1.5}}, "training.steps should be a valid integer, found 1.5"),
         ({"training": {"steps": True}}, "training.steps should be a valid integer, found True"),
         ({"training": {"steps": 0}}, "training.steps should be greater than 0, found 0"),
+        ({"training": {"preview": 1}}, "training.preview should be 0, for no previews, or 2 samples or more"),
         ({"training": {"lr": "fast"}}, "training.lr should be a valid number, found 'fast'"),
         ({"training": {"lr": float("nan")}}, "training.lr should be a finite number, found nan"),
         ({"training": {"betas": [0.9, 1.0]}}, "training.betas[1] should be less than 1, found 1.0"),

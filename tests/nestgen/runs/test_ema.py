@@ -71,6 +71,15 @@ def test_other_lengths_are_combinations_of_snapshots(length: float) -> None:
     assert found.sum() == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("every", "step", "length"), [(500, 1500, 0.2), (500, 1500, 0.03), (500, 1250, 0.05), (1500, 1500, 0.2)]
+)
+def test_few_snapshots_still_average(every: int, step: int, length: float) -> None:
+    """What all snapshots have in common, as buffers are, stays as it is."""
+    profiles, _ = snapshots(1500, every)
+    assert combination(profiles, Profile(step, length)).sum() == pytest.approx(1, abs=1e-12)
+
+
 def test_a_stored_length_is_itself(experiment: Callable[..., Path]) -> None:
     recipe = load_recipe(
         experiment(
@@ -100,7 +109,8 @@ def test_a_stored_length_is_itself(experiment: Callable[..., Path]) -> None:
         torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-5)
     for length, step, name, says in [
         (0.3, None, "x", "--length is 0.3; give one between"),
-        (0.1, 13, "x", r"step 13 is not within 1\.\.12"),
+        (0.1, 13, "x", r"step 13 is not within 4\.\.12"),
+        (0.1, 3, "x", r"step 3 is not within 4\.\.12, the steps of the snapshots"),
         (0.1, None, "toy-0.05", "has a checkpoint; give another --name"),
     ]:
         with pytest.raises(UserError, match=says):

@@ -60,5 +60,8 @@ def test_classes_are_those_of_rows_where_images_are_frozen_to_them(recipe: Recip
     assert labels(FrozenSource(2, root, 7)) == [own[7]] * 3
     assert labels(FrozenSource(2, root, 7), 2) == [2, 2, 2]
     assert len(set(labels(FrozenSource(1)))) == 1
+    few = ImageConditions(0, 2, None, FrozenSource(1, root), {1: open_store(root / "tiny" / "4x4x6.zarr")})
+    label_B = few.labels(range(4))  # of which two are classes that the denoisers do not know
+    assert label_B is not None and own[:4].tolist() == [0, 1, 2, 3] and label_B.tolist() == [0, 1, 2, 2]
     with pytest.raises(UserError, match="no label 4: the denoisers have classes 0 to 3"):
         labels(FrozenSource(1), 4)

@@ -234,12 +234,21 @@ def test_sigma_at_sampling_is_its_own(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path: Path) -> None:
     strong = run_dir(recipe, 2)
-    earlier = strong.parent.parent / "weak" / strong.name
+
+    def earlier(name: str) -> Path:
+        return strong.parent.parent / name / strong.name
+
     checkpoint = newest(strong)
     assert checkpoint is not None
     tensors = checkpoint.load("ema")
     tensors["final_layer.bias"] += 0.5
-    save_checkpoint(earlier, {"ema": tensors}, checkpoint.meta, keep=1)
+    stores, level = checkpoint.meta["stores"], checkpoint.meta["levels"][2]
+    for name, meta in (
+        ("weak", {"stores": stores | {"features": "f"}}),  # what the network was aligned to is no input
+        ("shifted", {"levels": [{}, {}, level | {"shift": 2.0}]}),
+        ("elsewhere", {"stores": stores | {"z2": "f"}}),
+    ):
+        save_checkpoint(earlier(name), {"ema": tensors}, checkpoint.meta | meta, keep=1)
     guided = recipe.with_sampling({"autoguide": [None, None, {"scale": 0.8, "run": "weak"}]})
     top = load_samplers(guided, CPU)[2]
     assert top.weak is not None
@@ -252,6 +261,8 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
         ({"scale": 1, "step": 5}, r"has no checkpoint of step 5, .* \(it has 7\)"),
         ({"scale": 1, "step": 7}, "has the weights it should guide"),
         ({"scale": 1, "run": "nowhere"}, r"no trained denoiser in .*nowhere"),
+        ({"scale": 1, "run": "shifted"}, "shifted.* cannot guide .*: its shift is another"),
+        ({"scale": 1, "run": "elsewhere"}, "elsewhere.* cannot guide .*: its stores is another"),
     ):
         with pytest.raises(UserError, match=sentence):
             load_samplers(recipe.with_sampling({"autoguide": [None, None, autoguide]}), CPU)
@@ -284,8 +295,15 @@ def test_internal_guidance_leads_away_from_the_side_head_in_one_call(
 
 
 def test_internal_guidance_needs_a_side_head(recipe: Recipe) -> None:
-    with pytest.raises(UserError, match=r"has no side head for sampling\.internal_guidance; set training\.side_loss"):
-        load_samplers(recipe.with_sampling({"internal_guidance": {"scale": 1.5}}), CPU)
+    """Whatever the recipe says of the training, whose heads `train --set` may have given or taken."""
+    says = recipe.with_training({"side_loss": 0.25, "align": {}})
+    for changed in (recipe, says):
+        with pytest.raises(
+            UserError, match=r"has no side head for sampling\.internal_guidance; set training\.side_loss"
+        ):
+            load_samplers(changed.with_sampling({"internal_guidance": {"scale": 1.5}}), CPU)
+    z = [sample_images(load_samplers(one, CPU), range(2), ImageConditions(0))[0] for one in (recipe, says)]
+    torch.testing.assert_close(z[0], z[1], rtol=0, atol=0)
 
 
 def test_all_levels_above_condition_where_the_denoisers_were_trained_so(trained: Trained, tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.images import read_images
+from nestgen.locks import open_locks
 from nestgen.recipe.recipe import Recipe, load_recipe
+from nestgen.sampling.blocks import USERS
 from tests.conftest import Begin, Begun
 from tests.nestgen.samples import files, levels, sample_folder
 from tests.nestgen.training_runs import SHRINK
@@ -117,6 +120,30 @@ time.sleep(600)
         ):
             sample_folder(recipe, tmp_path / "new")
     sample_folder(recipe, tmp_path / "new", count=1)  # an empty folder with a lock is no other folder
+
+
+def test_processes_end_with_their_killed_parent_and_hold_the_folder_until_then(
+    recipe: Recipe, tmp_path: Path, begin: Begin
+) -> None:
+    out = tmp_path / "s"
+    command = ("nestgen", "sample", "--count", 12, "--batch-size", 2, "--out", out, "--processes", 2)
+    parent = begin(recipe.root, *command, "--set", "steps=300", before=SHRINK).process
+    while not list(out.glob("latents/z2.blocks/*.json")) and parent.is_alive():
+        time.sleep(0.01)
+    workers = [one for one in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+    assert len(workers) == 2
+    for process in workers:
+        process.suspend()  # in the middle of their blocks of z_1
+    parent.kill()
+    parent.join()
+    locks = open_locks(out)
+    with locks.file:
+        free = locks.lock(USERS)  # then another run would clear the folder
+    for process in workers:
+        process.resume()
+    assert not psutil.wait_procs(workers, 60)[1]
+    assert not free
+    sample_folder(recipe.with_sampling({"steps": 1}), out, count=12, overwrite=True)
 
 
 def no_locks(*arguments: object) -> None:

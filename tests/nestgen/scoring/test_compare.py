@@ -31,7 +31,15 @@ def card(depth: int = 2, sigma: float = 0.5, distance: float = 3.0, seed: int = 
     return {
         "scores": [copy.deepcopy({"space": space, **score}) for space in spaces],
         "protocol": None,
-        "samples": {"recipe": "toy", "depth": depth, "seed": seed, "label": None, "pictures": "png", "levels": levels},
+        "samples": {
+            "recipe": "toy",
+            "depth": depth,
+            "seed": seed,
+            "label": None,
+            "codec": {"name": "pixels", "scale": 1.0},
+            "pictures": "png",
+            "levels": levels,
+        },
     }
 
 
@@ -65,6 +73,7 @@ def test_cards_stand_side_by_side_named_by_what_differs(tmp_path: Path) -> None:
         (("protocol",), "coco30k", "evaluation protocol is None and coco30k"),
         (("samples", "pictures"), "jpg", "image format and rounding is png and jpg"),
         (("samples", "label"), 3, "class of the samples is None and 3"),
+        (("samples", "codec", "scale"), 0.5, r"scale of z_0 is 1\.0 and 0\.5"),
     ],
 )
 def test_unlike_cards_are_refused_with_the_reason(tmp_path: Path, path: tuple[Any, ...], value: Any, why: str) -> None:
@@ -75,6 +84,28 @@ def test_unlike_cards_are_refused_with_the_reason(tmp_path: Path, path: tuple[An
     place[path[-1]] = value
     with pytest.raises(UserError, match=why):
         compare(write(tmp_path, card(), other))
+
+
+def test_cards_are_compared_in_every_space_that_some_have(tmp_path: Path) -> None:
+    """Two of three have an FID, and the first has none."""
+    cards = [card() for _ in range(3)]
+    for one, kind in zip(cards[1:], ("tensorflow", "pytorch-fid")):
+        one["scores"].append(one["scores"][0] | {"space": "Inception", "inception": kind})
+    with pytest.raises(
+        UserError, match=r"1\.json and .*2\.json .*: inception in Inception is tensorflow and pytorch-fid"
+    ):
+        compare(write(tmp_path, *cards))
+    cards[2]["scores"][-1]["inception"] = "tensorflow"
+    assert "Inception: 100 samples" in compare(write(tmp_path, *cards))
+
+
+def test_a_grid_of_cards_without_a_common_space_names_one_that_lacks_it(tmp_path: Path) -> None:
+    first, second, third = card(), card(), card()
+    first["scores"].append(first["scores"][0] | {"space": "Inception"})
+    second["scores"] = second["scores"][:1]
+    third["scores"] = [first["scores"][-1]]
+    with pytest.raises(UserError, match=r"1\.json has no frechet_distance in Inception"):
+        grid(write(tmp_path, first, second, third), None, "frechet_distance", tmp_path / "grid.png")
 
 
 def test_a_card_without_the_way_into_inception_is_tensorflow_s(tmp_path: Path) -> None:

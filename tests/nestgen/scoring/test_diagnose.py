@@ -14,14 +14,16 @@ from nestgen import randomness
 from nestgen.cli.main import main
 from nestgen.files import read_json
 from nestgen.recipe.recipe import Recipe, load_recipe
-from nestgen.sampling.conditions import ImageConditions, Request
+from nestgen.sampling.conditions import ImageConditions, Request, open_conditions
 from nestgen.sampling.descent import sample_images
+from nestgen.sampling.frozen import FrozenSource
 from nestgen.sampling.latents import open_latents
 from nestgen.sampling.sample import sample
 from nestgen.sampling.trained import load_samplers
 from nestgen.scoring.frechet import frechet_distance
 from nestgen.scoring.memorisation import nearest_rows
 from nestgen.stores.hierarchy import open_hierarchy
+from tests.nestgen.captions import write_text
 
 Trained = Callable[..., Path]
 
@@ -75,6 +77,35 @@ def test_too_few_real_rows_are_said(recipe: Recipe, tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["diagnose", "--samples", "many"])
     assert run.exit_code == 1
     assert "has 40 rows, and each of the 41 samples needs one of its own" in run.output.splitlines()[-1]
+
+
+def test_one_sample_has_no_distance(recipe: Recipe, tmp_path: Path) -> None:
+    sample(recipe, tmp_path / "one", Request(1, 0, 1))
+    run = CliRunner().invoke(main, ["diagnose", "--samples", "one"])
+    assert (run.exit_code, "1 samples cannot be scored in z_2: two sets of 2 or more" in run.output) == (1, True)
+
+
+def test_true_levels_have_their_images_captions(
+    trained: Trained, tmp_path: Path, store_writer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "stores" / "toy"
+    text = write_text(root, store_writer, [1] * 40)
+    recipe = load_recipe(trained(denoiser={"size": "nano", "text": "3x8"}, sampling={"steps": 2}))
+    monkeypatch.chdir(tmp_path)
+    sample(recipe, tmp_path / "s", Request(9, 0, 9, prompts=root))
+    run = CliRunner().invoke(main, ["diagnose", "--samples", "s"])
+    assert run.exit_code == 0, run.output
+    samplers = load_samplers(recipe, torch.device("cpu"))
+    conditions = open_conditions(recipe, samplers, Request(9, 0, 9, frozen=FrozenSource(1, root), prompts=root))
+    np.testing.assert_array_equal(conditions.context(range(9)), text[1:10])
+    z = sample_images(samplers, range(9), conditions)
+    found = open_latents(tmp_path / "diagnosis" / "z0-given-true", 0).read_all()
+    np.testing.assert_allclose(found, z[0].permute(0, 2, 3, 1), atol=1e-4)
+    write_text(tmp_path / "loose", store_writer)
+    sample(recipe, tmp_path / "other", Request(9, 0, 9, prompts=tmp_path / "loose"))
+    run = CliRunner().invoke(main, ["diagnose", "--samples", "other"])
+    said = "the samples of other have captions that no real images have (prompt i of image i); diagnose samples of"
+    assert (run.exit_code, said in run.output) == (1, True)
 
 
 def test_nearest_rows_are_those_of_a_full_search(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,12 @@ def test_moments_are_compared_as_the_denoiser_sees_them(trained: Trained, tmp_pa
     replace_latents(folder, 0, 2 * z_0)
     unscaled = scores(recipe, folder)["z_0"]["frechet_distance"]
     assert at_scale < 0.02 < 0.3 < unscaled
+    # extracted again with another scale: the stored values, and their digests, are the same
+    old, metadata = store.attributes["fingerprint"], store.path / "zarr.json"
+    for file in (metadata, store.path.with_suffix(".seal.json"), folder / "sample.json"):
+        file.write_text(file.read_text().replace(old, "f" * 64))
+    metadata.write_text(metadata.read_text().replace('"scale": 0.5', '"scale": 1.0'))
+    assert scores(recipe, folder)["z_0"]["frechet_distance"] == pytest.approx(4 * at_scale, rel=1e-3)
 
 
 def features_root(write: Writer, root: Path, rows: int, seed: int, **attributes: Any) -> np.ndarray:
@@ -211,6 +217,22 @@ def test_what_samples_keep_of_their_rows_is_measured(
     other = recipe.with_sampling({"steps": 3})
     with pytest.raises(UserError, match=r"card.json were made with other settings: z_0.steps was 1 and is 3; give"):
         hierarchy_sheet(other, tmp_path / "h.png", 2, 5, SheetOptions(), preserved=[tmp_path / "s" / "card.json"])
+
+
+def test_of_the_only_row_samples_preserve_no_more_than_of_another(
+    recipe: Recipe, tmp_path: Path, store_writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "one"
+    copy_root(recipe, root, store_writer, lambda values: values[:1])
+    sample(recipe, tmp_path / "s", Request(4, 0, 4, frozen=FrozenSource(1, root, 0)))
+    for folder, rows, seed in ((root, 1, 1), (tmp_path / "stores" / "toy", 30, 2), (tmp_path / "encoded", 4, 3)):
+        features_root(store_writer, folder, rows, seed)
+    keys = ["other-0"]
+    store_writer(root / "labels.zarr", np.array([-1]), kind="labels", keys=keys)
+    scores(recipe, tmp_path / "s", samples_store=tmp_path / "encoded")
+    kept = read_json(tmp_path / "s" / "card.json")["kept"]
+    assert (kept["frozen_from"], kept["features"], kept["colours"], kept["class"]) == (1, None, None, None)
+    assert "preserved" not in capsys.readouterr().out
 
 
 def test_samples_like_none_stand_beside_no_row(recipe: Recipe, samples: Path, tmp_path: Path) -> None:
@@ -316,6 +338,19 @@ def test_a_protocol_fixes_count_and_reference(recipe: Recipe, samples: Path, tmp
     assert (recipe.evaluation.inception, following("coco30k").evaluation.inception) == ("tensorflow", "pytorch-fid")
     with pytest.raises(ValueError, match="has inception tensorflow, but protocol coco30k takes pytorch-fid"):
         EvaluationOptions.model_validate({"protocol": "coco30k", "inception": "tensorflow"})
+
+
+def test_a_recipe_s_pictures_that_are_not_there_leave_out_the_fid(
+    recipe: Recipe, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nestgen.scoring.evaluate.find_weights", lambda inception: tmp_path / "weights.pth")
+    options = EvaluationOptions.model_validate({"pictures": "../data/train"})
+    recipe = recipe.model_copy(update={"evaluation": options})
+    assert list(scores(recipe, samples)) == ["z_2", "z_1", "z_0"]
+    assert "no FID: there are no pictures" in capsys.readouterr().out
+    for explicit in ({"pictures": tmp_path / "none"}, {"inception": tmp_path / "weights.pth"}):
+        with pytest.raises(UserError, match="there are no pictures"):
+            scores(recipe, samples, **explicit)
 
 
 def test_command_prints_a_line_a_score_and_never_says_fid(

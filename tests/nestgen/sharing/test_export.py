@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from nestgen import NestedPipeline
 from nestgen.cli.main import main
 from nestgen.errors import UserError
-from nestgen.files import read_json
+from nestgen.files import read_json, write_json
 from nestgen.images import read_images
 from nestgen.recipe.recipe import load_recipe
 from nestgen.sampling.conditions import Request
@@ -179,6 +179,23 @@ def test_exported_again_it_is_the_same(trained: Trained, tmp_path: Path) -> None
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_recipe_without_a_name_is_called_as_its_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run its file is recipe.yaml, which is no name."""
+    trained(sampling={"steps": 1})
+    file = tmp_path / "nested.yaml"
+    file.write_text(file.read_text().replace("name: toy\n", ""))
+    file = file.rename(tmp_path / "toy.yaml")
+    for folder in (tmp_path / "runs" / "toy").iterdir():
+        shutil.copy(file, folder / "recipe.yaml")
+    monkeypatch.chdir(tmp_path)
+    nestgen("export", "runs/toy", "--out", "model")
+    assert "\n# toy\n" in Path("model/README.md").read_text()
+    nestgen("sample", "--pretrained", "model", "--count", 3, "--out", "s")
+    nestgen("evaluate", "--samples", "s", "--recipe", file)
+
+
 def test_half_precision_is_half_the_size_and_near(trained: Trained, tmp_path: Path) -> None:
     run = make_run(trained, tmp_path)
     nestgen("export", run, "--out", tmp_path / "half", "--dtype", "float16", "--depth", 2)
@@ -212,6 +229,26 @@ def test_the_weak_denoiser_of_autoguidance_goes_along(trained: Trained, tmp_path
     shutil.rmtree(tmp_path / "runs")
     again = NestedPipeline.from_pretrained(tmp_path / "model")(num_images=3)
     np.testing.assert_array_equal(np.stack(again.images), read_images(tmp_path / "s", 3))
+    other = "autoguide={scale: 3, run: weak}"  # of all levels, of which one was exported with a weaker denoiser
+    said = fails("sample", "--pretrained", tmp_path / "model", "--set", other, "--count", 2, "--out", tmp_path / "o")
+    assert "z_0 has no weaker denoiser for sampling.autoguide" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_head_that_the_command_line_gave_is_sampled_with_and_exported(trained: Trained, tmp_path: Path) -> None:
+    """After `train --set side_loss=0.25` the recipe beside the checkpoint says nothing of a side head."""
+    run = make_run(trained, tmp_path, training={"side_loss": 0.25})
+    for folder in run.iterdir():
+        text = (folder / "recipe.yaml").read_text()
+        assert "  side_loss: 0.25\n" in text
+        (folder / "recipe.yaml").write_text(text.replace("  side_loss: 0.25\n", ""))
+    pipe, guidance = NestedPipeline.from_run(run), {"internal_guidance": {"scale": 1.5}}
+    assert pipe.recipe.training.side_loss is None
+    pipe.save_pretrained(tmp_path / "model")
+    guided = pipe(num_images=2, **guidance).latents[0]
+    assert float((guided - pipe(num_images=2).latents[0]).abs().max()) > 0.01
+    again = NestedPipeline.from_pretrained(tmp_path / "model")(num_images=2, **guidance)
+    torch.testing.assert_close(again.latents[0], guided, rtol=0, atol=0)
 
 
 def test_a_small_vae_goes_along_and_a_large_one_is_named(
@@ -246,9 +283,18 @@ def test_a_small_vae_goes_along_and_a_large_one_is_named(
     np.testing.assert_array_equal(np.stack(small(num_images=2).images), images)
     with pytest.raises(UserError, match=r"the VAE's weights vae\.safetensors are not there; name the file with --vae"):
         NestedPipeline.from_pretrained(tmp_path / "large")
-    large = NestedPipeline.from_pretrained(tmp_path / "large", vae=tmp_path / "small" / "codec.safetensors")
+    codec_file = tmp_path / "small" / "codec" / "diffusion_pytorch_model.safetensors"
+    assert AutoencoderKL.from_pretrained(codec_file.parent).config.block_out_channels == [8]
+    large = NestedPipeline.from_pretrained(tmp_path / "large", vae=codec_file)
     np.testing.assert_array_equal(np.stack(large(num_images=2).images), images)
     assert "give its file, vae.safetensors" in (tmp_path / "large" / "README.md").read_text()
+    assert "VAE is not in this folder" not in (tmp_path / "small" / "README.md").read_text()
+    codec_file.rename(tmp_path / "small" / "codec.safetensors")  # as in earlier exports
+    config = (tmp_path / "small" / "config.json").read_text()
+    document = json.loads(config.replace("codec/diffusion_pytorch_model.safetensors", "codec.safetensors"))
+    write_json(tmp_path / "small" / "config.json", document)
+    earlier = NestedPipeline.from_pretrained(tmp_path / "small")
+    np.testing.assert_array_equal(np.stack(earlier(num_images=2).images), images)
 
 
 def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

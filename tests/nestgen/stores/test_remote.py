@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
+from nestgen.cli.main import main
 from nestgen.errors import UserError
+from nestgen.files import read_json
 from nestgen.recipe.locations import resolve_path, run_dir
 from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.stores import remote
@@ -26,31 +30,41 @@ from nestgen.training.order import epoch_order, rows_of_samples
 from nestgen.training.train import train
 
 Reads = Counter[str]
+Upload = Callable[[Path], str]
 
 
 @pytest.fixture
-def there(experiment: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., tuple[Recipe, Recipe]]]:
-    """The recipe of a local store root, and that of its copy at memory://."""
+def memory() -> Iterator[Upload]:
+    """Copies a store root to memory://; gives its address."""
     files = fsspec.filesystem("memory")
+
+    def upload(root: Path) -> str:
+        for file in root.rglob("*"):
+            if file.is_file():
+                files.pipe(f"/bucket/toy/{file.relative_to(root)}", file.read_bytes())
+        return "memory://bucket/toy"
+
+    yield upload
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def there(experiment: Callable[..., Path], memory: Upload, tmp_path: Path) -> Callable[..., tuple[Recipe, Recipe]]:
+    """The recipe of a local store root, and that of its copy at memory://."""
 
     def write(**training: object) -> tuple[Recipe, Recipe]:
         shutil.rmtree(tmp_path / "stores", ignore_errors=True)
         local = experiment(
             views=2, classes=3, block_rows=4, denoiser={"size": "nano", "labels": 3}, training={"batch": 6, **training}
         )
-        root = local.parent / "stores/toy"
-        for file in root.rglob("*"):
-            if file.is_file():
-                files.pipe(f"/bucket/toy/{file.relative_to(root)}", file.read_bytes())
         recipe = yaml.safe_load(local.read_text())
-        recipe["features"]["out"] = "memory://bucket/toy"
+        recipe["features"]["out"] = memory(local.parent / "stores/toy")
         far = local.with_name("far.yaml")
         far.write_text(yaml.safe_dump({**recipe, "name": "far"}))
         return load_recipe(local), load_recipe(far)
 
-    yield write
-    files.store.clear()
-    files.pseudo_dirs[:] = [""]
+    return write
 
 
 @pytest.fixture
@@ -119,6 +133,47 @@ def test_a_training_from_afar(there: Callable[..., tuple[Recipe, Recipe]]) -> No
         train(recipe, 1)
     one, other = (run_dir(recipe, 1) / "checkpoints/00000003/denoiser.safetensors" for recipe in (here, far))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_commands_that_look_at_real_images(
+    trained: Callable[..., Path],
+    memory: Upload,
+    store_writer: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An address, in the recipe or on the command line, gives what the same stores give here."""
+    here = trained(rows=12, sampling={"steps": 1})
+    features = {"kind": "level", "latent_shape": [1, 1, 3], "mean": [0.0] * 3, "std": [1.0] * 3}
+    values, keys = np.random.default_rng(0).normal(size=(12, 1, 1, 1, 3)), [f"picture-{row}" for row in range(12)]
+    store_writer(tmp_path / "stores/toy/tiny/1x1x3.zarr", values.astype("<f2"), keys=keys, **features)
+    far = here.with_name("far.yaml")
+    far.write_text(here.read_text().replace("out: stores/toy", f"out: {memory(tmp_path / 'stores/toy')}"))
+    monkeypatch.chdir(tmp_path)
+
+    def made(file: Path, root: str, to: str) -> dict[str, bytes]:
+        for command in (
+            f"sample --count 12 --out {to}/free",
+            f"sample --count 12 --out {to}/like --like each",
+            f"sample --count 3 --out {to}/row --like 7 --store {root}",
+            f"evaluate --samples {to}/like --samples-store {root} --level-shape 1x1x3",
+            f"diagnose --samples {to}/free --reference {root} --out {to}/diagnosis.png",
+            f"nearest --samples {to}/free --out {to}/nearest.png",
+            f"decode --count 3 --out {to}/decoded",
+            f"hierarchy --like 3 --store {root} --columns 2 --out {to}/hierarchy.png",
+        ):
+            result = CliRunner().invoke(main, [*command.split(), "--recipe", file.name])
+            assert result.exit_code == 0, (command, result.output)
+        found = {str(one.relative_to(to)): one.read_bytes() for one in Path(to).rglob("*.png")}
+        for name in ("like/evaluation.json", "diagnosis.json", "nearest.json"):
+            text = json.dumps(read_json(Path(to) / name)).replace(root, "ROOT")
+            found[name] = text.replace(f"{tmp_path}/ROOT", "ROOT").encode()
+        return found
+
+    local, remote = made(here, "stores/toy", "a"), made(far, "memory://bucket/toy", "b")
+    assert local.keys() == remote.keys()
+    for name, content in local.items():
+        assert remote[name] == content, name
 
 
 def test_a_training_from_a_bucket(experiment: Callable[..., Path], bucket: str) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nestgen.errors import UserError
@@ -14,14 +15,18 @@ from nestgen.recipe.recipe import load_recipe
 from nestgen.stores.verify import verify_level, verify_store
 
 
-def test_a_flip_in_any_store_of_a_level_is_found(experiment: Callable[..., Path]) -> None:
-    recipe = load_recipe(experiment(classes=3, denoiser={"size": "nano", "labels": 3}))
+def test_a_flip_in_any_store_of_a_level_is_found(
+    experiment: Callable[..., Path], store_writer: Callable[..., Path]
+) -> None:
+    recipe = load_recipe(experiment(classes=3, denoiser={"size": "nano", "labels": 3}, training={"align": {}}))
     root = store_root(recipe)
+    store_writer(root / "tiny" / "base.zarr", np.zeros((40, 1, 4, 4, 6), "<f2"), kind="base", keys=["one"])
     verify_level(recipe, 0)
     for chunk, block in (
         ("pixels/8x8x3.zarr/c/4/0/0/0/0", 4),
         ("tiny/4x4x6.zarr/c/0/0/0/0/0", 0),
         ("labels.zarr/c/3", 3),
+        ("tiny/base.zarr/c/2/0/0/0/0", 2),
     ):
         content = (root / chunk).read_bytes()
         (root / chunk).write_bytes(content[:-1] + bytes([content[-1] ^ 128]))

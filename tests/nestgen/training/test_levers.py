@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +136,15 @@ def test_early_blocks_are_aligned_to_the_stored_features_for_a_share_of_the_step
     assert moved[1] < 0.1 * float((tensors[0]["align_conv.weight"] - initial(recipe)["align_conv.weight"]).norm())
     with pytest.raises(UserError, match=r"training\.steps was 120 and is 160"):  # they decide when it ends
         train(aligned("aligned", 160, 1 / 3), 0)
+    shutil.rmtree(path)
+    store_writer(path, (-features).astype("<f2"), keys=keys, block_rows=8, latent_shape=[4, 4, 64], kind="base")
+    with pytest.raises(UserError, match=r"settings: stores\.features was"):
+        train(recipe, 0)
+    file = checkpoint / "00000120" / "meta.json"
+    meta = json.loads(file.read_text())
+    del meta["stores"]["features"], meta["meta_sha256"]  # as earlier versions left it
+    file.write_text(json.dumps(meta))
+    train(recipe, 0)
 
 
 def _cosine(recipe: Recipe, weights: dict[str, torch.Tensor], batch: Batch) -> float:

@@ -30,6 +30,7 @@ from nestgen.sampling.conditions import ImageConditions
 from nestgen.sampling.descent import sample_images
 from nestgen.sampling.trained import load_samplers
 from nestgen.stores.hierarchy import open_hierarchy
+from nestgen.training import loop
 from nestgen.training.accelerator import bfloat16_is_faster
 from nestgen.training.batches import Batch, TrainingData, make_batch
 from nestgen.training.step import learning_rate
@@ -122,11 +123,20 @@ def test_another_sigma_trains_another_denoiser_beside_it(toy: Callable[..., Reci
     assert run_dir(other, 1) == run_dir(recipe, 1)  # the level above does not depend on it
 
 
-def test_a_diverging_run_stops_before_it_spoils_a_checkpoint(toy: Callable[..., Recipe]) -> None:
+def test_a_diverging_run_stops_before_it_spoils_a_checkpoint(
+    toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = toy(steps=20, lr=1e30, clip=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_any_stops", lambda accelerator, stop, step: step == 9)  # as after Ctrl-C
+        with pytest.raises(
+            KeyboardInterrupt, match=r"step 9 of 20, not saved, as .* not finite: .* goes on from step 0"
+        ):
+            train(recipe, 0)
     with pytest.raises(UserError, match=r"the gradient of the last \d+ step.* not finite.* lower training\.lr"):
         train(recipe, 0)
     assert newest(run_dir(recipe, 0)) is None
+    assert "Stopped; `nestgen train --level 0` goes on." in (run_dir(recipe, 0) / "README.md").read_text()
     with pytest.raises(UserError, match=r"not finite for 50 steps in a row, up to step \d+ .*lower training\.lr"):
         train(toy(steps=80, lr=1e30, clip=None), 0)
     assert newest(run_dir(recipe, 0)) is None

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nestgen.errors import UserError
-from nestgen.recipe.locations import run_dir
+from nestgen.recipe.locations import resolve_path, run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.runs.ema_snapshots import average
 from nestgen.sampling.arguments import (
@@ -283,7 +283,7 @@ class NestedPipeline:
     ) -> ImageConditions:
         if prompt is not None and prompts is not None:
             raise ValueError("prompt and prompts exclude each other; give one")
-        root = None if prompts is None else Path(prompts)
+        root = None if prompts is None else resolve_path(Path(), str(prompts))
         try:
             if prompt is not None:
                 root = embed_prompts(recipe, [prompt] if isinstance(prompt, str) else list(prompt))

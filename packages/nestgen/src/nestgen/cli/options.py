@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     from nestgen.recipe.recipe import Recipe
+
+
+class Root(click.ParamType):
+    """A store root: a folder, or an address such as s3://bucket/stores."""
+
+    name = "root"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path | UPath:
+        """The path, or the address."""
+        from nestgen.recipe.locations import resolve_path
+
+        return resolve_path(Path(), value)
+
 
 recipe_option = click.option(
     "--recipe",
@@ -24,15 +39,13 @@ level_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0), help="Image i depends on it and i; the recipe's by default."
 )
-store_option = click.option(
-    "--store", type=click.Path(path_type=Path), help="Store root of the rows; the training rows by default."
-)
+store_option = click.option("--store", type=Root(), help="Store root of the rows; the training rows by default.")
 vae_option = click.option(
     "--vae", type=click.Path(path_type=Path), help="The VAE's weights, if they are not where z_0's store says."
 )
 reference_option = click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=Root(),
     help="Store root of held-out images; by default the recipe's evaluation.reference, else the training rows.",
 )
 

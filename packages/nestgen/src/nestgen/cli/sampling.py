@@ -10,6 +10,7 @@ import click
 
 from nestgen.cli.options import (
     NumberOr,
+    Root,
     depth_option,
     recipe_of,
     recipe_option,
@@ -22,6 +23,8 @@ from nestgen.cli.options import (
 from nestgen.errors import UserError
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     from nestgen.recipe.recipe import Recipe
     from nestgen.sharing.folder import About, Exported
 
@@ -57,7 +60,7 @@ freeze_option = click.option(
 @click.option("--prompt", metavar="TEXT", help="The caption of all samples; `featurize embed-text` embeds it.")
 @click.option(
     "--prompts",
-    type=click.Path(path_type=Path),
+    type=Root(),
     metavar="ROOT",
     help="Embedded captions: of `featurize embed-text`, prompt i for image i; of a data set, one per image.",
 )
@@ -85,10 +88,10 @@ def sample(
     settings: dict[str, Any],
     label: str | None,
     prompt: str | None,
-    prompts: Path | None,
+    prompts: Path | UPath | None,
     like: int | str | None,
     freeze_from: int | None,
-    store: Path | None,
+    store: Path | UPath | None,
     processes: int,
     overwrite: bool,
     vae: Path | None,
@@ -119,6 +122,8 @@ def sample(
         levels = find_levels(recipe, step=step)
     if prompt is not None and prompts is not None:
         raise click.UsageError("--prompt and --prompts exclude each other")
+    if store is not None and like is None:
+        raise click.UsageError("--store has the rows of --like; give --like too")
     frozen = None
     if like is not None:
         row = None if like == "each" else int(like)
@@ -190,7 +195,7 @@ def hierarchy(
     interpolate: tuple[int, int] | None,
     over_depth: bool,
     preservation: tuple[Path, ...],
-    store: Path | None,
+    store: Path | UPath | None,
     seed: int | None,
     pretrained: str | None,
     recipe_file: Path | None,
@@ -212,11 +217,15 @@ def hierarchy(
 
     if sum((like is not None, interpolate is not None, over_depth)) > 1:
         raise click.UsageError("--like, --interpolate and --over-depth exclude each other")
+    needs_rows = like is not None or interpolate is not None
+    if store is not None and not needs_rows:
+        raise click.UsageError("--store has the rows of --like and --interpolate; give one of them too")
+    if over_depth and (freeze_from is not None or preservation):
+        raise click.UsageError("--over-depth freezes nothing; it excludes --freeze-from and --kept")
     levels = None
     if pretrained is not None:
         if over_depth:
             raise click.UsageError("--pretrained excludes --over-depth: an exported hierarchy has one depth")
-        needs_rows = like is not None or interpolate is not None
         exported = _exported(pretrained, recipe_file, depth, sigmas, settings, needs_rows, store)
         recipe, levels = exported.recipe, exported.levels
     else:
@@ -232,7 +241,7 @@ def _exported(
     sigmas: tuple[float, ...] | None,
     settings: dict[str, Any],
     needs_rows: bool,
-    store: Path | None,
+    store: Path | UPath | None,
 ) -> Exported:
     """An exported hierarchy, with `settings` in its recipe's `sampling`."""
     from nestgen.sharing.folder import read_exported
@@ -280,7 +289,12 @@ def sheet(folders: tuple[Path, ...], titles: str, count: int, out: Path) -> None
 @recipe_option
 @vae_option
 def decode(
-    count: int, out: Path, store: Path | None, pretrained: str | None, recipe_file: Path | None, vae: Path | None
+    count: int,
+    out: Path,
+    store: Path | UPath | None,
+    pretrained: str | None,
+    recipe_file: Path | None,
+    vae: Path | None,
 ) -> None:
     """Decodes real images from their z_0.
 

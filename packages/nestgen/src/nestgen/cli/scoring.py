@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nestgen.cli.options import recipe_of, recipe_option, reference_option, set_option, sigma_option, vae_option
+from nestgen.cli.options import Root, recipe_of, recipe_option, reference_option, set_option, sigma_option, vae_option
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 @click.command()
 @click.option("--samples", type=click.Path(path_type=Path), required=True, help="Folder of `nestgen sample`.")
 @click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=Root(),
     help="Store root to score against; by default the recipe's evaluation.reference, else the training rows.",
 )
 @click.option(
     "--samples-store",
-    type=click.Path(path_type=Path),
+    type=Root(),
     help="Store root of the encoded samples: `featurize extract folder:SAMPLES --basis ...`.",
 )
-@click.option(
-    "--level-shape", default="1x1x64", show_default=True, help="The level of --samples-store that is compared."
-)
+@click.option("--level-shape", help="The level of --samples-store that is compared; 1x1x64 by default.")
 @click.option("--encoder", help="The encoder that made that level; the recipe's by default.")
 @click.option(
     "--pictures",
@@ -39,9 +40,9 @@ from nestgen.cli.options import recipe_of, recipe_option, reference_option, set_
 @vae_option
 def evaluate(
     samples: Path,
-    reference: Path | None,
-    samples_store: Path | None,
-    level_shape: str,
+    reference: Path | UPath | None,
+    samples_store: Path | UPath | None,
+    level_shape: str | None,
     encoder: str | None,
     pictures: Path | None,
     inception: Path | None,
@@ -57,7 +58,9 @@ def evaluate(
     """
     from nestgen.scoring.evaluate import References, evaluate
 
-    references = References(reference, samples_store, level_shape, encoder, pictures, inception, vae)
+    if samples_store is None and (level_shape, encoder) != (None, None):
+        raise click.UsageError("--level-shape and --encoder are of --samples-store; give it too")
+    references = References(reference, samples_store, level_shape or "1x1x64", encoder, pictures, inception, vae)
     evaluate(recipe_of(recipe_file, None), samples, references, out or samples / "evaluation.json")
 
 
@@ -70,7 +73,7 @@ def evaluate(
 @set_option
 def diagnose(
     samples: Path,
-    reference: Path | None,
+    reference: Path | UPath | None,
     out: Path,
     recipe_file: Path | None,
     sigmas: tuple[float, ...] | None,
@@ -97,7 +100,7 @@ def diagnose(
 @vae_option
 @recipe_option
 def nearest(
-    samples: Path, count: int, reference: Path | None, out: Path, vae: Path | None, recipe_file: Path | None
+    samples: Path, count: int, reference: Path | UPath | None, out: Path, vae: Path | None, recipe_file: Path | None
 ) -> None:
     """Looks for memorised images among samples.
 
@@ -116,12 +119,15 @@ def nearest(
 @click.argument("cards", metavar="CARD...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--grid", type=click.Path(path_type=Path), help="Draw a grid of depths and sigmas to this PNG instead.")
 @click.option("--space", help="Space of the grid; by default the last that all cards have.")
-@click.option("--score", default="frechet_distance", show_default=True, help="Score of the grid.")
-def compare(cards: tuple[Path, ...], grid: Path | None, space: str | None, score: str) -> None:
+@click.option("--score", help="Score of the grid; frechet_distance by default.")
+def compare(cards: tuple[Path, ...], grid: Path | None, space: str | None, score: str | None) -> None:
     """Puts score cards side by side, or says why not.
 
     Example: nestgen compare one.json two.json
     """
     from nestgen.scoring import compare
 
-    click.echo(compare.compare(cards) if grid is None else compare.grid(cards, space, score, grid))
+    if grid is None and (space, score) != (None, None):
+        raise click.UsageError("--space and --score are of --grid; give it too")
+    table = compare.compare(cards) if grid is None else compare.grid(cards, space, score or "frechet_distance", grid)
+    click.echo(table)

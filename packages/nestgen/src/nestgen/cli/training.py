@@ -76,6 +76,7 @@ def train(
 
     settings |= {} if steps is None else {"steps": steps}
     recipe = recipe_of(recipe_file, depth, sigmas).with_training(settings)
+    recipe.check_level(level)
     if verify:
         from nestgen.stores.verify import verify_level
 

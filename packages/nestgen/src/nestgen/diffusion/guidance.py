@@ -59,10 +59,12 @@ class GuidedDenoiser:
             else:
                 outputs = self._outputs(self.denoiser, z_BCHW, at, self._conditional)
                 out_BCHW = conditional_BCHW = outputs.prediction_BCHW
-            if w and self.weak is not None:
+            if w:
+                assert self.weak is not None
                 weak = self._outputs(self.weak, z_BCHW, at, self._weak_conditional)
                 out_BCHW = out_BCHW + w * (conditional_BCHW - weak.prediction_BCHW)
-            if v != 1 and outputs.side_BCHW is not None:
+            if v != 1:
+                assert outputs.side_BCHW is not None
                 out_BCHW = out_BCHW + (v - 1) * (conditional_BCHW - outputs.side_BCHW[: len(z_BCHW)])
         return self.process.latent(out_BCHW.to(latent_BCHW.dtype), latent_BCHW, at)
 

@@ -44,7 +44,7 @@ def encode_image(recipe: Recipe, image: bytes) -> dict[int, Tensor]:
         folder = Path(name)
         (folder / "images").mkdir()
         (folder / "images" / f"image{suffix}").write_bytes(image)
-        root = Path(training_root(recipe)).absolute()
+        root = training_root(recipe).absolute()
         settings = root / "nested.yaml"  # of an export
         if not settings.is_file():
             settings = folder / "nested.yaml"

@@ -97,6 +97,11 @@ class Recipe(Section):
         if len(self.levels) == len(self.sampling.sigma) and self.sampling.sigma[0]:
             raise ValueError("sampling.sigma[0]: z_0 conditions nothing, so it has no sigma; set it to 0 or null")
 
+    def check_level(self, level: int) -> None:
+        """Raises UserError for a level that the hierarchy does not have."""
+        if not 0 <= level < len(self.levels):
+            raise UserError(f"level {level} is not within 0..{len(self.levels) - 1}, the levels of {self.file}")
+
     def depth(self, depth: int) -> Recipe:
         """The recipe of the hierarchy's first `depth` levels."""
         if not 1 <= depth <= len(self.levels):
@@ -141,8 +146,11 @@ class Recipe(Section):
         return range(level + 1, end)
 
 
-def load_recipe(path: Path | None = None) -> Recipe:
-    """Reads and validates a recipe; None is ./nested.yaml. Raises UserError with one sentence."""
+def load_recipe(path: Path | None = None, name: str | None = None) -> Recipe:
+    """Reads and validates a recipe; None is ./nested.yaml. Raises UserError with one sentence.
+
+    One that has no name is called `name`, by default as its file.
+    """
     file = path or DEFAULT
     if not file.is_file():
         hint = "name one with --recipe FILE" if path is None else "check the path given to --recipe"
@@ -150,7 +158,7 @@ def load_recipe(path: Path | None = None) -> Recipe:
     data = read_yaml(file)
     if not isinstance(data, dict):
         raise UserError(f"{file} is not a recipe: expected keys such as name, features and levels at the top")
-    return parse_recipe({"name": file.stem, **data}, file)
+    return parse_recipe({"name": name or file.stem, **data}, file)
 
 
 def parse_recipe(data: Mapping[str, Any], file: Path) -> Recipe:

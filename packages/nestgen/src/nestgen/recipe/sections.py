@@ -53,6 +53,13 @@ def check_codec(text: str) -> str:
     return text
 
 
+def check_preview(count: int) -> int:
+    """0, or enough samples for a distance; 1 raises ValueError."""
+    if count == 1:
+        raise ValueError("should be 0, for no previews, or 2 samples or more, which have a distance to real ones")
+    return count
+
+
 def shape_name(shape: tuple[int, ...]) -> str:
     """'HxWxC' of (h, w, c)."""
     return "x".join(map(str, shape))
@@ -206,7 +213,7 @@ class TrainingOptions(Section):
     shuffle: PositiveInt | None = None
     checkpoint_every: PositiveInt = 5000
     keep: PositiveInt = 2
-    preview: NonNegativeInt = 64
+    preview: Annotated[NonNegativeInt, AfterValidator(check_preview)] = 64
     ema_snapshots: PositiveInt | None = None
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(as_tuple)] = ()
 

@@ -8,8 +8,8 @@ A run's folder holds checkpoints/<step>/ with
                             `<name>.momentum_buffer`
     power-*.safetensors     the power-function averages, if training.ema_snapshots is set (ema.py)
     meta.json               step, level, depth, denoiser (its configuration), process, levels (shape, sigma and
-                            patch of each), stores (fingerprint by name: z0, z1, ..., labels), codec (of z_0),
-                            seed, training, init (sha256 of the first weights' file), scaler, versions, files
+                            patch of each), stores (fingerprint by name: z0, z1, ..., labels, text, features),
+                            codec (of z_0), seed, training, init (sha256 of the first weights' file), scaler, versions, files
                             (bytes of each), sha256 (of each) and meta_sha256 (of all other keys)
 
 Version 0.1.0 recorded no digests; its checkpoints are read without them.

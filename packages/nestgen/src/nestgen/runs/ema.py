@@ -67,7 +67,11 @@ def _product(one: Profile, other: Profile) -> float:
 
 
 def combination(snapshots: Sequence[Profile], target: Profile) -> np.ndarray:
-    """Factors of the snapshots whose weighted sum is nearest to a target average, in the least squares of their profiles."""
+    """Factors of the snapshots whose weighted sum is nearest to a target average, in the least squares of their profiles.
+
+    Their sum is 1, which least squares alone miss with few snapshots: it would scale all weights.
+    """
     gram = np.array([[_product(one, other) for other in snapshots] for one in snapshots])
     right = np.array([_product(one, target) for one in snapshots])
-    return np.linalg.lstsq(gram, right, rcond=None)[0]
+    factors = np.linalg.lstsq(gram, right, rcond=None)[0]
+    return factors / factors.sum()

@@ -60,10 +60,11 @@ def average(folder: Path, length: float, step: int | None = None) -> tuple[dict[
         raise UserError(f"{folder} has no snapshots; train with training.ema_snapshots set to the steps between them")
     if not 0 < length < ema.LONGEST:
         raise UserError(f"--length is {length:g}; give one between 0 and {ema.LONGEST}")
-    last = max(profile.step for profile in files)
+    steps = [profile.step for profile in files]
+    first, last = min(steps), max(steps)
     step = last if step is None else step
-    if not 0 < step <= last:
-        raise UserError(f"step {step} is not within 1..{last}, the steps of the snapshots in {folder}")
+    if not first <= step <= last:
+        raise UserError(f"step {step} is not within {first}..{last}, the steps of the snapshots in {folder}")
     profiles = sorted(files, key=lambda profile: (profile.step, profile.length))
     factors = ema.combination(profiles, ema.Profile(step, length))
     tensors = _combined([files[profile] for profile in profiles], factors.tolist())

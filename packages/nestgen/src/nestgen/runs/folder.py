@@ -42,6 +42,8 @@ def describe_run(recipe: Recipe, level: int, stores: LevelStores, init: str | No
         fingerprints["labels"] = hashlib.sha256(stores.labels.tobytes()).hexdigest()
     if stores.captions is not None:
         fingerprints["text"] = stores.captions.text.attributes["fingerprint"]
+    if stores.features is not None:
+        fingerprints["features"] = stores.features.attributes["fingerprint"]
     meta = {
         "level": level,
         "depth": len(recipe.levels),
@@ -88,6 +90,7 @@ def find_checkpoint(folder: Path, meta: dict[str, Any], requested: Collection[st
         return None
     old = _decisive(checkpoint.meta)
     new = _decisive(meta | {"init": meta["init"] or checkpoint.meta["init"]})
+    old.setdefault("stores.features", new.get("stores.features"))  # earlier versions did not record them
     allowed = ADJUSTABLE & {f"training.{key}" for key in requested}
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in allowed]
     if changed:
@@ -123,14 +126,16 @@ def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parame
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run, recipe.yaml. Raises UserError where it is not what the training wrote."""
+    """The recipe of a run, recipe.yaml, which may leave its name to the folder. Raises UserError where it is not what the
+    training wrote.
+    """
     file, config = folder / "recipe.yaml", folder / "config.json"
     recorded = read_json(config).get("recipe_sha256") if config.is_file() else None
     if recorded not in (None, sha256_of(file)):
         raise UserError(
             f"{file} is damaged (its SHA-256 is not the one in {config.name}); copy the recipe that was trained to it again"
         )
-    return load_recipe(file)
+    return load_recipe(file, folder.resolve().parent.name)
 
 
 def best_step(folder: Path) -> int | None:

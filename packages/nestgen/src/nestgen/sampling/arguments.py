@@ -40,8 +40,8 @@ def image_numbers(
     num_images: int | None, indices: Sequence[int] | None, prompt: str | Sequence[str] | None
 ) -> tuple[int, ...]:
     """The numbers of the images in their seed."""
-    texts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
-    if not isinstance(texts, Sequence) or not texts or not all(isinstance(one, str | None) for one in texts):
+    texts = [prompt or ""] if prompt is None or isinstance(prompt, str) else prompt
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(one, str) for one in texts):
         raise TypeError(f"prompt is {prompt!r}; give a text, or a list of texts")
     if indices is None:
         return tuple(range(len(texts) if num_images is None else whole_number("num_images", num_images, 1)))

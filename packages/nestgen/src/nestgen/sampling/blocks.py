@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -224,11 +225,22 @@ def _start(
     """Loads the denoisers on a GPU of the process's own, if there are any."""
     global _block_sampler
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
     gpus = torch.cuda.device_count()
     device = torch.device("cuda", numbers.get() % gpus) if gpus else torch.device("cpu")
     _block_sampler = BlockSampler(recipe, request, out, levels, device)
+    # Held here too, so that no run clears the folder before this process has ended with a killed parent.
+    _block_sampler.locks.lock(USERS, shared=True, wait=True)
+
+
+def _end_with_the_parent() -> None:
+    """However the parent ends, even in the middle of a block: the executor's own end needs a parent that lives."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(level: int | None, rows: range) -> bool:

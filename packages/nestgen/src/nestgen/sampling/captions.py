@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
 from nestgen import randomness
 from nestgen.errors import UserError
@@ -20,6 +21,8 @@ from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.featurize_command import find_featurize
 from nestgen.stores.store import Store, open_store, read_seal
+
+OF_ROWS = "one of each row"  # what a run's card says of a data set's captions
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ class Prompts:
 
     def describe(self) -> dict[str, Any]:
         """The entry of a run's card."""
-        which = "one of each row" if self.offsets is not None else "prompt i of image i"
+        which = OF_ROWS if self.offsets is not None else "prompt i of image i"
         digest = read_seal(self.text.path)["sha256"]
         return {"captions": which if self.prompt is None else self.prompt, "store_sha256": digest}
 
 
-def open_prompts(root: Path, text: tuple[int, int], prompt: str | None = None) -> Prompts:
+def open_prompts(root: Path | UPath, text: tuple[int, int], prompt: str | None = None) -> Prompts:
     """The embedded captions of a root, for denoisers of `text` (tokens, width). Raises UserError for a root of none."""
     store = open_store(root / "text" / f"{shape_name(text)}.zarr")
     offsets = root / "text" / "offsets.zarr"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from upath import UPath
 
 from nestgen import randomness
 from nestgen.errors import UserError
@@ -35,7 +36,7 @@ class Request:
     batch: int
     label: int | None = None
     frozen: FrozenSource | None = None
-    prompts: Path | None = None
+    prompts: Path | UPath | None = None
     prompt: str | None = None
     vae: Path | None = None
     overwrite: bool = False

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from nestgen.errors import UserError
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.real import open_real
@@ -23,7 +25,7 @@ class FrozenSource:
     """
 
     freeze_from: int
-    root: Path | None = None
+    root: Path | UPath | None = None
     row: int | None = None
 
     def rows(self, indices: Sequence[int]) -> list[int]:

@@ -8,30 +8,31 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
 from nestgen import randomness
 from nestgen.errors import UserError
-from nestgen.recipe.locations import store_path
+from nestgen.recipe.locations import resolve_path, store_path, store_root
 from nestgen.recipe.recipe import Recipe
-from nestgen.stores.hierarchy import check_same_rows
+from nestgen.stores.hierarchy import check_same_rows, known_labels
 from nestgen.stores.latent import to_latent
 from nestgen.stores.store import Store, open_store
 
 
-def training_root(recipe: Recipe) -> Path:
+def training_root(recipe: Recipe) -> Path | UPath:
     """The store root that the denoisers are trained on."""
-    return recipe.root / recipe.features.out
+    return store_root(recipe)
 
 
-def reference_root(recipe: Recipe, reference: Path | None) -> Path:
+def reference_root(recipe: Recipe, reference: Path | UPath | None) -> Path | UPath:
     """The store root to score against: `reference`, else the recipe's evaluation.reference, else the training rows'."""
     if reference is not None:
         return reference
     own = recipe.evaluation.reference
-    return training_root(recipe) if own is None else recipe.root / own
+    return training_root(recipe) if own is None else resolve_path(recipe.root, own)
 
 
-def open_real(recipe: Recipe, level: int, root: Path, fingerprint: str | None = None) -> Store:
+def open_real(recipe: Recipe, level: int, root: Path | UPath, fingerprint: str | None = None) -> Store:
     """A level's store in a root, checked to have the basis, standardisation and codec of the training rows.
 
     `fingerprint` is that of the store that the level's denoiser was trained on, if it was recorded. Raises UserError
@@ -77,9 +78,9 @@ def real_latents(store: Store, rows: Sequence[int], seed: int) -> Tensor:
     return to_latent(stored, codec, posterior_BCHW)
 
 
-def labels_of_rows(root: Path, store: Store, rows: Sequence[int], classes: int) -> Tensor:
-    """Classes (B) int64 of rows of a store root, of which `store` is one; the null class, `classes`, where a row has none."""
+def labels_of_rows(root: Path | UPath, store: Store, rows: Sequence[int], classes: int) -> Tensor:
+    """Classes (B) int64, as denoisers of so many take them, of rows of a store root, of which `store` is one."""
     labels_store = open_store(root / "labels.zarr")
     check_same_rows(store, labels_store)
     labels = labels_store.read(np.asarray(rows, np.int64))
-    return torch.from_numpy(np.where(labels < 0, classes, labels).astype(np.int64))
+    return torch.from_numpy(known_labels(labels, classes).astype(np.int64))

@@ -64,6 +64,19 @@ class LevelSampler:
     settings: LevelSampling
     weak: TrainedDenoiser | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a guidance that the denoisers do not have."""
+        if self.settings.internal_guidance and not self.config.side_head:
+            raise UserError(
+                f"the denoiser of z_{self.level} has no side head for sampling.internal_guidance; set training.side_loss and "
+                "train it, or remove the key"
+            )
+        if self.settings.autoguidance and self.weak is None:
+            raise UserError(
+                f"z_{self.level} has no weaker denoiser for sampling.autoguide: none was exported or loaded with it; set the "
+                "key in the recipe of its run, or remove it"
+            )
+
     @property
     def config(self) -> DenoiserConfig:
         """The denoiser's configuration."""
@@ -148,10 +161,6 @@ def _find(recipe: Recipe, level: int, runs: Path, step: Step) -> SavedLevel:
     folder = runs / run_dir(recipe, level).name
     checkpoint = _of_step(folder, level, step, "that was asked for")
     _check_recipe(recipe, level, checkpoint.meta, folder)
-    if recipe.sampling.of("internal_guidance", level) and not checkpoint.meta["denoiser"].get("side_head"):
-        raise UserError(
-            f"{folder} has no side head for sampling.internal_guidance; set training.side_loss and train it, or remove the key"
-        )
     autoguide = recipe.sampling.of("autoguide", level)
     weak = _weak(autoguide, recipe, level, checkpoint, runs) if autoguide and autoguide.scale else None
     return SavedLevel(level, SavedDenoiser(checkpoint), None if weak is None else SavedDenoiser(weak))
@@ -183,14 +192,23 @@ def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: Checkpoint, 
     name = run_dir(recipe, level).name
     folder = (runs if autoguide.run is None else runs.parent / autoguide.run) / name
     checkpoint = _of_step(folder, level, autoguide.step, "which sampling.autoguide names")
-    for key in ("stores", "process", "codec"):
-        if checkpoint.meta[key] != strong.meta[key]:
+    theirs, ours = _inputs(checkpoint.meta), _inputs(strong.meta)
+    for key, value in ours.items():
+        if theirs[key] != value:
             raise UserError(
-                f"{checkpoint.path} cannot guide {runs / name}: its {key} is another; train it on the same stores and process"
+                f"{checkpoint.path} cannot guide {runs / name}: its {key} is another; train it on the same stores, with the "
+                "same process and shift"
             )
     if checkpoint.sha256("ema") == strong.sha256("ema"):
         raise UserError(f"{checkpoint.path} has the weights it should guide; name an earlier step or a smaller run")
     return checkpoint
+
+
+def _inputs(meta: dict[str, Any]) -> dict[str, Any]:
+    """What decides a denoiser's inputs, by a checkpoint's `meta`; the features that it was aligned to are none."""
+    stores = {name: fingerprint for name, fingerprint in meta["stores"].items() if name != "features"}
+    shift = meta["levels"][meta["level"]]["shift"]
+    return {"stores": stores, "process": meta["process"], "codec": meta["codec"], "shift": shift}
 
 
 def _load(saved: SavedDenoiser, device: torch.device) -> TrainedDenoiser:
@@ -225,7 +243,11 @@ def _check_recipe(recipe: Recipe, level: int, meta: dict[str, Any], folder: Path
         pairs.append((f"levels[{index}].shape", shape_name(trained["shape"]), shape_name(here.shape)))
         pairs.append((f"levels[{index}].sigma", trained["sigma"], here.sigma))
     trained_config, wanted = asdict(config_from_meta(meta)), asdict(denoiser_config(recipe, level))
-    pairs += [(f"the denoiser's {key}", trained_config[key], value) for key, value in wanted.items()]
+    # `train --set` gives heads that the recipe does not name; what is sampled from is the checkpoint's configuration.
+    heads = ("side_head", "aligned")
+    pairs += [
+        (f"the denoiser's {key}", trained_config[key], value) for key, value in wanted.items() if key not in heads
+    ]
     for name, trained, here in pairs:
         trained = tuple(trained) if isinstance(trained, list) else trained
         if trained != here:

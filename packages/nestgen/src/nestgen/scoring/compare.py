@@ -31,25 +31,37 @@ def read_cards(paths: Sequence[Path]) -> list[dict[str, Any]]:
 def check_comparable(paths: Sequence[Path], cards: Sequence[dict[str, Any]]) -> None:
     """Raises UserError, saying why, for cards whose scores must not stand side by side."""
     first = cards[0]
-    for path, card in zip(paths[1:], cards[1:]):
+    of_spaces: dict[str, tuple[Path, dict[str, Any]]] = {}  # the first card that has a space, and its score there
+    for path, card in zip(paths, cards):
         pairs = [
             ("evaluation protocol", first.get("protocol"), card.get("protocol")),
             ("image format and rounding", first["samples"]["pictures"], card["samples"]["pictures"]),
             ("class of the samples", first["samples"].get("label"), card["samples"].get("label")),
             ("captions of the samples", first["samples"].get("text"), card["samples"].get("text")),
+            ("scale of z_0", _scale(first), _scale(card)),  # which the reference's digest leaves out
         ]
-        common = [(one, other) for one in first["scores"] for other in card["scores"] if one["space"] == other["space"]]
-        if not common:
+        _check_same(paths[0], path, pairs)
+        if not {score["space"] for score in first["scores"]} & {score["space"] for score in card["scores"]}:
             raise UserError(f"{paths[0]} and {path} cannot be compared: they have no space in common")
-        for one, other in common:
-            where = f" in {one['space']}"
-            pairs += [
-                (f"{key}{where}", one.get(key, UNSAID.get(key)), other.get(key, UNSAID.get(key))) for key in MEASURED
+        for score in card["scores"]:
+            earlier, one = of_spaces.setdefault(score["space"], (path, score))
+            where = f" in {score['space']}"
+            pairs = [
+                (f"{key}{where}", one.get(key, UNSAID.get(key)), score.get(key, UNSAID.get(key))) for key in MEASURED
             ]
-            pairs.append((f"reference{where}", one["reference"]["sha256"], other["reference"]["sha256"]))
-        for what, one, other in pairs:
-            if one != other:
-                raise UserError(f"{paths[0]} and {path} cannot be compared: {what} is {short(one)} and {short(other)}")
+            pairs.append((f"reference{where}", one["reference"]["sha256"], score["reference"]["sha256"]))
+            _check_same(earlier, path, pairs)
+
+
+def _check_same(one: Path, other: Path, pairs: Iterable[tuple[str, object, object]]) -> None:
+    for what, before, now in pairs:
+        if before != now:
+            raise UserError(f"{one} and {other} cannot be compared: {what} is {short(before)} and {short(now)}")
+
+
+def _scale(card: Mapping[str, Any]) -> float | None:
+    """The scale of z_0, which samples and reference have in common; None in cards that do not say it."""
+    return card["samples"].get("codec", {}).get("scale")
 
 
 def inception_of(scores: Iterable[Mapping[str, Any]]) -> str | None:
@@ -142,7 +154,8 @@ def grid(paths: Sequence[Path], space: str | None, key: str, out: Path) -> str:
 
 def _last_common(cards: Sequence[dict[str, Any]]) -> str:
     spaces = [[score["space"] for score in card["scores"]] for card in cards]
-    return next(space for space in reversed(spaces[0]) if all(space in other for other in spaces))
+    common = (space for space in reversed(spaces[0]) if all(space in other for other in spaces))
+    return next(common, spaces[0][-1])  # without one, the card that lacks this space is named
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from upath import UPath
+
 from nestgen.images import image_path, write_image
 from nestgen.recipe.locations import store_path
 from nestgen.recipe.recipe import Recipe
@@ -13,7 +15,7 @@ from nestgen.sampling.real import real_latents
 from nestgen.stores.store import open_store
 
 
-def write_decoded(recipe: Recipe, root: Path, out: Path, count: int, vae: Path | None = None) -> int:
+def write_decoded(recipe: Recipe, root: Path | UPath, out: Path, count: int, vae: Path | None = None) -> int:
     """Writes rows 0 to `count` - 1 of a store root, decoded from their z_0, as OUT/000000.png, ...; how many there are.
 
     Raises UserError where the root has no z_0 of the recipe's, or the codec's weights are missing.

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from nestgen.errors import UserError
 from nestgen.files import atomic_write, write_json
 from nestgen.recipe.recipe import Recipe
+from nestgen.sampling.captions import OF_ROWS
 from nestgen.sampling.card import check_same_settings, make_card, read_card
 from nestgen.sampling.conditions import ImageConditions, Request
 from nestgen.sampling.descent import default_device
@@ -19,17 +22,23 @@ from nestgen.scoring.frechet import fit_gaussian, gaussian_distance
 from nestgen.scoring.spaces import Space, level_space
 
 
-def diagnose(recipe: Recipe, samples: Path, reference: Path | None, out: Path) -> None:
+def diagnose(recipe: Recipe, samples: Path, reference: Path | UPath | None, out: Path) -> None:
     """Writes how each level of a sample folder scores to OUT, a PNG, and its numbers beside it as .json.
 
     For each level but the top, as many latents are sampled as the folder has, each given the levels above of a real
-    image of the reference; they stay in the folder OUT without its ending, and are not sampled again. The gap between
-    their distance and that of the folder's own latents is what the generated condition costs; the gap to the floor
-    what the level's own denoiser does. Raises UserError for samples of other denoisers or settings than the recipe's.
+    image of the reference, and a caption of it where the samples have captions; they stay in the folder OUT without its
+    ending, and are not sampled again. The gap between their distance and that of the folder's own latents is what the
+    generated condition costs; the gap to the floor what the level's own denoiser does. Raises UserError for samples of
+    other denoisers or settings than the recipe's, and for captions that are not of a data set.
     """
     card = read_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
     root = reference_root(recipe, reference)
+    if (text := card.get("text")) and text["captions"] != OF_ROWS:
+        raise UserError(
+            f"the samples of {samples} have captions that no real images have ({text['captions']}); diagnose samples of "
+            "captioned images, by `nestgen sample --prompts ROOT`"
+        )
     if (rows := open_real(recipe, 0, root).rows) < card["count"]:
         raise UserError(
             f"{root} has {rows} rows, and each of the {card['count']} samples needs one of its own; "
@@ -47,7 +56,7 @@ def diagnose(recipe: Recipe, samples: Path, reference: Path | None, out: Path) -
 
 
 def _diagnose_level(
-    recipe: Recipe, level: int, card: dict[str, Any], samples: Path, root: Path, out: Path
+    recipe: Recipe, level: int, card: dict[str, Any], samples: Path, root: Path | UPath, out: Path
 ) -> dict[str, Any]:
     """The distances of a level: of the samples, given true levels above (not for the top), and of real rows."""
     generated = level_space(recipe, level, root, card, samples)
@@ -64,8 +73,9 @@ def _diagnose_level(
     if level + 1 < card["depth"]:
         folder = out.with_suffix("") / f"z{level}-given-true"
         source = FrozenSource(freeze_from=level + 1, root=root)
-        label = card.get("label")
-        request = Request(count, card["seed"], card["batch"], label, source, overwrite=True)  # the folder is its own
+        label, prompts = card.get("label"), root if card.get("text") else None
+        # The folder is its own.
+        request = Request(count, card["seed"], card["batch"], label, source, prompts, overwrite=True)
         sample_latents(recipe, folder, request, level)
         entry["true"] = _distance(level_space(recipe, level, root, card, folder))
         entry["gap"] = entry["generated"] - entry["true"]
@@ -73,7 +83,10 @@ def _diagnose_level(
 
 
 def _distance(space: Space) -> float:
-    return gaussian_distance(fit_gaussian(space.samples_ND), space.reference().gaussian)
+    try:
+        return gaussian_distance(fit_gaussian(space.samples_ND), space.reference().gaussian)
+    except ValueError as error:
+        raise UserError(f"{len(space.samples_ND)} samples cannot be scored in {space.name}: {error}") from None
 
 
 def _line(entry: dict[str, Any]) -> str:

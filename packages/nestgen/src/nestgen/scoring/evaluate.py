@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
 from nestgen.errors import UserError
 from nestgen.files import write_json
@@ -35,8 +36,8 @@ class References:
     vae            the VAE's weights, which show the rows that levels are frozen to; None is where z_0's store says
     """
 
-    reference: Path | None = None
-    samples_store: Path | None = None
+    reference: Path | UPath | None = None
+    samples_store: Path | UPath | None = None
     encoder_level: str = "1x1x64"
     encoder: str | None = None
     pictures: Path | None = None
@@ -70,12 +71,12 @@ def evaluate(recipe: Recipe, samples: Path, references: References, out: Path) -
     )
     for score in scores:
         print(_line(score))
-    if preserved:
-        shares = [f"{key} {100 * preserved[key]:.0f} %" for key in ASPECTS if preserved[key] is not None]
+    shares = [f"{key} {100 * preserved[key]:.0f} %" for key in ASPECTS if preserved.get(key) is not None]
+    if shares:
         print(f"preserved of the rows, levels frozen from z_{preserved['frozen_from']}: {', '.join(shares)}")
 
 
-def _protocol(recipe: Recipe, samples: Path, card: dict[str, Any], reference: Path) -> str | None:
+def _protocol(recipe: Recipe, samples: Path, card: dict[str, Any], reference: Path | UPath) -> str | None:
     """The recipe's protocol, none for samples with frozen levels. Raises UserError for samples that do not follow it."""
     name = recipe.evaluation.protocol
     if name is None or "frozen" in card["levels"][-1]:
@@ -107,13 +108,12 @@ def _inception(recipe: Recipe, references: References, samples: Path) -> Space |
             raise UserError("an FID needs real pictures: give a folder, or an .npz of mu and sigma, with --pictures")
         return None
     try:
-        weights = find_weights(references.inception)
+        return inception_space(recipe, pictures, find_weights(references.inception), samples)
     except UserError as error:
         if references.pictures is not None or references.inception is not None:
             raise
         print(f"no FID: {error}")  # the recipe asks for it, and the other scores can be had
         return None
-    return inception_space(recipe, pictures, weights, samples)
 
 
 def _score(space: Space) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from upath import UPath
 
 from nestgen.files import write_json
 from nestgen.images import draw_sheet, write_image
@@ -48,7 +49,7 @@ class SheetOptions:
     """
 
     freeze_from: int | None = None
-    root: Path | None = None
+    root: Path | UPath | None = None
     row: int | None = None
     interpolate: tuple[int, int] | None = None
     over_depth: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
 from nestgen.files import write_json
 from nestgen.images import draw_sheet, read_images, write_image
@@ -39,7 +40,7 @@ def nearest_rows(queries_NCHW: Tensor, store: Store, count: int, seed: int) -> t
 
 
 def memorisation(
-    recipe: Recipe, samples: Path, out: Path, count: int, reference: Path | None = None, vae: Path | None = None
+    recipe: Recipe, samples: Path, out: Path, count: int, reference: Path | UPath | None = None, vae: Path | None = None
 ) -> None:
     """Writes the sheet of `count` samples with their nearest training row at each level, and the numbers as .json.
 

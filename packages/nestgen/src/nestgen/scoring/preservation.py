@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from upath import UPath
 
 from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.images import read_images
+from nestgen.recipe.locations import resolve_path
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.card import check_same_settings
 from nestgen.sampling.decoder import load_decoder
@@ -32,27 +34,31 @@ def preservation(
     """Shares of samples that preserve something of the row they are frozen to; empty for samples frozen to none.
 
     class     of the row, by the vote of the 20 nearest training rows in the encoder's space; None without labels
-    features  nearer to the row than to another one, in the encoder's space
+    features  nearer to the row than to another one, in the encoder's space; None where there is no other
     colours   the same by the mean colours of 4 x 4 places
     chance    the three shares, if the samples were frozen to each other's rows
     """
     top = card["levels"][-1].get("frozen", {})
     if "store" not in top:
         return {}
-    root, count = Path(top["store"]).parent.parent, card["count"]
+    root, count = resolve_path(Path(), top["store"]).parent.parent, card["count"]
     rows = np.arange(count) if top["row"] == "each" else np.full(count, top["row"])
     store, real, _ = open_encoded(recipe, encoded, root)
-    shifts = randomness.generator(recipe.seed, "kept/others", 0).integers(1, real.rows, count)
-    others = (rows + shifts) % real.rows  # any row but the own
     samples_ND = features(store, np.arange(count))
     of_class, class_by_chance = _class(recipe, root, encoded, samples_ND, rows)
     frozen = [number for number, level in enumerate(card["levels"]) if "frozen" in level]
+    nearer, colours_nearer, by_chance = None, None, None
+    if real.rows > 1:  # else there is no other row
+        shifts = randomness.generator(recipe.seed, "kept/others", 0).integers(1, real.rows, count)
+        others = (rows + shifts) % real.rows  # any row but the own
+        nearer, by_chance = _nearer(samples_ND, features(real, rows), features(real, others)), 0.5
+        colours_nearer = _colours_share(recipe, samples, root, rows[:SHOWN], others[:SHOWN], vae)
     return {
         "frozen_from": min(frozen),
         "class": of_class,
-        "features": _nearer(samples_ND, features(real, rows), features(real, others)),
-        "colours": _colours_share(recipe, samples, root, rows[:SHOWN], others[:SHOWN], vae),
-        "chance": {"class": class_by_chance, "features": 0.5, "colours": 0.5},
+        "features": nearer,
+        "colours": colours_nearer,
+        "chance": {"class": class_by_chance, "features": by_chance, "colours": by_chance},
         "samples": count,
     }
 
@@ -84,7 +90,7 @@ def _nearer(x_ND: np.ndarray, own_ND: np.ndarray, other_ND: np.ndarray) -> float
 
 
 def _class(
-    recipe: Recipe, root: Path, encoded: EncodedSamples, samples_ND: np.ndarray, rows: np.ndarray
+    recipe: Recipe, root: Path | UPath, encoded: EncodedSamples, samples_ND: np.ndarray, rows: np.ndarray
 ) -> tuple[float | None, float | None]:
     """Share of samples whose neighbours' most frequent class is that of their row, of rows with a class; and by chance."""
     training = training_root(recipe)
@@ -105,7 +111,7 @@ def _class(
 
 
 def _colours_share(
-    recipe: Recipe, samples: Path, root: Path, rows: np.ndarray, others: np.ndarray, vae: Path | None
+    recipe: Recipe, samples: Path, root: Path | UPath, rows: np.ndarray, others: np.ndarray, vae: Path | None
 ) -> float:
     """Share of the first len(rows) samples whose colours are nearer to those of their row than of another one."""
     z_0 = open_real(recipe, 0, root)

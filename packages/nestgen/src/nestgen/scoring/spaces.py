@@ -70,16 +70,16 @@ class Space:
 class EncodedSamples:
     """The sample images encoded into a store root: by which encoder, and which of its levels (h, w, c) is compared."""
 
-    root: Path
+    root: Path | UPath
     encoder: str
     shape: tuple[int, int, int]
 
-    def store_in(self, root: Path) -> Path | UPath:
+    def store_in(self, root: Path | UPath) -> Path | UPath:
         """The path of that level's store in some root."""
         return named_store_path(root, self.encoder, self.shape)
 
 
-def level_space(recipe: Recipe, level: int, reference: Path, card: dict[str, Any], samples: Path) -> Space:
+def level_space(recipe: Recipe, level: int, reference: Path | UPath, card: dict[str, Any], samples: Path) -> Space:
     """The latents of a level, as its denoiser sees them, against those of a store root."""
     fingerprint = card["levels"][level]["store_fingerprint"]
 
@@ -94,7 +94,7 @@ def level_space(recipe: Recipe, level: int, reference: Path, card: dict[str, Any
 
 
 def encoder_space(
-    recipe: Recipe, encoded: EncodedSamples, reference: Path, card: dict[str, Any], samples: Path
+    recipe: Recipe, encoded: EncodedSamples, reference: Path | UPath, card: dict[str, Any], samples: Path
 ) -> Space:
     """A frozen encoder's features: of the sample images, against those of a store root."""
     store, real, training = open_encoded(recipe, encoded, reference)
@@ -107,7 +107,7 @@ def encoder_space(
     return _stores_space(recipe, name, features(store, np.arange(store.rows)), real, training, features)
 
 
-def open_encoded(recipe: Recipe, encoded: EncodedSamples, reference: Path) -> tuple[Store, Store, Store | None]:
+def open_encoded(recipe: Recipe, encoded: EncodedSamples, reference: Path | UPath) -> tuple[Store, Store, Store | None]:
     """The stores of the encoder's features: of the samples, of the reference and, if they are others, of the training
     rows where these are encoded.
     """
@@ -164,7 +164,9 @@ def _stores_space(
 
     about = {"dimensions": samples_ND.shape[1], "pooled_from": shape_name(real.latent_shape)}
     origin, folder = _origin(real), statistics_folder(recipe)
-    key = {"space": name, "reference": origin["sha256"], "rows": real.rows, "seed": recipe.seed, **about}
+    # The digest is of the values as they are stored: z_0's scale, say, is in the fingerprint alone.
+    key = {"space": name, "reference": origin["sha256"], "fingerprint": real.attributes["fingerprint"]}
+    key |= {"rows": real.rows, "seed": recipe.seed, **about}
     if max(real.rows, len(samples_ND)) > MOST:
         about["kernel_rows"] = MOST
         key["kernel_rows"] = MOST

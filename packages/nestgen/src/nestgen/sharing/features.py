@@ -17,6 +17,7 @@ from nestgen.files import json_sha256
 from nestgen.recipe.locations import features_path
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
+from nestgen.sharing.names import CODEC
 from nestgen.sharing.portable import portable
 from nestgen.stores.hierarchy import open_hierarchy
 from nestgen.stores.remote import read
@@ -41,7 +42,7 @@ def extraction_recipe(recipe: Recipe) -> dict[str, Any]:
 def write_features(recipe: Recipe, draft: Path) -> None:
     """Writes `features/` of an exported folder; nothing for one level, or where the stores are not at hand.
 
-    Weights that are files are named without their folder: the codec's are those of the export, if it has them.
+    Weights that are files are named without their folder. The codec's are those of the export, if it has them.
     """
     if len(recipe.levels) == 1:
         return
@@ -51,8 +52,8 @@ def write_features(recipe: Recipe, draft: Path) -> None:
         basis = read(features_path(recipe).parent / "basis.safetensors")
     except (UserError, OSError, KeyError):
         return
-    if (draft / "codec.safetensors").is_file() and "." in document["features"].get("z0_weights", ""):
-        document["features"]["z0_weights"] = "../codec.safetensors"
+    if (draft / CODEC).is_file():
+        document["features"]["z0_weights"] = f"../{CODEC}"
     document["features"]["basis"] = "."
     root = draft / "features"
     for store in stores:

@@ -3,7 +3,8 @@
     config.json           format, recipe (with the sigmas as trained), levels, codec, class_names, data
     z0.safetensors, ...   the averaged weights of each level's denoiser; of a text model with its empty caption's embedding
     z0-weak.safetensors   the denoiser that a level is guided away from, if sampling.autoguide names one
-    codec.safetensors     the VAE of z_0, if it is small; of a large one config.json has the file's name and digest
+    codec/                the VAE of z_0, if it is small, as diffusers saves one; of a large one config.json has the file's name
+                          and digest
     features/             a store root without rows, by which `featurize extract` encodes further images (sharing/features.py)
     scores/*.json         score cards
     README.md             the model card
@@ -16,6 +17,7 @@ of the features before they were standardised, features = std z + mean.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
@@ -37,6 +39,7 @@ from nestgen.sampling.decoder import Decoder
 from nestgen.sampling.trained import LevelSampler, SavedDenoiser, SavedLevel, TrainedDenoiser
 from nestgen.sharing.features import write_features
 from nestgen.sharing.model_card import model_card
+from nestgen.sharing.names import CODEC
 from nestgen.sharing.portable import portable
 
 FORMAT = "nestgen-hierarchy/1"
@@ -114,7 +117,8 @@ def read_exported(folder: Path) -> Exported:
         raise UserError(f"{folder} has format {config.get('format')}, and this nestgen reads {FORMAT}; export it again")
     try:
         codec = dict(config["codec"])
-        if (file := folder / Path(codec.get("weights", "")).name).is_file():
+        weights = codec.get("weights", "")  # `codec.safetensors` in earlier exports, or a file that somebody put here
+        if (file := folder / (weights if weights == CODEC else Path(weights).name)).is_file():
             codec["weights"] = str(file)
         levels = tuple(
             SavedLevel(
@@ -185,8 +189,12 @@ def _write_codec(draft: Path, codec: Mapping[str, Any], decoder: Decoder) -> dic
     document: dict[str, Any] = portable(dict(codec))
     file = decoder.file
     if file is not None and file.suffix == ".safetensors" and file.stat().st_size < LARGE:
-        shutil.copyfile(file, draft / "codec.safetensors")
-        document["weights"] = "codec.safetensors"
+        (draft / CODEC).parent.mkdir()
+        shutil.copyfile(file, draft / CODEC)
+        if "config" in document:
+            text = json.dumps(document["config"], indent=1) + "\n"
+            (draft / CODEC).with_name("config.json").write_text(text, encoding="utf-8")
+        document["weights"] = CODEC
     return document
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nestgen.sharing.names import CODEC
+
 _SCORES = ("frechet_distance", "kid", "precision", "recall")
 
 
@@ -83,7 +85,7 @@ def _usage(config: Mapping[str, Any]) -> str:
         "Neither needs the training data or its features. Image i of a seed is the same on every machine, up to rounding.",
     ]
     codec = config["codec"]
-    if codec.get("weights") not in (None, "codec.safetensors"):
+    if codec.get("weights") not in (None, CODEC):
         lines += [
             "",
             f"The VAE is not in this folder: give its file, {codec['weights']}, with `--vae FILE` or `vae=FILE` "

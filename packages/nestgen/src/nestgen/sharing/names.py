@@ -9,7 +9,9 @@ from typing import Any
 from nestgen.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
-FILES = ("config.json", "README.md", "*.safetensors", "scores/*.json", "features/*")  # of an exported folder
+# Of an exported folder: the VAE in diffusers' layout, which featurize reads too, and all files.
+CODEC = "codec/diffusion_pytorch_model.safetensors"
+FILES = ("config.json", "README.md", "*.safetensors", "codec/config.json", "scores/*.json", "features/*")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

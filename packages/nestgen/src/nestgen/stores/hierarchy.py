@@ -56,7 +56,12 @@ def read_labels(recipe: Recipe, reference: Store) -> np.ndarray:
         )
     if (labels < 0).all():
         raise UserError(f"{store.path} has no labels; set denoiser.labels of {recipe.file} to 0")
-    return np.where(labels < 0, classes, labels)
+    return known_labels(labels, classes)
+
+
+def known_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels as denoisers of so many classes take them: none, or one of another data set's, is the null class, `classes`."""
+    return np.where((labels < 0) | (labels >= classes), classes, labels)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from upath import UPath
 
 from nestgen.errors import UserError
-from nestgen.recipe.locations import store_path, store_root
+from nestgen.recipe.locations import features_path, store_path, store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.stores.remote import read
@@ -54,3 +54,5 @@ def _stores(recipe: Recipe, level: int) -> Iterator[Path | UPath]:
     if recipe.denoiser.text:
         yield root / "text" / f"{shape_name(recipe.denoiser.text)}.zarr"
         yield root / "text" / "offsets.zarr"
+    if recipe.training.align and level == 0:
+        yield features_path(recipe)

@@ -32,10 +32,10 @@ def run_steps(
 ) -> None:
     """Takes the steps that follow `steps.start` others, up to step `steps.stop`.
 
-    Raises KeyboardInterrupt once a signal has stopped it and the checkpoint is written, and UserError if the last
-    gradients were not finite.
+    Raises KeyboardInterrupt once a signal has stopped it and the checkpoint is written, if the last gradients were finite,
+    and UserError if those of the last step were not.
     """
-    accelerator, options, last = trainer.accelerator, trainer.options, steps.stop
+    accelerator, options, saved, last = trainer.accelerator, trainer.options, steps.start, steps.stop
     device, processes = accelerator.device, accelerator.num_processes
 
     def prepare(step: int) -> Callable[[], Batch]:
@@ -63,6 +63,7 @@ def run_steps(
             if save and progress.skipped_in_a_row == 0:  # what diverges is not saved
                 progress.pause()
                 trainer.save(folder, meta, step, best_step(folder))
+                saved = step
                 if preview and not stop:
                     shown = preview.sample(folder, step, device)
                     progress.track(shown.numbers, step)
@@ -72,9 +73,10 @@ def run_steps(
                     write_status(folder, meta, f"In training, at step {step} of {last}")
                 progress.resume()
             if stop and step < last:
-                raise KeyboardInterrupt(
-                    f"stopped after step {step} of {last}, saved in {folder}: the same command goes on from there"
-                )
+                outcome = f"saved in {folder}: the same command goes on from there"
+                if saved < step:
+                    outcome = f"not saved, as its gradient was not finite: the same command goes on from step {saved} of {folder}"
+                raise KeyboardInterrupt(f"stopped after step {step} of {last}, {outcome}")
     if progress.skipped_in_a_row:
         raise UserError(
             f"the gradient of the last {progress.skipped_in_a_row} step(s) of {folder} was not finite, so that they are "

@@ -29,7 +29,7 @@ from nestgen.runs.checkpoint import load_denoiser
 from nestgen.sampling.decoder import load_decoder
 from nestgen.scoring.frechet import frechet_distance
 from nestgen.scoring.spaces import pool
-from nestgen.stores.hierarchy import LevelStores, check_same_rows
+from nestgen.stores.hierarchy import LevelStores, check_same_rows, known_labels
 from nestgen.stores.latent import to_latent
 from nestgen.stores.store import Store, open_store
 
@@ -100,7 +100,7 @@ class Preview:
     def _sampled(self, denoiser: Denoiser, rows: slice, device: torch.device) -> Tensor:
         """Samples of some rows, without guidance."""
         process, settings = level_process(self.recipe, self.level), level_sampling(self.recipe, self.level)
-        unguided = replace(settings, guidance=None, internal_guidance=None, sigmas=self.sigmas)
+        unguided = replace(settings, guidance=None, autoguidance=0.0, internal_guidance=None, sigmas=self.sigmas)
         condition, label_B, context_BTD = self._inputs(rows, device)
         half = precision_on(device.type, settings) == "bf16"
         denoise = GuidedDenoiser(denoiser, process, unguided, tuple(condition), label_B, context_BTD, autocast=half)
@@ -183,7 +183,7 @@ def _labels(recipe: Recipe, held_out: Store) -> np.ndarray:
     """Classes of held-out rows; the null class where there are none."""
     path = held_out.path.parent.parent / "labels.zarr"
     labels = open_store(path).load() if path.is_dir() else np.full(held_out.rows, -1)
-    return np.where((labels < 0) | (labels >= recipe.denoiser.labels), recipe.denoiser.labels, labels)
+    return known_labels(labels, recipe.denoiser.labels)
 
 
 def _held_out(recipe: Recipe, level: int, own: LevelStores) -> list[Store]:

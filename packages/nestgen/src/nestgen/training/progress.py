@@ -107,8 +107,8 @@ class Progress:
             self.bar.write(time_left(self.last - step, self.options.batch / rate))
         if self.skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(
-                f"the gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step} of {self.folder}; the "
-                "last checkpoint is from before: lower training.lr or set training.clip or another training.precision"
+                f"the gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step} of {self.folder}, and "
+                "none of them is saved; lower training.lr or set training.clip or another training.precision"
             )
         self._begin()
 

@@ -51,8 +51,7 @@ def train(recipe: Recipe, level: int, init: Path | None = None, requested: Colle
     than those the run was started with: lr, warmup, clip and steps. Raises UserError for what cannot be trained, and
     KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint of the step under way is written.
     """
-    if not 0 <= level < len(recipe.levels):
-        raise UserError(f"level {level} is not within 0..{len(recipe.levels) - 1}, the levels of {recipe.file}")
+    recipe.check_level(level)
     folder = run_dir(recipe, level)
     recipe = with_actual_precision(recipe, folder)
     accelerator = start_accelerator(recipe.training, folder)
@@ -116,8 +115,8 @@ def _train(
     finally:
         if accelerator.is_main_process:
             _draw_losses(recipe, folder)
-            step = max((line["step"] for line in loss_log.read(folder / "log.jsonl")), default=first)
-            state = f"Complete at step {last}" if step >= last else f"Stopped; `nestgen train --level {level}` goes on"
+            complete = (folder / "checkpoints" / f"{last:08d}").is_dir()  # what diverged is logged, and not saved
+            state = f"Complete at step {last}" if complete else f"Stopped; `nestgen train --level {level}` goes on"
             write_status(folder, meta, state)
 
 
