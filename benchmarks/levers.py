@@ -246,7 +246,7 @@ def show(results: Path) -> None:
     for path in sorted(results.glob("*.json")):
         one = read_json(path)
         if "frechet_distances" in one:
-            found.setdefault((one["depth"], one["seconds"], one["count"], one["arm"]), []).append(one)
+            found.setdefault((one["depth"], one["seconds"], one.get("count", "?"), one["arm"]), []).append(one)
     rows = []
     for (depth, seconds, count, arm), runs in sorted(found.items()):
         spaces = [[_written(one["frechet_distances"].get(name)) for one in runs] for name in _named(runs[0])]

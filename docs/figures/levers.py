@@ -47,7 +47,7 @@ Row = dict[str, Any]  # {"arm", "depth", "seeds", "steps", space: one distance o
 def read(folders: tuple[Path, ...], seconds: float, count: int) -> list[Row]:
     """One row for each named arm and depth."""
     runs = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.glob("*-seed*.json"))]
-    runs = [run for run in runs if run["arm"] in NAMES and (run["seconds"], run["count"]) == (seconds, count)]
+    runs = [run for run in runs if run["arm"] in NAMES and (run["seconds"], run.get("count")) == (seconds, count)]
     rows: dict[tuple[str, int], Row] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         row = rows.setdefault(
@@ -118,6 +118,8 @@ def main(folders: tuple[Path, ...], seconds: float, count: int) -> None:
     """Draws the results of FOLDERS, and writes their numbers beside the figure."""
     if folders:
         rows = read(folders, seconds, count)
+        if not rows:
+            raise click.ClickException(f"no run there took {seconds:g} seconds and has {count} samples")
         FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     rows = json.loads(FILE.read_text())
     draw(rows, FILE.with_suffix(".png"))

@@ -21,6 +21,7 @@ from workflow.charts import loss_curves, score_bars
 from workflow.plan import read_plan
 from workflow.pretrained import COUNT, FOLDER, Pretrained
 from workflow.sentences import SpaceScores
+from workflow.steps import scorer
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 THUMBNAIL = 128  # pixels a side of an image in a row, at most
@@ -65,7 +66,7 @@ def main(cells: tuple[str, ...], runs: Path, out: Path, names: tuple[str, ...]) 
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         recipe=load_recipe(file),
         recipe_text=file.read_text(encoding="utf-8"),
-        scored_by=read_plan(file).grid.scored_by,
+        scorer=scorer(read_plan(file)).encoder,
         knn=knn,
         hierarchy=hierarchy,
         preserved=next((row["kept"] for row in hierarchy["rows"] if "kept" in row), None),

@@ -148,6 +148,7 @@ def test_clip_retrieval_asks_both_for_the_same_pictures(
     asked: list[list[str]] = []
     monkeypatch.setattr(clip_retrieval, "_run", lambda command, environment: asked.append([*map(str, command)]))
     monkeypatch.setattr(clip_retrieval, "python_of", lambda peer: Path(peer))
+    monkeypatch.setattr(clip_retrieval, "MODEL", "ViT-S-32-alt")  # a small one, as nothing is encoded
     text = run(
         clip_retrieval,
         "--pictures",

@@ -244,7 +244,7 @@ def test_nothing_depends_on_file_times(run: Path) -> None:
             NestedPipeline.from_run(run)
 
 
-def test_a_step_or_the_best_or_another_average(run: Path) -> None:
+def test_a_step_or_the_best_or_another_average(run: Path, tmp_path: Path) -> None:
     weights = {}
     for name in ("z0-given-z1-sigma0.5", "z1-given-z2-sigma0.5", "z2-top"):
         checkpoint = newest(run / name)
@@ -264,6 +264,8 @@ def test_a_step_or_the_best_or_another_average(run: Path) -> None:
     averaged = NestedPipeline.from_run(run, ema_length=0.07, step=8)
     assert averaged.samplers[0].trained.meta["ema_length"] == 0.07
     assert len(averaged.samplers[0].trained.sha256) == 64
+    averaged.save_pretrained(tmp_path / "averaged")
+    assert "averaged over a window of 0.07 of the steps" in (tmp_path / "averaged" / "README.md").read_text()
     for arguments, kind, sentence in (
         ({"step": 5}, UserError, r"no checkpoint of step 5, .* \(it has 7, 9\)"),
         ({"step": "last"}, TypeError, "step is 'last'"),

@@ -112,7 +112,7 @@ def test_another_sigma_trains_what_depends_on_it(finished: Path, served: None, s
     ],
     ids=["seed", "patch of z_0", "size of z_1", "sampling"],
 )
-def test_what_a_change_of_the_recipe_concerns_runs_again(
+def test_what_a_change_of_the_recipe_concerns_is_planned_again(
     finished: Path, served: None, snakemake: Snakemake, changes: dict[str, Any], runs: dict[str, int]
 ) -> None:
     found = snakemake(write(finished, **changes), finished, *WHOLE, dry=True)

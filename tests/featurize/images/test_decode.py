@@ -144,13 +144,6 @@ def test_float_and_wide_integers_keep_their_range() -> None:
     assert np.abs(np.asarray(decode(encoded(wide, "TIFF")), float)[..., 0] - ramp * 255).max() <= 0.51
 
 
-def test_a_line_is_refused_by_its_header() -> None:
-    assert decode(encoded(Image.new("RGB", (1, 1000)), "PNG")).size == (1, 1000)
-    for size in ((1, 1001), (65_535, 60)):
-        with pytest.raises(BadImage, match=f"{size[0]} x {size[1]} pixels are a line"):
-            decode(encoded(Image.new("RGB", size), "PNG"))
-
-
 def ycck(image: Image.Image) -> bytes:
     """A YCCK JPEG: of the CMYK picture's first three channels, YCbCr is stored, and Adobe's mark says so."""
     c, m, y, k = image.split()

@@ -155,6 +155,9 @@ def test_without_a_command_it_says_where_the_experiment_stands(run: Run, trained
     out = run()[1]
     assert "2 samples in samples, scored" in out
     assert "\nNext: nestgen explore runs/toy\n" in out
+    metadata = Path("stores/toy/tiny/4x4x6.zarr/zarr.json")
+    metadata.write_text(metadata.read_text().replace('"zarr_format"', '"changed"'))
+    assert "\nNext: featurize repair\n" in run()[1]
     shutil.rmtree("stores/toy/tiny/4x4x6.zarr")
     out = run()[1]
     assert "z_1  there is no store stores/toy/tiny/4x4x6.zarr" in out

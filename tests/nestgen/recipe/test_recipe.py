@@ -96,6 +96,8 @@ def test_depth_cuts_levels_and_what_is_listed_for_each(load: Callable[..., Recip
     listed = load(sampling={"guidance_interval": [None, [0, 0.5], [0.2, 1]], "sampler": ["heun", None, "ddim"]})
     assert [listed.sampling.of("guidance_interval", level) for level in range(3)] == [None, (0, 0.5), (0.2, 1)]
     assert listed.depth(1).sampling.sampler == ("heun",)
+    one = load(sampling={"sigma": 0.3}).depth(1)  # of the levels above z_0; there is none
+    assert one.with_sampling({"steps": 5}).with_training({}).sampling.steps == (5,)
 
 
 def test_the_default_sampler_is_u_vits_of_the_process(load: Callable[..., Recipe]) -> None:

@@ -261,8 +261,8 @@ def test_autoguidance_leads_away_from_a_worse_denoiser(recipe: Recipe, tmp_path:
         ({"scale": 1, "step": 5}, r"has no checkpoint of step 5, .* \(it has 7\)"),
         ({"scale": 1, "step": 7}, "has the weights it should guide"),
         ({"scale": 1, "run": "nowhere"}, r"no trained denoiser in .*nowhere"),
-        ({"scale": 1, "run": "shifted"}, "shifted.* cannot guide .*: its shift is another"),
-        ({"scale": 1, "run": "elsewhere"}, "elsewhere.* cannot guide .*: its stores is another"),
+        ({"scale": 1, "run": "shifted"}, "shifted.* cannot guide .*: the two differ in shift"),
+        ({"scale": 1, "run": "elsewhere"}, "elsewhere.* cannot guide .*: the two differ in stores"),
     ):
         with pytest.raises(UserError, match=sentence):
             load_samplers(recipe.with_sampling({"autoguide": [None, None, autoguide]}), CPU)

@@ -82,7 +82,7 @@ def test_too_few_real_rows_are_said(recipe: Recipe, tmp_path: Path) -> None:
 def test_one_sample_has_no_distance(recipe: Recipe, tmp_path: Path) -> None:
     sample(recipe, tmp_path / "one", Request(1, 0, 1))
     run = CliRunner().invoke(main, ["diagnose", "--samples", "one"])
-    assert (run.exit_code, "1 samples cannot be scored in z_2: two sets of 2 or more" in run.output) == (1, True)
+    assert (run.exit_code, "1 vector(s) cannot be scored in z_2: two sets of 2 or more" in run.output) == (1, True)
 
 
 def test_true_levels_have_their_images_captions(
@@ -102,6 +102,9 @@ def test_true_levels_have_their_images_captions(
     found = open_latents(tmp_path / "diagnosis" / "z0-given-true", 0).read_all()
     np.testing.assert_allclose(found, z[0].permute(0, 2, 3, 1), atol=1e-4)
     write_text(tmp_path / "loose", store_writer)
+    run = CliRunner().invoke(main, ["diagnose", "--samples", "s", "--reference", "loose"])
+    said = "loose has no captions of its images; make it by `featurize extract --text clip`"
+    assert (run.exit_code, said in run.output) == (1, True)
     sample(recipe, tmp_path / "other", Request(9, 0, 9, prompts=tmp_path / "loose"))
     run = CliRunner().invoke(main, ["diagnose", "--samples", "other"])
     said = "the samples of other have captions that no real images have (prompt i of image i); diagnose samples of"

@@ -169,7 +169,8 @@ def test_a_model_of_captions_keeps_its_empty_one_and_embeds_prompts(
     assert list((tmp_path / "cache" / "nestgen" / "prompts").iterdir())
 
 
-def test_exported_again_it_is_the_same(trained: Trained, tmp_path: Path) -> None:
+def test_exported_again_it_is_the_same(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into another folder, into its own, and through a link to it."""
     pipe = NestedPipeline.from_run(make_run(trained, tmp_path))
     pipe.save_pretrained(tmp_path / "a")
     NestedPipeline.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
@@ -177,6 +178,12 @@ def test_exported_again_it_is_the_same(trained: Trained, tmp_path: Path) -> None
     assert files == ["README.md", "config.json", "z0.safetensors", "z1.safetensors", "z2.safetensors"]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    for out in (".", tmp_path / "link"):
+        pipe.save_pretrained(out)
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == files
+    assert (tmp_path / "link").is_symlink() and not list(tmp_path.glob(".*"))
 
 
 def test_a_recipe_without_a_name_is_called_as_its_run(
@@ -300,6 +307,7 @@ def test_a_small_vae_goes_along_and_a_large_one_is_named(
 def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
+    download_as_the_hub_does = huggingface_hub.snapshot_download
     pipe = NestedPipeline.from_run(make_run(trained, tmp_path))
     hub: dict[str, Any] = {}
 
@@ -310,7 +318,8 @@ def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monke
         def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> None:
             hub["made"] = (repo_id, private, exist_ok)
 
-        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: str) -> str:
+            hub["deleted"] = delete_patterns  # what an earlier upload had and this one has not
             shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
             return f"https://huggingface.co/{repo_id}"
 
@@ -322,7 +331,7 @@ def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monke
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert pipe.push_to_hub("someone/toy", private=True, token="t") == "https://huggingface.co/someone/toy"
-    assert hub == {"token": "t", "made": ("someone/toy", True, True)}
+    assert hub == {"token": "t", "made": ("someone/toy", True, True), "deleted": "*"}
     expected = pipe(num_images=2).latents[0]
     found = NestedPipeline.from_pretrained("someone/toy", revision="main")(num_images=2).latents[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -330,6 +339,10 @@ def test_shipped_hierarchies_and_the_hub(trained: Trained, tmp_path: Path, monke
         UserError, match=r"someone/other .* cannot be downloaded .* \(no connection to the Hub\); check the name"
     ):
         NestedPipeline.from_pretrained("someone/other")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download_as_the_hub_does)
+    with pytest.raises(UserError, match="models/demo--v2 is no folder here and cannot be downloaded"):
+        NestedPipeline.from_pretrained("models/demo--v2")  # a mistyped path that no repository can have
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
 
     monkeypatch.setattr(names, "SHIPPED", tmp_path / "hub" / "someone")
     assert names.shipped() == ["toy"]

@@ -238,9 +238,13 @@ def test_bad_states_are_one_sentence(there: Callable[..., tuple[Recipe, Recipe]]
         resolve_path(Path(), "nosuch://a/b.zarr")
 
 
-def test_addresses_are_told_from_paths(tmp_path: Path) -> None:
+def test_addresses_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_path(tmp_path, "stores/x") == tmp_path / "stores/x"
     assert resolve_path(tmp_path, "/abs") == Path("/abs")
+    monkeypatch.setenv("HOME", "/home/me")  # where featurize, too, looks for it
+    assert resolve_path(tmp_path, "~/stores") == Path("/home/me/stores")
+    with pytest.raises(UserError, match="~nobody-of-this-name/x can't be found, because the home folder is not known"):
+        resolve_path(tmp_path, "~nobody-of-this-name/x")
     there = resolve_path(tmp_path, "s3://bucket/a") / "b.zarr"
     assert str(there) == "s3://bucket/a/b.zarr"
     assert str(there.with_suffix(".seal.json")) == "s3://bucket/a/b.seal.json"

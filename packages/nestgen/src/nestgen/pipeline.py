@@ -181,7 +181,11 @@ class NestedPipeline:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / repo_id.rpartition("/")[2]
             self.save_pretrained(folder, **options)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+            return str(
+                api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message=commit_message, delete_patterns="*"
+                )
+            )
 
     def to(
         self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None

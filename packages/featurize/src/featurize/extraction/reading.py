@@ -20,6 +20,9 @@ from featurize.sources import SourceImage, read_in_order
 Reader = Callable[[], bytes]
 
 DENIED = "the file may not be read: permission is denied"
+# Long side to short side. Some crops resize the whole image until its short side is the network's: at 512 pixels this is a
+# gigabyte, of an image whose crop shows a thousandth of it.
+MAX_ASPECT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ class FirstLook:
 
 def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0, decoder: str = "pillow") -> FirstLook:
     """Read and decode a listed image, as `images.decode` does; with the decoder "nvjpeg" one that it can decode is not.
-    Raises UserError as `readers` says."""
+    Raises UserError as `readers` says.
+
+    An image that is a line is refused here, and not where one that a store has already is decoded again."""
     start = read_at = time.perf_counter()
     decoded: Image.Image | bytes | None = None
     try:
@@ -63,10 +68,12 @@ def first_look(reader: Reader, profile: Profile = "ignore", least: int = 0, deco
             examined = Examined("", hashlib.sha256(data).hexdigest(), *size, "RGB")
         else:
             found = examine(data, profile, least)
-            decoded = found.image
-            examined = Examined("", hashlib.sha256(data).hexdigest(), *found.size, found.mode, found.warning)
+            size, decoded = found.size, found.image
+            examined = Examined("", hashlib.sha256(data).hexdigest(), *size, found.mode, found.warning)
+        if max(size) > MAX_ASPECT * min(size):
+            raise BadImage(f"{size[0]} x {size[1]} pixels are a line: one side is over {MAX_ASPECT} times the other")
     except BadImage as error:
-        examined = Examined(str(error))
+        examined, decoded = Examined(str(error)), None
     except FileNotFoundError:
         examined = Examined("the file is not there")
     except PermissionError:

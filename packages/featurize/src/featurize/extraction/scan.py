@@ -193,8 +193,7 @@ def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | No
     _enter(scan, new)
     if scan.folder is not None:
         name = hashlib.sha256(repr(sorted(new)).encode()).hexdigest()[:16]
-        # Permissions may be mended without a change of the listing, so the next run tries those files again.
-        lines = [[position, *astuple(one)] for position, one in new.items() if one.reason != DENIED]
+        lines = [[position, *astuple(one)] for position, one in new.items()]
         path = scan.folder / f"{name}.json"
         # `recall` passes over a damaged one.
         write_json(path, {"examined": lines}, wait_for_name=False, wait_for_content=False)
@@ -203,11 +202,15 @@ def learn(scan: Scan, positions: Sequence[int], examined: Sequence[Examined | No
 
 
 def recall(scan: Scan) -> None:
-    """Enter what earlier runs kept in the scan's folder. A file that a power cut damaged says nothing."""
+    """Enter what earlier runs kept in the scan's folder. A file that a power cut damaged says nothing.
+
+    Nor does a refusal for want of permission, which may be mended without a change of the listing: such files are tried again.
+    """
     assert scan.folder is not None
     for path in sorted(scan.folder.glob("*.json")) if scan.folder.exists() else ():
         with suppress(UserError, OSError, KeyError, TypeError):
-            _enter(scan, {position: Examined(*values) for position, *values in read_json(path)["examined"]})
+            kept = {position: Examined(*values) for position, *values in read_json(path)["examined"]}
+            _enter(scan, {position: one for position, one in kept.items() if one.reason != DENIED})
 
 
 def _enter(scan: Scan, new: Mapping[int, Examined]) -> None:

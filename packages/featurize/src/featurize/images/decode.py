@@ -31,9 +31,6 @@ OTHER_FORMATS = (
 )
 # Where Pillow begins to warn of bombs. An image of this size needs about a gigabyte: 4 bytes a pixel, thrice at most.
 MAX_PIXELS = 89_478_485
-# Long side to short side. Some crops resize the whole image until its short side is the network's: at 512 pixels this is a
-# gigabyte as well, of an image whose crop shows a thousandth of it.
-MAX_ASPECT = 1000
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -137,10 +134,6 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(
             f"{image.width} x {image.height} pixels are too many, the limit is {MAX_PIXELS // 10**6} million"
-        )
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise BadImage(
-            f"{image.width} x {image.height} pixels are a line: one side is over {MAX_ASPECT} times the other"
         )
     return image
 

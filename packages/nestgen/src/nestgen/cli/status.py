@@ -39,7 +39,7 @@ def _stores(recipe: Recipe) -> Lines:
             yield f"z_{level}  {store.rows:,} rows in {store.path}", None
         except UserError as error:
             advised = re.findall(r"`(.+?)`", str(error))
-            yield f"z_{level}  {error}", advised[-1] if advised else None
+            yield f"z_{level}  {error}", advised[0] if advised else None
 
 
 def _denoisers(recipe: Recipe) -> Lines:

@@ -52,13 +52,22 @@ def features_path(recipe: Recipe) -> Path | UPath:
     return store_root(recipe) / re.sub("[:/]", "-", recipe.features.encoder) / "base.zarr"
 
 
-def resolve_path(root: Path, name: str) -> Path | UPath:
-    """What a recipe in the folder `root` means by a name: an address if it has ://, else a path.
+def expand_home(name: str) -> Path:
+    """A path with a leading `~` or `~user` replaced. Raises UserError where there is no such home folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name} can't be found, because the home folder is not known; set HOME") from None
 
-    Raises UserError for a protocol that fsspec does not know or whose library is not installed.
+
+def resolve_path(root: Path, name: str) -> Path | UPath:
+    """What a recipe in the folder `root` means by a name: an address if it has ://, else a path, whose `~` is the home folder.
+
+    Raises UserError for a protocol that fsspec does not know or whose library is not installed, or a home folder that is not
+    known.
     """
     if "://" not in name:
-        return root / name
+        return root / expand_home(name)
     try:
         path = UPath(name)
         _ = path.fs  # fsspec imports the protocol's library here

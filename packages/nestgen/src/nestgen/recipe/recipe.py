@@ -94,7 +94,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"{key} lists {len(values)} values for {len(self.levels)} levels; give one, or one per level"
                 )
-        if len(self.levels) == len(self.sampling.sigma) and self.sampling.sigma[0]:
+        if len(self.levels) == len(self.sampling.sigma) > 1 and self.sampling.sigma[0]:
             raise ValueError("sampling.sigma[0]: z_0 conditions nothing, so it has no sigma; set it to 0 or null")
 
     def check_level(self, level: int) -> None:

@@ -196,7 +196,7 @@ def _weak(autoguide: Autoguide, recipe: Recipe, level: int, strong: Checkpoint, 
     for key, value in ours.items():
         if theirs[key] != value:
             raise UserError(
-                f"{checkpoint.path} cannot guide {runs / name}: its {key} is another; train it on the same stores, with the "
+                f"{checkpoint.path} cannot guide {runs / name}: the two differ in {key}; train it on the same stores, with the "
                 "same process and shift"
             )
     if checkpoint.sha256("ema") == strong.sha256("ema"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from upath import UPath
 
 from nestgen.errors import UserError
@@ -39,6 +40,8 @@ def diagnose(recipe: Recipe, samples: Path, reference: Path | UPath | None, out:
             f"the samples of {samples} have captions that no real images have ({text['captions']}); diagnose samples of "
             "captioned images, by `nestgen sample --prompts ROOT`"
         )
+    if text and not (root / "text" / "offsets.zarr").is_dir():
+        raise UserError(f"{root} has no captions of its images; make it by `featurize extract --text clip`")
     if (rows := open_real(recipe, 0, root).rows) < card["count"]:
         raise UserError(
             f"{root} has {rows} rows, and each of the {card['count']} samples needs one of its own; "
@@ -63,13 +66,13 @@ def _diagnose_level(
     count = len(generated.samples_ND)
     entry: dict[str, Any] = {
         "level": level,
-        "generated": _distance(generated),
+        "generated": _distance(generated, generated.samples_ND),
         "true": None,
         "gap": None,
         "floor": None,
     }
     if generated.floor is not None:
-        entry["floor"] = gaussian_distance(fit_gaussian(generated.floor(count)), generated.reference().gaussian)
+        entry["floor"] = _distance(generated, generated.floor(count))
     if level + 1 < card["depth"]:
         folder = out.with_suffix("") / f"z{level}-given-true"
         source = FrozenSource(freeze_from=level + 1, root=root)
@@ -77,16 +80,17 @@ def _diagnose_level(
         # The folder is its own.
         request = Request(count, card["seed"], card["batch"], label, source, prompts, overwrite=True)
         sample_latents(recipe, folder, request, level)
-        entry["true"] = _distance(level_space(recipe, level, root, card, folder))
+        true = level_space(recipe, level, root, card, folder)
+        entry["true"] = _distance(true, true.samples_ND)
         entry["gap"] = entry["generated"] - entry["true"]
     return entry
 
 
-def _distance(space: Space) -> float:
+def _distance(space: Space, vectors_ND: np.ndarray) -> float:
     try:
-        return gaussian_distance(fit_gaussian(space.samples_ND), space.reference().gaussian)
+        return gaussian_distance(fit_gaussian(vectors_ND), space.reference().gaussian)
     except ValueError as error:
-        raise UserError(f"{len(space.samples_ND)} samples cannot be scored in {space.name}: {error}") from None
+        raise UserError(f"{len(vectors_ND)} vector(s) cannot be scored in {space.name}: {error}") from None
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from upath import UPath
 
 from nestgen.errors import UserError
 from nestgen.files import write_json
+from nestgen.recipe.locations import expand_home
 from nestgen.recipe.protocols import PROTOCOLS
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import parse_shape
@@ -102,7 +103,7 @@ def _encoded_samples(recipe: Recipe, references: References) -> EncodedSamples |
 
 def _inception(recipe: Recipe, references: References, samples: Path) -> Space | None:
     default = recipe.evaluation.pictures
-    pictures = references.pictures or (None if default is None else recipe.root / default)
+    pictures = references.pictures or (None if default is None else recipe.root / expand_home(default))
     if pictures is None:
         if references.inception is not None:
             raise UserError("an FID needs real pictures: give a folder, or an .npz of mu and sigma, with --pictures")

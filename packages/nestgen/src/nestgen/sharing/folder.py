@@ -213,6 +213,7 @@ def _recipe_document(recipe: Recipe) -> dict[str, Any]:
 @contextmanager
 def _replaced(out: Path) -> Iterator[Path]:
     """A draft folder that takes the place of `out` when the block ends without an error."""
+    out = out.resolve()  # it may be the working directory, or a link
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not _is_export(out):
@@ -222,9 +223,11 @@ def _replaced(out: Path) -> Iterator[Path]:
     draft.chmod(0o755)
     try:
         yield draft
+        earlier = draft.with_name(f"{draft.name}-earlier")
         if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(draft, out)
+            out.rename(earlier)
+        draft.rename(out)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -100,13 +100,15 @@ def _training(config: Mapping[str, Any]) -> str:
     images = f"{data['rows']:,} images" if "rows" in data else "Images"
     source = f" of `{data['source']}`" if data.get("source") else ""
     flipped = ", and their mirror images" if data.get("views") == 2 else ""
+    of_steps = f"over a window of {meta['ema_length']:g} of the steps" if "ema_length" in meta else ""
+    averaged = of_steps or f"with a decay of {training['ema']:g}"
     optimizer = "Muon for the matrices within the blocks, AdamW for the rest" if training.get("muon") else "AdamW"
     return "\n".join(
         [
             "## Training",
             "",
             f"{images}{source}{flipped}. Batches of {training['batch']}, {optimizer} with a learning rate of "
-            f"{training['lr']:g}, weights averaged with a decay of {training['ema']:g}. Process `{process['kind']}`, predicting "
+            f"{training['lr']:g}, weights averaged {averaged}. Process `{process['kind']}`, predicting "
             f"`{process['prediction']}`. Everything else is in [config.json](config.json).",
         ]
     )

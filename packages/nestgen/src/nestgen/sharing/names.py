@@ -40,11 +40,11 @@ def find_pretrained(name: str | Path, **download: Any) -> Path:
 
 def _downloaded(repository: str, options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(FILES), **options))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
             f"{repository} is no folder here and cannot be downloaded from the Hugging Face Hub ({reason}); "

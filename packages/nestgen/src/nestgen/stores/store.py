@@ -98,9 +98,7 @@ def open_store(path: Path | UPath) -> Store:
         array = zarr.open_array(str(path), mode="r")
         attributes = dict(array.attrs)
         if "metadata" in seal and json.loads(read(path / "zarr.json")) != seal["metadata"]:
-            raise UserError(
-                f"{path} is damaged: its zarr.json is not what was written; run `featurize repair`, or {remake(path)}"
-            )
+            raise UserError(f"{path} is damaged: its zarr.json is not what was written; {remake(path)}")
         formats = {seal["format"], attributes["format"]}
         if formats != {FORMAT}:
             others = ", ".join(sorted(formats - {FORMAT}))
@@ -133,7 +131,7 @@ def read_seal(path: Path | UPath) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise UserError(f"the seal of {path} is damaged; run `featurize repair`, or {remake(path)}")
+        raise UserError(f"the seal of {path} is damaged; {remake(path)}")
     return seal
 
 
@@ -163,4 +161,4 @@ def _made_by(path: Path | UPath) -> str:
 
 def remake(path: Path | UPath) -> str:
     """What to do about a store that is damaged or does not fit, for the end of a message."""
-    return f"remove it and run `{_made_by(path)}`"
+    return f"run `featurize repair`, or remove it with its seal and run `{_made_by(path)}`"

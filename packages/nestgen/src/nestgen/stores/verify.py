@@ -39,8 +39,7 @@ def verify_store(path: Path | UPath) -> None:
             if one != other:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise UserError(
-                    f"{path} is damaged: block {number} is not what was written (its SHA-256 differs); "
-                    f"run `featurize repair`, or {remake(path)}"
+                    f"{path} is damaged: block {number} is not what was written (its SHA-256 differs); {remake(path)}"
                 )
 
 
