@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,17 +15,21 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from nestgen.errors import UserError
+from nestgen.explore.encode import encode_image
 from nestgen.explore.server import LONGEST, Server
-from nestgen.explore.session import Session
+from nestgen.explore.session import Session, png
 from nestgen.pipeline import NestedPipeline
 from nestgen.recipe.recipe import load_recipe
+from nestgen.sampling.trained import with_settings
 from tests.browser import browsing, needs_browser
 
 Trained = Callable[..., Path]
@@ -31,7 +38,8 @@ Trained = Callable[..., Path]
 @pytest.fixture
 def run(trained: Trained, tmp_path: Path) -> Path:
     """A run of three levels and two classes, with its stores."""
-    recipe = load_recipe(trained(sampling={"steps": 2}, classes=2, denoiser={"size": "nano", "labels": 2}))
+    sampling = {"steps": [3, 2, 2], "sigma": [None, 0.33, 0.5]}
+    recipe = load_recipe(trained(sampling=sampling, classes=2, denoiser={"size": "nano", "labels": 2}))
     for folder in (tmp_path / "runs" / "toy").iterdir():
         shutil.copy(recipe.file, folder / "recipe.yaml")
     return tmp_path / "runs" / "toy"
@@ -70,7 +78,39 @@ def test_levels_are_frozen_taken_from_two_and_walked_between(session: Session) -
     assert not torch.equal(latents(session, changed, 0), latents(session, first, 0))
 
 
-def test_nearest_rows_of_a_row_s_latents_begin_with_it(session: Session, run: Path) -> None:
+def test_guidance_is_told_and_taken_after_its_decay(session: Session) -> None:
+    recipe = session.pipe.recipe.with_sampling({"guidance": 1.0, "guidance_decay": 0.5})
+    decayed = Session(replace(session.pipe, recipe=recipe, samplers=with_settings(session.pipe.samplers, recipe)))
+    told = [one["guidance"] for one in decayed.describe()["levels"]]
+    assert told == [1.25, 1.5, 2.0]
+    by_recipe, by_page = (
+        decayed.answer("images", {"seed": 5, "settings": settings}) for settings in ({}, {"guidance_scale": told})
+    )
+    for level in range(3):
+        torch.testing.assert_close(latents(decayed, by_page, level), latents(decayed, by_recipe, level))
+
+
+def test_new_samples_are_of_a_seed_that_was_not_typed(session: Session) -> None:
+    typed = session.answer("images", {"seed": session.pipe.recipe.seed + 1})
+    new = [session.answer("images", {})["seed"] for _ in range(2)]
+    assert len({typed["seed"], *new}) == 3
+
+
+def test_images_in_use_are_kept(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestgen.explore.session.KEPT", 4)
+    a, b, _ = (one["id"] for one in session.answer("images", {"count": 3})["images"])
+    seen = {a, b}
+    for _ in range(3):
+        drawn = session.answer("images", {"count": 2, "frozen": {"2": {"image": a}}})["images"]
+        assert not seen & {one["id"] for one in drawn}
+        seen |= {one["id"] for one in drawn}
+    with pytest.raises(ValueError, match="draw or bring images again"):
+        session.answer("images", {"noise": b})
+
+
+def test_nearest_rows_of_a_row_s_latents_begin_with_it(
+    session: Session, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nestgen.explore.session import Shown
     from nestgen.sampling.real import real_latents
 
@@ -81,6 +121,11 @@ def test_nearest_rows_of_a_row_s_latents_begin_with_it(session: Session, run: Pa
     for level in found:
         assert (found[level][0]["row"], found[level][0]["distance"]) == (7, 0.0)
         assert found[level][0]["png"].startswith("data:image/png;base64,")
+    for large, searched in ((10_000, [1, 2]), (1, [])):  # z_0's store has 15,360 bytes
+        with monkeypatch.context() as patch:
+            patch.setattr("nestgen.explore.session.LARGE", large)
+            assert sorted(session.answer("nearest", {"image": 0})["levels"]) == searched
+            assert session.describe()["rows"] == bool(searched)
     shutil.rmtree(run.parents[1] / "stores")
     without = Session(session.pipe)
     assert not without.describe()["rows"]
@@ -103,10 +148,15 @@ def test_wrong_requests(session: Session) -> None:
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server that answers with what it was asked."""
+    failures = {
+        "fails": UserError("it is so"),
+        "fills": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/image.png"),
+        "grows": RuntimeError("CUDA out of memory"),
+    }
 
     def answer(name: str, request: dict[str, Any]) -> dict[str, Any]:
-        if name == "fails":
-            raise UserError("it is so")
+        if name in failures:
+            raise failures[name]
         return {"name": name, **request}
 
     with Server(answer) as server:
@@ -137,10 +187,12 @@ def test_only_who_has_the_token_and_the_address_gets_an_answer(server: Server) -
     assert call(server, f"/other?token={server.token}")[0] == 404
     token = server.token
     assert call(server, "/images", b'{"count": 1}', X_Token=token) == (200, '{"name": "images", "count": 1}')
-    assert call(server, "/images", b"{}")[0] == 403
+    assert call(server, "/images", b"{}") == (403, '{"error": "open the whole address that nestgen explore printed"}')
     assert call(server, "/images", b"{}", X_Token="wrong")[0] == 403
     assert call(server, "/images", b"{}", X_Token=token, Host="evil.example")[0] == 403  # a name led to 127.0.0.1
-    assert call(server, "/fails", b"{}", X_Token=token) == (400, '{"error": "it is so"}')
+    for name, reason in (("fails", "it is so"), ("fills", "No space left"), ("grows", "CUDA out of memory")):
+        status, answer = call(server, f"/{name}", b"{}", X_Token=token)
+        assert (status, reason in json.loads(answer)["error"]) == (400, True)
     assert json.loads(call(server, "/images", b" " * LONGEST, X_Token=token)[1])["error"].startswith("Expecting value")
     for wrong in (b"[]", b"{", b"\xff", b" " * LONGEST + b"{}"):
         status, answer = call(server, "/images", wrong, X_Token=token)
@@ -148,6 +200,20 @@ def test_only_who_has_the_token_and_the_address_gets_an_answer(server: Server) -
         assert json.loads(answer)["error"]
     with pytest.raises(UserError, match="cannot be used"):
         Server(lambda name, request: {}, server.server_port)
+
+
+def test_a_phone_s_photo_goes_to_featurize_whose_reason_is_told(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    featurize = tmp_path / "featurize"
+    featurize.write_text('#!/bin/sh\necho "error: $(ls "${2#folder:}") is cut off; $8 has a line for it" >&2\nexit 1\n')
+    featurize.chmod(0o755)
+    monkeypatch.setattr("nestgen.explore.encode.find_featurize", lambda: featurize)
+    monkeypatch.setattr("nestgen.explore.encode.extraction_recipe", lambda recipe: {})
+    photo, picture = io.BytesIO(), Image.new("RGB", (8, 8))
+    picture.save(photo, "MPO", save_all=True, append_images=[picture])
+    with pytest.raises(UserError, match=r"^featurize could not encode the image: image\.jpg is cut off$"):
+        encode_image(session.pipe.recipe, photo.getvalue())
 
 
 @needs_browser
@@ -166,7 +232,8 @@ def test_in_a_browser(run: Path, tmp_path: Path) -> None:
         address = command.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]+", address), address
         with browsing(1200, 1500) as browser:
-            _play(browser, address, tmp_path, By, Keys, ActionChains, WebDriverWait)
+            first = NestedPipeline.from_run(run, device="cpu")(num_images=12, progress=False).images
+            _play(browser, address, [png(image) for image in first], tmp_path, By, Keys, ActionChains, WebDriverWait)
             expected = ("favicon", "400 (Bad Request)")  # the last is the wrong seed's
             messages = [line["message"] for line in browser.get_log("browser")]
             assert [text for text in messages if not any(part in text for part in expected)] == []
@@ -177,7 +244,9 @@ def test_in_a_browser(run: Path, tmp_path: Path) -> None:
         command.kill()
 
 
-def _play(browser: Any, address: str, tmp_path: Path, By: Any, Keys: Any, ActionChains: Any, Wait: Any) -> None:
+def _play(
+    browser: Any, address: str, first: list[str], tmp_path: Path, By: Any, Keys: Any, ActionChains: Any, Wait: Any
+) -> None:
     """Does what a visitor does: looks, clicks, freezes, mixes, walks, moves a slider."""
 
     def all_of(selector: str) -> list[Any]:
@@ -192,6 +261,7 @@ def _play(browser: Any, address: str, tmp_path: Path, By: Any, Keys: Any, Action
 
     browser.get(address)
     samples = wait_for("#samples button.image", 12)
+    assert [one.get_attribute("src") for one in all_of("#samples img")] == first  # by the recipe's settings
     assert browser.title == "toy"
     assert "z_2 2x2x4 → z_1 4x4x6 → z_0 8x8x3 → image" in browser.page_source
     assert all(one.get_attribute("naturalWidth") == "8" for one in all_of("#samples img"))
@@ -232,5 +302,5 @@ def _play(browser: Any, address: str, tmp_path: Path, By: Any, Keys: Any, Action
 def test_levels_are_those_of_the_recipe(session: Session) -> None:
     told = session.describe()
     assert [one["shape"] for one in told["levels"]] == ["8x8x3", "4x4x6", "2x2x4"]
-    assert [one["sigma"] for one in told["levels"]] == [0.0, 0.5, 0.5]
+    assert [one["sigma"] for one in told["levels"]] == [0.0, 0.33, 0.5]
     assert told["classes"] == ["class 0", "class 1"]

@@ -18,7 +18,15 @@ from nestgen.sampling.real import open_real, real_latents, training_root
 from nestgen.sharing.features import extraction_recipe
 from nestgen.stores.store import Store
 
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+SUFFIXES = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",  # what Pillow calls a JPEG with further pictures in it, such as many phones write
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+}
 
 
 def cannot_encode(recipe: Recipe) -> str:
@@ -54,7 +62,8 @@ def encode_image(recipe: Recipe, image: bytes) -> dict[int, Tensor]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["it ended without a word"]
-            raise UserError(f"featurize could not encode the image: {lines[-1].removeprefix('error: ')}")
+            reason = lines[-1].removeprefix("error: ").partition(";")[0]  # then: advice on files that are gone by now
+            raise UserError(f"featurize could not encode the image: {reason}")
         stores: dict[int, Store] = {
             level: open_real(recipe, level, folder / "store") for level in range(len(recipe.levels))
         }

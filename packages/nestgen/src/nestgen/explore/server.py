@@ -16,6 +16,7 @@ from nestgen.errors import UserError
 HOST = "127.0.0.1"
 LONGEST = 2**25  # bytes of a request, in which an image may be
 PAGE = Path(__file__).with_name("page.html")
+FORBIDDEN = "open the whole address that nestgen explore printed"
 
 Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -46,7 +47,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if url.path != "/":
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here")
-        elif self._allowed(parse_qs(url.query).get("token", [""])[0]):
+        elif not self._allowed(parse_qs(url.query).get("token", [""])[0]):
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", FORBIDDEN.encode())
+        else:
             nonce = secrets.token_urlsafe(16)
             page = PAGE.read_text(encoding="utf-8").replace("{{nonce}}", nonce)
             policy = (
@@ -60,26 +63,29 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         # Read in any case: closing the connection on what was not read could take the answer with it.
         body = self.rfile.read(min(int(length), 2 * LONGEST)) if length.isdecimal() else b""
-        if not self._allowed(self.headers.get("X-Token", "")):
-            return
+        if self._allowed(self.headers.get("X-Token", "")):
+            status, answer = self._answer(body)
+        else:
+            status, answer = HTTPStatus.FORBIDDEN, {"error": FORBIDDEN}
+        self._send(status, "application/json", json.dumps(answer).encode())
+
+    def _answer(self, body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
         try:
             if len(body) > LONGEST:
                 raise ValueError(f"the request is longer than {LONGEST} bytes")
             request = json.loads(body)
             if not isinstance(request, dict):
                 raise TypeError("a request is a JSON object")
-            status, answer = HTTPStatus.OK, self.server.answer(self.path.lstrip("/"), request)
-        except (TypeError, ValueError, AttributeError, UserError) as error:
-            status, answer = HTTPStatus.BAD_REQUEST, {"error": str(error)}
-        self._send(status, "application/json", json.dumps(answer).encode())
+            return HTTPStatus.OK, self.server.answer(self.path.lstrip("/"), request)
+        # The last two: no space for a brought image, and torch's errors, such as a full GPU.
+        except (TypeError, ValueError, AttributeError, UserError, OSError, RuntimeError) as error:
+            return HTTPStatus.BAD_REQUEST, {"error": str(error)}
 
     def _allowed(self, token: str) -> bool:
         """Whether a request has the token and is for this address, not one that another name was made to lead to."""
         names = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
-        if self.headers.get("Host") in names and secrets.compare_digest(token.encode(), self.server.token.encode()):
-            return True
-        self._send(HTTPStatus.FORBIDDEN, "text/plain", b"open the whole address that nestgen explore printed")
-        return False
+        known = secrets.compare_digest(token.encode(), self.server.token.encode())
+        return known and self.headers.get("Host") in names
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes, headers: dict[str, str] | None = None) -> None:
         fixed = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -45,7 +46,8 @@ class Session:
     """A pipeline and the images that a page has seen; one request at a time."""
 
     pipe: NestedPipeline
-    images: OrderedDict[int, Shown] = field(default_factory=OrderedDict)
+    images: OrderedDict[int, Shown] = field(default_factory=OrderedDict)  # the one used last at the end
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     last_seed: int = 0
     lock: Lock = field(default_factory=Lock)
 
@@ -79,7 +81,7 @@ class Session:
             "name": self.pipe.recipe.name,
             "levels": levels,
             "classes": classes,
-            "rows": bool(self.stores),
+            "rows": bool(self.searched),
             "cannot_encode": cannot_encode(self.pipe.recipe),
             "seed": self.pipe.recipe.seed,
         }
@@ -89,8 +91,8 @@ class Session:
 
         `frozen` is what levels above z_0 are taken from, by level: {"image": A}, or {"from": A, "to": B} for the way between
         two images. The noise of the other levels is that of images 0, 1, ... of `seed`; of the image `noise`, if it is
-        given; or else of a seed that was not used before. `settings` are guidance_scale, sigma, num_inference_steps and label,
-        by default that of the image which the highest frozen level is from.
+        given; or else of a seed that was not used before. `settings` are guidance_scale (decayed, as `describe` tells it),
+        sigma, num_inference_steps and label, by default that of the image which the highest frozen level is from.
         """
         count = whole_number("count", request.get("count", 1), 1)
         if count > MOST:
@@ -103,14 +105,16 @@ class Session:
         ):  # else the levels below would be of another class than those above
             highest = sources[max(sources)]
             settings["label"] = self._image(highest.get("image", highest.get("from"))).label
+        if "guidance_scale" in settings:
+            settings["guidance_decay"] = 1.0
         seed, indices = request.get("seed"), list(range(count))
         if (same := request.get("noise")) is not None:
             origin = self._image(same)
             seed, indices = origin.seed, [origin.index] * count
         elif seed is None:
-            self.last_seed = max(self.last_seed, self.pipe.recipe.seed) + 1
-            seed = self.last_seed
+            seed = max(self.last_seed, self.pipe.recipe.seed) + 1
         found = self.pipe(seed=seed, indices=indices, frozen=frozen, progress=False, **settings)
+        self.last_seed = max(self.last_seed, found.seed)
         labels = found.labels or (None,) * count
         shown = []
         for position, (image, index, label) in enumerate(zip(found.images, found.indices, labels)):
@@ -122,7 +126,7 @@ class Session:
         """The training rows nearest to an image by each level, as their z_0 decodes."""
         image, count = self._image(request.get("image")), whole_number("count", request.get("count", 4), 1)
         rows = {}
-        for level, store in self.stores.items():
+        for level, store in self.searched.items():
             distance_1K, row_1K = nearest_rows(image.latents[level][None], store, min(count, store.rows), 0)
             decoded = self.pipe.decode(real_latents(self.stores[0], row_1K[0].tolist(), 0))
             rows[level] = [
@@ -143,7 +147,7 @@ class Session:
 
     @cached_property
     def stores(self) -> dict[int, Store]:
-        """The training stores by level, z_0's among them; none where they are not at hand, and no very large ones."""
+        """The training stores by level; none where they are not at hand."""
         recipe, stores = self.pipe.recipe, {}
         try:
             for sampler in self.pipe.samplers:
@@ -153,7 +157,12 @@ class Session:
             return {}
         if not all(store.rows for store in stores.values()):  # an exported hierarchy has the stores' metadata alone
             return {}
-        return {level: store for level, store in stores.items() if level == 0 or store.nbytes < LARGE}
+        return stores
+
+    @property
+    def searched(self) -> dict[int, Store]:
+        """Those in which nearest rows are looked for: not the very large ones."""
+        return {level: store for level, store in self.stores.items() if store.nbytes < LARGE}
 
     def _frozen(self, level: int, source: Mapping[str, Any], count: int) -> Tensor:
         """Latents (count, C, H, W) of a level."""
@@ -170,11 +179,12 @@ class Session:
 
     def _image(self, number: object) -> Shown:
         if not isinstance(number, int) or number not in self.images:
-            raise ValueError(f"image {number} is not known any more; draw images again")
+            raise ValueError(f"image {number} is not known any more; draw or bring images again")
+        self.images.move_to_end(number)
         return self.images[number]
 
     def _keep(self, image: Shown) -> int:
-        number = next(reversed(self.images), -1) + 1
+        number = next(self.numbers)
         self.images[number] = image
         if len(self.images) > KEPT:
             self.images.popitem(last=False)
