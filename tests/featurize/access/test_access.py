@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,14 @@ def test_a_dataset_gives_rows_labels_and_one_view_or_both(extraction: Path) -> N
         dataset[60]
     with pytest.raises(ValueError, match="view is 2 and 2x2x8 has 2; give 0"):
         root.dataset("2x2x8", view=2)
+
+
+def test_a_forked_worker_reads_a_root_in_a_bucket(extraction: Path, bucket: str) -> None:
+    fsspec.filesystem("s3").put(f"{extraction}/", f"{bucket}/root/", recursive=True)
+    dataset, local = (featurize.open(root).dataset("2x2x8", view=0) for root in (f"{bucket}/root", extraction))
+    np.testing.assert_array_equal(dataset[7]["2x2x8"], local[7]["2x2x8"])  # this process has connections now
+    batches = DataLoader(dataset, 60, num_workers=1, multiprocessing_context="fork", timeout=60)
+    np.testing.assert_array_equal(next(iter(batches))["2x2x8"], next(iter(DataLoader(local, 60)))["2x2x8"])
 
 
 def test_captions_come_as_lists(shard: Path, vit_weights: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 
+from featurize.checkpoints import downloads
 from featurize.checkpoints.downloads import PUBLISHED, RemoteFile, cached_path, find_weights
 from featurize.errors import UserError
 
@@ -197,3 +199,31 @@ def test_openais_addresses_hold_the_digest_that_is_pinned() -> None:
         if "openaipublic" in place.url:
             assert place.sha256 == place.url.split("/")[-2]
     assert len({place.file for place in PUBLISHED.values()}) == len(PUBLISHED)
+
+
+def test_a_cache_that_is_read_only_is_used_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that somebody filled for all: the digest can't be written down beside the file."""
+    cache.mkdir()
+    (cache / "w.pth").write_bytes(CONTENT)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(downloads, "atomic_write", refuse)
+    place = RemoteFile("http://127.0.0.1:9/gone", "w.pth")
+    assert find_weights(None, place, "the encoder") == cache / "w.pth"
+    assert left(cache) == ["w.pth"]
+    (cache / "w.pth.sha256").write_text(f"{'0' * 64}  w.pth\n")
+    with pytest.raises(UserError, match="is not the file it should be"):
+        find_weights(None, place, "the encoder")
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("FEATURIZE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        UserError, match=r"file/cache, where .* can't be written \(Not a directory\); set FEATURIZE_CACHE"
+    ):
+        find_weights(None, RemoteFile(f"{server}/good", "w.pth"), "the encoder")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from featurize.checkpoints.files import read_checkpoint, sidecar
-from featurize.errors import UserError
+from featurize.errors import UserError, explain_memory_error
 
 GOOD = {
     "model": "vit_tiny_patch16_224",
@@ -106,3 +106,22 @@ def test_a_file_that_holds_no_weights_is_said_to_be_none(tmp_path: Path, name: s
         UserError, match=r"can't be read: it is damaged, cut short, or no file of weights .*; fetch or copy"
     ):
         read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. posix_memalign failed"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "x.pth").write_bytes(saved())
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(type(error)) as raised:
+        read_checkpoint(tmp_path / "x.pth")
+    assert "memory of the machine is full" in str(explain_memory_error(raised.value))

@@ -124,7 +124,7 @@ def test_a_user_without_a_name_has_one_for_torch(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("raised", "sentence"),
     [
-        (MemoryError(), "error: The memory of the machine is full; give fewer --workers"),
+        (MemoryError(), "error: The memory of the machine is full; give fewer --workers, or choose"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: The memory of the machine is full"),
         (torch.OutOfMemoryError("CUDA out of memory"), "error: The memory of the GPU is full; give fewer --workers"),
     ],

@@ -280,3 +280,23 @@ def test_weights_of_another_vae_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((EMBEDDED / "config.json").read_text())
     with pytest.raises(UserError, match="don't fit the model"):
         load_codec(parse_codec("vae:32", str(tmp_path), None))
+
+
+@pytest.mark.parametrize("codec", ["vae:24", "taesd:24"])
+def test_a_link_into_the_hugging_face_cache_keeps_its_name(
+    original: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, codec: str
+) -> None:
+    """There `snapshots/<revision>/x.safetensors` is a link to `blobs/<digest>`, whose name does not say what it is."""
+    if codec.startswith("vae"):
+        folder = _diffusers_folder(tmp_path / "snapshot", original[1], False)
+    else:
+        folder = tmp_path / "snapshot"
+        AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ).save_pretrained(folder)  # fmt: skip
+    file = folder / "diffusion_pytorch_model.safetensors"
+    file.rename(tmp_path / "0a1b2c")
+    file.symlink_to(tmp_path / "0a1b2c")
+    loaded = load_codec(parse_codec(codec, str(folder), None))
+    assert loaded.attributes["weights"] == str(file)

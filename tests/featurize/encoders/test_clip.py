@@ -279,3 +279,38 @@ def test_pictures_without_captions_have_none_to_embed(  # type: ignore[no-untype
                      text_weights=str(text_weights(tmp_path, state)))  # fmt: skip
     with pytest.raises(UserError, match="has a caption; leave --text out"):
         extract(read_request(None, chosen, "1x1x4"), 0, None)
+
+
+def test_a_text_tower_of_gelu_says_where_to_write_it(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """`embed-text` has no --model-args; what the sentence says is done, and it works."""
+    weights = described(torchscript_clip(tmp_path / "gelu.pt", state, quick=False), **TEXT)
+    said = r'write \{"model_args": \{"activation": "gelu"\}\} into .*gelu.json'
+    with pytest.raises(UserError, match=said):
+        load_text_encoder(TextSpec("clip", str(weights)), "cpu")
+    described(weights, **TEXT, activation="gelu")
+    assert load_text_encoder(TextSpec("clip", str(weights)), "cpu").encode(["a red boat"]).shape == (1, 77, 32)
+
+
+def test_text_is_embedded_in_float32(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """Not in TF32, whatever the container has set: the other networks are not either."""
+    encoder = load_text_encoder(TextSpec("clip", str(text_weights(tmp_path, state))), "cpu")
+    products, seen = torch.backends.cuda.matmul, set()
+    before = products.allow_tf32
+    products.allow_tf32 = True
+    watch = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.add(products.allow_tf32))
+    try:
+        encoder.encode(["a red boat"])
+        assert seen == {False}
+        assert products.allow_tf32
+    finally:
+        watch.remove()
+        products.allow_tf32 = before
+
+
+def test_an_archive_with_a_damaged_directory_is_one_sentence(tmp_path: Path, files: dict[str, Path]) -> None:
+    data = bytearray(files["openai"].read_bytes())
+    entry = data.index(b"PK\x01\x02")  # the first of the central directory
+    data[entry : entry + 4] = b"QQQQ"
+    (tmp_path / "bad.pt").write_bytes(data)
+    with pytest.raises(UserError, match=r"bad\.pt can't be read: it is damaged, .*; fetch or copy"):
+        read_clip(tmp_path / "bad.pt")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
+from featurize.checkpoints.files import read_checkpoint, sha256_of
 from featurize.checkpoints.headers import tensor_names
 from featurize.codecs import CodecDescription, describe_codec, load_codec, parse_codec
 from featurize.encoders import EncoderDescription, EncoderSpec, describe_encoder, encode, kinds, load_encoder
@@ -144,3 +147,44 @@ def test_names_are_read_from_every_layout(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
         with pytest.raises(UserError, match=f"{name} can't be read"):
             tensor_names(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "file"), [("encoder", "dino"), ("codec", "taesd"), ("text", "text")])
+def test_a_file_that_is_overwritten_is_loaded_again(
+    weights: dict[str, Path], tmp_path: Path, name: str, file: str
+) -> None:
+    """In one process, as a training in a notebook does: the identity and the values are both of the newest file."""
+
+    def run(path: str) -> tuple[str, np.ndarray]:
+        if name == "encoder":
+            encoder = load_encoder(EncoderSpec("dino", path), "cpu")
+            pictures = np.full((1, 64, 64, 3), 99, np.uint8)
+            return encoder.identity["weights_sha256"], encode(encoder, pictures, "cpu", "float32").numpy()
+        if name == "codec":
+            codec = load_codec(parse_codec("taesd:24", path, None))
+            return codec.identity["weights_sha256"], codec.encode(np.full((1, 24, 24, 3), 99, np.uint8)).numpy()
+        text = load_text_encoder(TextSpec("clip", path), "cpu")
+        return text.description.identity["weights_sha256"], text.encode(["a red boat"])
+
+    source = weights[file]
+    if source.is_dir():
+        copy = tmp_path / "diffusion_pytorch_model.safetensors"
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    else:
+        copy = Path(shutil.copy(source, tmp_path))
+        shutil.copy(source.with_suffix(".json"), tmp_path)
+    first, old = run(str(copy))
+    assert np.array_equal(run(str(copy))[1], old)
+    state = {key: value * 1.5 for key, value in read_checkpoint(copy).items()}
+    save_file(state, copy) if copy.suffix == ".safetensors" else torch.save(state, copy)
+    second, new = run(str(copy))
+    assert first != second == sha256_of(copy)
+    assert not np.array_equal(old, new)
+
+
+@pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html><p>not found"])
+def test_text_under_the_name_of_weights_is_no_lack_of_memory(tmp_path: Path, data: bytes) -> None:
+    """Its first eight bytes, read as a header's length, are more than any memory holds."""
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=r"can't be read: it is damaged, .* no file of weights \(.*; fetch or copy"):
+        tensor_names(tmp_path / "x.safetensors")

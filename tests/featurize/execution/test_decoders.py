@@ -124,16 +124,25 @@ list(decoded(sleeps, [60.0], 2))
 
 
 @pytest.mark.parametrize(
-    ("memory", "views", "batch"),
-    [(139 << 30, 2048, 256), (24 << 30, 2048, 64), (139 << 30, 40, 64), (4 << 30, 2048, 32)],
+    ("memory", "views", "side", "batch"),
+    [
+        (139 << 30, 2048, 224, 256),
+        (24 << 30, 2048, 256, 64),
+        (139 << 30, 40, 256, 64),
+        (4 << 30, 2048, 256, 32),
+        (139 << 30, 2048, 512, 64),
+        (24 << 30, 2048, 512, 16),
+        (4 << 30, 2048, 512, 8),
+        (4 << 30, 1, 4096, 2),
+    ],
 )
 def test_a_gpus_batches_depend_on_its_memory_and_on_the_task(
-    monkeypatch: pytest.MonkeyPatch, memory: int, views: int, batch: int
+    monkeypatch: pytest.MonkeyPatch, memory: int, views: int, side: int, batch: int
 ) -> None:
     from types import SimpleNamespace
 
     import torch
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory))
-    assert views_per_batch("cuda:0", 32, views) == batch
-    assert views_per_batch("cpu", 32, views) == 32
+    assert views_per_batch("cuda:0", 32, views, side) == batch
+    assert views_per_batch("cpu", 32, views, side) == 32

@@ -187,6 +187,20 @@ def test_cores_heed_a_containers_quota(tmp_path: Path, monkeypatch: pytest.Monke
     assert cores() == 3
 
 
+@pytest.mark.parametrize(("file", "count"), [("nvidiactl", 1), ("dxg", 1), ("kfd", 1), ("null", 0)])
+def test_gpus_are_counted_where_a_driver_is(
+    file: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In WSL2 the only file is /dev/dxg. The torch that is imported to count is one that finds a GPU."""
+    from featurize.execution import devices
+
+    (tmp_path / "torch.py").write_text("class cuda: device_count = lambda: 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == f"/dev/{file}")
+    assert devices.gpus.__wrapped__() == count
+
+
 def test_workers_take_the_gpus_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     from featurize.execution import devices
 

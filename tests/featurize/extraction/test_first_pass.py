@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurize.encoders import load_encoder, onednn
+from featurize.encoders import onednn, registry
 from featurize.errors import UserError
 from featurize.execution.tasks import run_here
 from featurize.extraction import block, first_pass, fit, reading, targets
@@ -61,11 +61,11 @@ def test_the_store_is_that_of_the_commit_before(
     if recorded["machine"] != refused.machine():
         pytest.skip("recorded with other libraries, or on another processor")
     monkeypatch.setattr(onednn, "is_intel", lambda: False)  # linear layers are computed as they were
-    load_encoder.cache_clear()
+    registry._load_identified.cache_clear()
     monkeypatch.setattr(fit, "IMAGES_PER_TASK", 256)  # parts decide the order of sums
     write_source(tmp_path / "source", percent)
     extract_source(tmp_path / "source", tmp_path / "root", basis_rows)
-    load_encoder.cache_clear()
+    registry._load_identified.cache_clear()
     index = CASES.index((percent, basis_rows))
     before, now = recorded["stores"][index]["says"], refused.summary(tmp_path / "root")
     if percent and basis_rows < PICTURES:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import zarr
 
-from featurize.encoders import load_encoder
+from featurize.encoders import registry
 from featurize.extraction import levels
 from featurize.extraction.extract import extract
 from featurize.recipe import read_request
@@ -37,7 +37,7 @@ def test_a_further_level_needs_no_encoder(
     extraction: Path, tmp_path: Path, featurize: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = shutil.copytree(extraction, tmp_path / "root")
-    load_encoder.cache_clear()
+    registry._load_identified.cache_clear()
     monkeypatch.setattr("featurize.encoders.registry.kinds", None)
     outcome = featurize("levels", "3x3x4", "--out", root, "--encoder", f"timm:{MODEL}")
     assert outcome.code == 0, outcome.err

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from featurize.cli.main import commands
@@ -14,7 +15,7 @@ from featurize.execution.decoders import decoded
 from featurize.extraction import loader, plan
 from featurize.extraction.extract import extract
 from featurize.extraction.plan import estimate, stores_of
-from featurize.recipe import read_request
+from featurize.recipe import Request, read_request
 from featurize.store.read import open_array
 
 RECIPES = Path(__file__).parents[3] / "pipelines" / "recipes"
@@ -81,6 +82,22 @@ def test_a_trial_measures_the_extraction_itself_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(plan, "TRIAL", 1000.0)
     assert "worker(s) on 100 pictures" in estimate(request, None, None, True, workers=0)  # more are not there
+
+
+def test_a_clusters_trial_of_a_bucket_is_made_in_it_and_leaves_nothing(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def extract_here(trial: Request, workers: int | None, scheduler: str, decoders: None) -> None:
+        made.append(trial.features.out)
+        extract(trial, workers=0, scheduler=None)
+
+    monkeypatch.setattr(plan, "extract", extract_here)
+    options = {"source": "scenes:16", "out": f"{bucket}/s", "limit": 8, "encoder": "pixels", "z0": "pixels:16"}
+    assert "on 8 pictures" in estimate(read_request(None, options, "2x2x4"), None, None, True, scheduler="tcp://x")
+    assert made[0].startswith(f"{bucket}/.featurize-plan-")
+    assert not fsspec.filesystem("s3", skip_instance_cache=True).find(bucket)
 
 
 def test_a_trial_has_the_decoders_that_will_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_a_bucket_gets_the_bytes_of_a_disk(
 ) -> None:
     out = f"{bucket}/stores/train"
     request = read_request(None, options(picture_folder, vit_weights, out), "2x2x8,1x1x16")
-    extract(request, workers=0, scheduler=None)
+    extract(request, workers=2, scheduler=None)  # this process seals what others wrote
     root = resolve_path(out)
     assert objects(root) == chunks(extraction)
     assert not [name for name in root.fs.find(root.path) if ".blocks" in name or name.endswith(".lock")]  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -73,9 +74,8 @@ def explain_os_error(error: OSError) -> UserError | None:
 def explain_memory_error(error: BaseException) -> UserError | None:
     """The sentence for memory that ran out, of this machine or of a GPU; None for any other error."""
     gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which may not be imported
-    if not (gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):
+    if not (gpu or isinstance(error, MemoryError) or re.search("DefaultCPUAllocator|alloc_cpu", str(error))):
         return None
     return UserError(
-        f"The memory of the {'GPU' if gpu else 'machine'} is full; give fewer --workers (each encodes 32 images at a time), or "
-        "choose a smaller image or network."
+        f"The memory of the {'GPU' if gpu else 'machine'} is full; give fewer --workers, or choose a smaller image or network."
     )

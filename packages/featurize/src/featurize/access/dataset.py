@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from featurize.store.read import read_rows
+from featurize.store.read import open_array, read_rows
 
 if TYPE_CHECKING:
     import zarr
@@ -20,12 +22,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        arrays: Mapping[str, zarr.Array],
+        paths: Mapping[str, Path],
         labels: np.ndarray,
         captions: Sequence[tuple[str, ...]] | None,
         view: int | None,
     ) -> None:
-        self.arrays, self.labels, self.captions, self.view = arrays, labels, captions, view
+        self.paths, self.labels, self.captions, self.view = paths, labels, captions, view
+        self._process = -1
+        self._arrays: dict[str, zarr.Array] = {}
+
+    @property
+    def arrays(self) -> dict[str, zarr.Array]:
+        """The arrays, opened once in each process: a DataLoader's worker that is forked can't use this one's connections."""
+        if self._process != os.getpid():
+            self._arrays = {name: open_array(path) for name, path in self.paths.items()}
+            self._process = os.getpid()
+        return self._arrays
 
     def __len__(self) -> int:
         """Number of rows."""

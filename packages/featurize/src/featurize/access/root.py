@@ -97,7 +97,8 @@ class StoreRoot:
                 raise ValueError(
                     f"view is {view!r} and {name} has {array.shape[1]}; give 0 for the image, 1 for its flip"
                 )
-        return LatentDataset(arrays, self.labels, self.captions if captions else None, view)
+        paths = {name: self.paths[self.full_name(name)] for name in arrays}
+        return LatentDataset(paths, self.labels, self.captions if captions else None, view)
 
 
 def open_root(root: str | Path) -> StoreRoot:

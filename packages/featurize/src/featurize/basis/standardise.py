@@ -45,6 +45,8 @@ def merge_sums(parts: Iterable[Sums]) -> Sums:
 def check_varies(std: np.ndarray, name: str) -> None:
     """Raises UserError where a channel of the level `name` is constant, so that it can't be divided by its std (C)."""
     constant = np.flatnonzero(~(std > 1e-6 * std.max(initial=0.0)))
+    if constant.size == std.size:  # a single image and a level of one cell, for one
+        raise UserError(f"The level {name} is constant over these images; give more images, or leave that level out.")
     if constant.size:
         raise UserError(
             f"Channel {constant[0]} of the level {name} is constant over these images; ask for fewer channels."

@@ -78,7 +78,8 @@ def describe_autoencoder(weights: str | None, flag: str) -> AutoencoderFile:
             raise UserError(f"{path.with_name('config.json')} does not give {key}; take the VAE's own config.json.")
     names = {name.removeprefix("first_stage_model.") for name in tensor_names(path)}
     original = any(name.startswith("encoder.down.") for name in names)
-    return AutoencoderFile(path.resolve(), config, "original" if original else "diffusers")
+    # Links stay: in the Hugging Face cache they lead to files whose names lack the suffix.
+    return AutoencoderFile(path.absolute(), config, "original" if original else "diffusers")
 
 
 def load_autoencoder(file: AutoencoderFile, flag: str) -> Any:

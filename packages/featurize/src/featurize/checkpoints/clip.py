@@ -71,12 +71,10 @@ def read_clip(weights: Path) -> ClipFile:
     """
     from featurize.checkpoints.torchscript import is_torchscript, read_torchscript
 
+    state = tensors_of(read_checkpoint(weights), weights)  # first, as it has the sentence for a damaged archive
     if is_torchscript(weights):
-        # read_checkpoint gives the sentence for a damaged archive.
-        state = tensors_of(read_checkpoint(weights), weights)
         activation, witness = _activation_of_code(read_torchscript(weights)[1]), "the code inside the archive"
     else:
-        state = tensors_of(read_checkpoint(weights), weights)
         activation, witness = _activation_beside(weights)
     state = without_prefixes(state)
     for tower, own in (
@@ -109,8 +107,11 @@ def activation_layer(name: str) -> type[nn.Module]:
     return QuickGELU if name == "quick_gelu" else nn.GELU
 
 
-def prove_activation(file: ClipFile, wanted: str, weights: Path, what: str) -> str:
-    """Who confirms the activation; '' where nothing does, with a warning. Raises UserError where the file contradicts it."""
+def prove_activation(file: ClipFile, wanted: str, weights: Path, what: str, remedy: str) -> str:
+    """Who confirms the activation; '' where nothing does, with a warning.
+
+    Raises UserError where the file contradicts it; `remedy` is how the user says the file's own.
+    """
     if file.activation is None:
         log.warning(
             "Nothing in or beside %s says whether it was trained with QuickGELU or GELU; %s is computed with %s, which a JSON "
@@ -120,7 +121,7 @@ def prove_activation(file: ClipFile, wanted: str, weights: Path, what: str) -> s
     if file.activation != wanted:
         raise UserError(
             f"{what} computes with {wanted}, but {file.witness} of {weights} says {file.activation}: the features would be "
-            f"wrong; take the right weights, or say --model-args activation={file.activation}."
+            f"wrong; take the right weights, or {remedy}."
         )
     return file.witness
 

@@ -114,8 +114,15 @@ def _fetch(remote: RemoteFile, file: Path, what: str, flag: str) -> None:
 
     by_hand = f"copy that file from {remote.url} to {file}, or name it with {flag} FILE"
     lock = file.with_name(f".{file.name}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock).acquire()
+    except OSError as error:
+        raise UserError(
+            f"The weights of {what} are not on this machine, and {file.parent}, where they would be kept, can't be written "
+            f"({error.strerror}); set FEATURIZE_CACHE to another folder, or name the file with {flag} FILE."
+        ) from None
+    with held:
         try:
             if file.is_file():
                 return
@@ -201,8 +208,9 @@ def _check(remote: RemoteFile, file: Path, flag: str) -> None:
     found = sha256_of(file)
     record = file.with_name(f"{file.name}.sha256")
     if remote.sha256 is None and not record.is_file():
-        with atomic_write(record) as temporary:
+        with suppress(OSError), atomic_write(record) as temporary:  # a shared cache may be read-only
             temporary.write_text(f"{found}  {file.name}\n")
+        return
     expected = remote.sha256 or record.read_text().split()[0]
     if found != expected:
         raise UserError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurize.checkpoints.unwrap import COMPILED, unwrap, without_prefixes
-from featurize.errors import UserError
+from featurize.errors import UserError, explain_memory_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +61,7 @@ def sidecar(weights: Path) -> dict[str, Any]:
 
     Raises UserError for values that can't be what their key says; keys that are not known are left alone.
     """
-    path = Path(str(weights).removesuffix(INDEX)).with_suffix(".json")
+    path = sidecar_path(weights)
     document = read_description(path)
     for key, (is_valid, wanted) in SIDECAR.items():
         if key in document and not is_valid(document[key]):
@@ -70,6 +70,11 @@ def sidecar(weights: Path) -> dict[str, Any]:
                 f"{wanted}; fix or remove the file."
             )
     return document
+
+
+def sidecar_path(weights: Path) -> Path:
+    """Where `sidecar` looks."""
+    return Path(str(weights).removesuffix(INDEX)).with_suffix(".json")
 
 
 def _numbers(value: Any) -> bool:
@@ -126,14 +131,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # torch raises it where a file would run code, and advises to let it, and where the bytes make no sense.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None and str(error).startswith("Weights only load failed"):
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
         what = f"it holds a {named[1]}, which only running its code could read" if named else _first_line(error)
         raise UserError(
             f"The weights {path} are refused: {what}; where you trust the file, save its tensors alone (model.state_dict()) "
             "and give those."
         ) from None
     except Exception as error:  # damage shows as anything: IndexError, struct.error, KeyError, zipfile.BadZipFile...
-        raise _unreadable(path, error) from None
+        if explain_memory_error(error):
+            raise
+        raise unreadable(path, error) from None
     if not isinstance(found, Mapping):
         raise UserError(f"The weights {path} hold a {type(found).__name__} instead of named tensors.")
     return dict(found)
@@ -195,7 +202,7 @@ def _example(keys: list[str]) -> str:
     return f" (first '{keys[0]}')" if keys else ""
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: Exception) -> UserError:
     """What a file is whose bytes make no sense to torch or safetensors, and how to mend it."""
     where = re.search(r"WeightsUnpickler error: (.*)", str(error))
     reason = (where[1].rstrip(". ") if where else _first_line(error)).partition(". ")[0]

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featurize.checkpoints.files import INDEX, parts_of
+from featurize.checkpoints.files import INDEX, parts_of, unreadable
 from featurize.checkpoints.unwrap import COMPILED, unwrap, without_prefixes
-from featurize.errors import UserError
 
 PREAMBLE = 3  # pickles before the content in torch's format before 1.6: a magic number, the protocol, the system
 
@@ -28,12 +27,14 @@ def tensor_names(path: Path) -> set[str]:
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
                 size = int.from_bytes(file.read(8), "little")
+                if size > path.stat().st_size:  # a page of HTML or a pointer of Git LFS, whose first bytes are text
+                    raise ValueError("no safetensors header")
                 return set(json.loads(file.read(size))) - {"__metadata__"}
             content = _content(file)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle fails in many ways
-        raise UserError(f"The weights {path} can't be read: {str(error) or type(error).__name__}.") from None
+        raise unreadable(path, error) from None
     if not isinstance(content, Mapping):
         return set()
     found = unwrap(content, path, lambda value: isinstance(value, _StandIn))

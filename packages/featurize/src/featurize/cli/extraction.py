@@ -171,13 +171,13 @@ def levels(
 @click.option(
     "--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompts, one per line."
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the embeddings.")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the embeddings.")
 @click.option(
     "--text-weights", metavar="FILE", help="Weights of the text encoder. Without it they are fetched by name."
 )
 @workers_option
 @scheduler_option
-def embed_text(prompts: Path, out: Path, text_weights: str | None, workers: int | None, scheduler: str | None) -> None:
+def embed_text(prompts: Path, out: str, text_weights: str | None, workers: int | None, scheduler: str | None) -> None:
     """Embed prompts with CLIP, for `nestgen sample`.
 
     It is the text tower of ViT-L/14, as for the captions of `extract --text clip`.

@@ -38,6 +38,6 @@ def parse_model_args(text: str) -> dict[str, Any]:
             parsed = {key.strip(): parse_yaml(value, key) for key, value in pairs}
     except (UserError, ValueError):
         parsed = None
-    if not isinstance(parsed, dict):
+    if not isinstance(parsed, dict) or not all(isinstance(key, str) for key in parsed):
         raise UserError(f"--model-args '{text}' can't be read; write img_size=64,patch_size=8.")
     return parsed

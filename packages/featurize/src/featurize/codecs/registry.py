@@ -9,6 +9,7 @@ from featurize.checkpoints.autoencoder_kl import SD_SCALE
 from featurize.codecs import pixels, taesd, vae
 from featurize.codecs.codec import Codec, CodecDescription, CodecSpec, Kind
 from featurize.errors import UserError
+from featurize.io.files import json_sha256
 from featurize.plugins import with_installed
 
 COCO_SCALE = 0.23010  # U-ViT's on COCO, for Stable Diffusion's VAE
@@ -54,7 +55,15 @@ def describe_codec(spec: CodecSpec) -> CodecDescription:
     return kinds()[spec.name].describe(spec)
 
 
-@lru_cache(maxsize=2)
 def load_codec(spec: CodecSpec) -> Codec:
-    """The codec, kept for the life of the process. Raises UserError for weights that are missing or don't fit."""
+    """The codec, kept in memory as long as its weights file stays the same.
+
+    Raises UserError for weights that are missing or don't fit.
+    """
+    return _load_identified(spec, json_sha256(describe_codec(spec).identity))
+
+
+@lru_cache(maxsize=2)
+def _load_identified(spec: CodecSpec, identity: str) -> Codec:
+    """`load_codec`, kept by the digest of the identity as well: a file may be overwritten by another training."""
     return kinds()[spec.name].build(spec, describe_codec(spec))

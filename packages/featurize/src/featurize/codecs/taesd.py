@@ -63,7 +63,7 @@ def describe(spec: CodecSpec) -> CodecDescription:
         "size": spec.size,
         "moments": False,
         "scale": spec.scale or 1.0,
-        "weights": str(file.resolve()),
+        "weights": str(file.absolute()),  # links stay, as those of the Hugging Face cache have the suffix
         "weights_sha256": sha256_of(file),
         "layout": "diffusers",
         "config": config,

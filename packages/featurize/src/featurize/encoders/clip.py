@@ -81,7 +81,9 @@ def build(spec: EncoderSpec, description: EncoderDescription, device: str) -> En
 
     weights, network = description.weights_file, description.network
     file = read_clip(weights)
-    witness = prove_activation(file, network["activation"], weights, spec.name)
+    witness = prove_activation(
+        file, network["activation"], weights, spec.name, f"say --model-args activation={file.activation}"
+    )
     model = VisionTransformer(
         image_size=network["img_size"],
         patch_size=network["patch_size"],

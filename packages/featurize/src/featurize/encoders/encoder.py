@@ -132,12 +132,26 @@ def network_of(
     """
     changes = dict(described.get("model_args") or {}) | json.loads(spec.model_args)
     allowed = [*variant.network, *([RESAMPLE] if resamples else [])]
-    for key in changes:
+    for key, value in changes.items():
         if key not in allowed:
             raise UserError(
                 f"The encoder {spec.name} has no argument '{key}'; --model-args may change {', '.join(allowed)}."
             )
+        check_argument(spec, key, value, variant.network.get(key, False))
     return dict(variant.network) | changes
+
+
+def check_argument(spec: EncoderSpec, key: str, value: Any, default: Any) -> None:
+    """Raises UserError for an argument of another type than the default's, and for a number that counts nothing."""
+    kind = type(default)
+    least = min(1, default) if kind is int else None  # of registers there may be none
+    if type(value) is kind and (least is None or value >= least):
+        return
+    wanted = {bool: "true or false", int: f"a whole number from {least} on", str: "a word"}
+    raise UserError(
+        f"The encoder {spec.name} can't have {key} {json.dumps(value)}; --model-args, or the JSON beside the weights, must give "
+        f"{wanted[kind]}."
+    )
 
 
 def patch_grid(spec: EncoderSpec, network: Mapping[str, Any]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from featurize.encoders import clip, dino, mocov3, pixels, rcg, timm_model, tiny, vae
 from featurize.encoders.encoder import Encoder, EncoderDescription, EncoderSpec, Kind
 from featurize.errors import UserError
+from featurize.io.files import json_sha256
 from featurize.plugins import with_installed
 
 
@@ -44,12 +45,17 @@ def describe_encoder(spec: EncoderSpec) -> EncoderDescription:
     return kind_of(spec.name).describe(spec)
 
 
-@lru_cache(maxsize=2)
 def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
-    """The encoder on a device, kept for the life of the process.
+    """The encoder on a device, kept in memory as long as its weights file stays the same.
 
     Raises UserError as `describe_encoder` does, and for weights that don't fit the model.
     """
+    return _load_identified(spec, json_sha256(describe_encoder(spec).identity), device)
+
+
+@lru_cache(maxsize=2)
+def _load_identified(spec: EncoderSpec, identity: str, device: str) -> Encoder:
+    """`load_encoder`, kept by the digest of the identity as well: a file may be overwritten by another training."""
     encoder = kind_of(spec.name).build(spec, describe_encoder(spec), device)
     if device == "cpu" and spec.precision == "float32":
         from featurize.encoders.onednn import on_onednn

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from featurize.encoders.encoder import (
     EncoderDescription,
     EncoderSpec,
     Kind,
+    check_argument,
     loaded,
 )
 from featurize.errors import UserError, explain_memory_error
@@ -67,13 +69,18 @@ def _remembered(question: Callable[..., Any], *arguments: Any) -> Any:
     It depends on timm's version and the arguments alone. Importing timm takes seconds, so that describing a model whose
     store is complete would take longer than all else.
     """
-    key = json.dumps([question.__name__, version("timm"), arguments], sort_keys=True)
+    return _answer(question, json.dumps(arguments, sort_keys=True))
+
+
+@lru_cache(maxsize=8)  # a worker describes its encoder at each block
+def _answer(question: Callable[..., Any], arguments: str) -> Any:
+    key = json.dumps([question.__name__, version("timm"), json.loads(arguments)], sort_keys=True)
     path = cache_folder() / "timm" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, UserError, KeyError, TypeError):  # none yet, or a damaged one
         document = read_json(path)
         if document["sha256"] == json_sha256(document["answer"]):
             return document["answer"]
-    answer = question(*arguments)
+    answer = question(*json.loads(arguments))
     with suppress(OSError):  # without a place for it timm is asked again next time
         write_json(path, {"answer": answer, "sha256": json_sha256(answer)})
     return answer
@@ -124,6 +131,7 @@ def describe_model(
     official_crop: CropRule | None,
 ) -> EncoderDescription:
     """The description of the timm model `name`; `data` holds mean, std and interpolation."""
+    check_argument(spec, RESAMPLE, arguments.get(RESAMPLE, False), False)
     identity = {
         "name": spec.name,
         "model": name,
@@ -198,18 +206,24 @@ def _published_repository(name: str) -> str | None:
 
 
 def feature_map(model: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """The model's last feature map f_BHWD: patch tokens laid on their grid, or a convolutional map with channels last."""
+    """The model's last feature map f_BHWD: patch tokens laid on their grid, or a convolutional map with channels last.
+
+    Raises UserError for a model that gives neither, or whose grid timm does not tell.
+    """
     features = model.forward_features(x_BCHW)  # type: ignore[operator]
-    if features.ndim == 3:
+    shape = tuple(getattr(features, "shape", ()))  # some give a list
+    if len(shape) == 3:
         tokens_BND = features[:, getattr(model, "num_prefix_tokens", 0) :]
-        height, width = model.patch_embed.grid_size  # type: ignore[union-attr, misc]
-        return tokens_BND.unflatten(1, (int(height), int(width)))
-    if features.ndim == 4:
+        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        if grid is not None and math.prod(grid) == tokens_BND.shape[1]:
+            return tokens_BND.unflatten(1, (int(grid[0]), int(grid[1])))
+    if len(shape) == 4:
         last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
         return features if last else features.permute(0, 2, 3, 1)
+    found = f"an array of shape {shape}" if shape else f"a {type(features).__name__}"
     raise UserError(
-        f"The timm model {type(model).__name__} gives a {features.ndim}-dimensional array instead of a feature map; "
-        "choose a model with a map of tokens or of convolutions."
+        f"The timm model {type(model).__name__} gives {found} instead of a feature map on a known grid; choose a model with a "
+        "map of tokens or of convolutions."
     )
 
 
@@ -234,7 +248,7 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
         hint = f"; near are {', '.join(near)}" if near else ""
         raise UserError(f"timm has no model '{name}' ({str(error).splitlines()[0]}){hint}.") from None
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"timm can't build '{name}' with {arguments}: {str(error).splitlines()[0]}.") from None
 
 

@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 
 TASKS_PER_GPU = 2  # of a worker: images of one are decoded while the rows of the other are written
-MEMORY_PER_VIEW = 320 << 20  # bytes of a GPU: Stable Diffusion's VAE takes half of it for an image of 256 pixels
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, WSL2's and AMD's
+SIDE = 256  # pixels
+MEMORY_PER_VIEW = 320 << 20  # bytes of a GPU: Stable Diffusion's VAE takes half of it for an image of this side
 LARGEST_BATCH = 256  # views in a forward pass; more make a ViT-B no faster
 FREE_MEMORY_KEPT = 2**31 - 1  # bytes at the end of the heap
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -54,7 +56,7 @@ def _cgroup_quota() -> float | None:
 @cache
 def gpus() -> int:
     """GPUs of this machine. Torch takes seconds to import, so it is used only where a driver is installed."""
-    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or "torch" in sys.modules):
+    if not (any(Path(driver).exists() for driver in DRIVERS) or "torch" in sys.modules):
         return 0
     import torch
 
@@ -99,17 +101,20 @@ def decoders() -> int:
     return max(1, cores() // gpus()) if gpus() else 0
 
 
-def views_per_batch(device: str, least: int, views: int) -> int:
+def views_per_batch(device: str, least: int, views: int, side: int = SIDE) -> int:
     """How many views a forward pass takes of a task that has so many: `least` on a CPU, and more where a GPU has memory for them.
 
-    It depends on the GPU's model alone, not on what is free: another size may round in another way.
+    It depends on the GPU's model and the side of the images alone, not on what is free: another size may round in another way.
+    Images of more pixels than SIDE x SIDE are fewer in proportion.
     """
     if device == "cpu":
         return least
     import torch
 
-    fitting = torch.cuda.get_device_properties(device).total_memory // MEMORY_PER_VIEW
-    wanted = min(LARGEST_BATCH, fitting, 1 << (views - 1).bit_length())
+    larger = max(1.0, (side / SIDE) ** 2)
+    least = max(2, int(least / larger))  # an image and its flip
+    fitting = int(torch.cuda.get_device_properties(device).total_memory / (MEMORY_PER_VIEW * larger))
+    wanted = min(LARGEST_BATCH, max(least, fitting), 1 << (views - 1).bit_length())
     return max(least, 1 << (wanted.bit_length() - 1))
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from featurize.basis.moments import Moments, Outliers, merge, moments_of, on_hos
 from featurize.basis.svd import count_outliers, distances_of, load_basis
 from featurize.codecs import load_codec
 from featurize.encoders import encode, load_encoder
+from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.execution.progress import progress_line
 from featurize.execution.tasks import Run
@@ -146,6 +147,15 @@ def _with_gaps(values: np.ndarray | None, seen: tuple[Seen, ...], array: Path) -
     return rows
 
 
+def _check_same(array: Path, network: str, identity: dict[str, Any]) -> None:
+    """Raises UserError where an array was begun with other weights, as where their file was overwritten during the run."""
+    begun_with = read_metadata(array).attributes["provenance"][network]
+    if any(identity.get(key) != value for key, value in begun_with.items()):
+        raise UserError(
+            f"{array} was begun with other weights of its {network}; put those back and run the same command again."
+        )
+
+
 def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     """The values that the task asks for of its images; nothing is written. Until all are there nothing leaves the device."""
     device, features = device_of_worker(), task.batch.features
@@ -158,9 +168,11 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     with _LOADING:
         if task.z0 is not None:
             codec = load_codec(replace(codec_spec(features), device=device))
+            _check_same(task.z0, "codec", codec.identity)
             takers.append((codec.input, lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n].half())))
         if task.base is not None:
             encoder = load_encoder(encoder_spec(features), device)
+            _check_same(task.base, "encoder", encoder.identity)
             basis = load_basis(basis_path(task.base.parent)).on(device)
 
             def take_features(x_BHWC: Tensor, count: int) -> None:

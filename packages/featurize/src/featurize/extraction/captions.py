@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from tqdm import tqdm
 from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.execution.tasks import Run, ordered_map
-from featurize.io.files import atomic_write
+from featurize.io.files import atomic_write, resolve_path
+from featurize.io.home import expand_home
+from featurize.io.lock import root_lock
 from featurize.store.layout import is_sealed, offsets_path, prompts_path, text_path
 from featurize.store.ledger import Ledger, captions_digest
 from featurize.store.metadata import FORMAT, ArraySpec
@@ -75,8 +77,8 @@ def offsets_spec(root: Path, ledger: Ledger) -> ArraySpec:
     )
 
 
-def embed_prompts(prompts: Path, out: Path, encoder: TextSpec, run: Run) -> Path:
-    """Embed a file of prompts, one a line, into `out`; the path of the sealed array.
+def embed_prompts(prompts: Path, out: str | Path, encoder: TextSpec, run: Run) -> Path:
+    """Embed a file of prompts, one a line, into `out`, once no other run holds that; the path of the sealed array.
 
     Raises UserError for a file that is empty or not UTF-8, and for a folder that holds other prompts.
     """
@@ -92,12 +94,12 @@ def embed_prompts(prompts: Path, out: Path, encoder: TextSpec, run: Run) -> Path
     lines = [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
     if not lines:
         raise UserError(f"The file {prompts} holds no prompt; write one a line.")
+    root = resolve_path(out)
+    if encoder.weights is not None:  # absolute: workers may have other working directories
+        encoder = replace(encoder, weights=str(expand_home(encoder.weights).absolute()))
     tokens = describe_text_encoder(encoder).tokens
     keys = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-    spec = _text_spec(out, lines, keys, encoder)
-    write_text(spec, lines, encoder, run)
-    if not is_sealed(spec.path):
-        seal(spec, ordered_map=ordered_map(run))
+    spec = _text_spec(root, lines, keys, encoder)
     table = pa.table(
         {
             "row": pa.array(range(1, len(lines) + 1), pa.int64()),
@@ -105,8 +107,12 @@ def embed_prompts(prompts: Path, out: Path, encoder: TextSpec, run: Run) -> Path
             "truncated": pa.array([seen_part(line, tokens) is not None for line in lines], pa.bool_()),
         }
     )
-    with atomic_write(prompts_path(out)) as temporary:
-        pq.write_table(table.replace_schema_metadata({"format": FORMAT, "keys_sha256": keys}), temporary)
+    with root_lock(root, wait=True):  # several `nestgen sample` may embed the same prompts
+        write_text(spec, lines, encoder, run)
+        if not is_sealed(spec.path):
+            seal(spec, ordered_map=ordered_map(run))
+        with atomic_write(prompts_path(root)) as temporary:
+            pq.write_table(table.replace_schema_metadata({"format": FORMAT, "keys_sha256": keys}), temporary)
     return spec.path
 
 

@@ -29,7 +29,7 @@ from featurize.execution.tasks import Run
 from featurize.extraction.block import Done, Learn, Log
 from featurize.extraction.loader import Batch, Clock, Seen, batch_of, load_views
 from featurize.extraction.networks import encoder_spec
-from featurize.io.files import json_sha256, remove_folder
+from featurize.io.files import is_local, json_sha256, make_folder, remove_folder
 from featurize.recipe import Features
 from featurize.store.layout import (
     base_path,
@@ -86,7 +86,7 @@ def fitted_basis(
 
     `current` gives the ledger as far as it is known: `learn` gets the rows of images that are read for the first time and what
     was found out, and where some are refused, others take their places. The parts of the fit stay in `folder`, each under the
-    digest of its images' keys, so that a run that is stopped goes on.
+    digest of its images' keys, so that a run that is stopped goes on. Raises UserError where workers write to other disks.
     """
     while True:
         ledger = current()
@@ -99,6 +99,8 @@ def fitted_basis(
         # Those with unread images first: one that is refused changes which images the parts after it hold.
         digests = [ledger.digests(chosen[index]) for index in missing]
         missing = [index for index, known in zip(missing, digests) if not all(known)] or missing
+        if is_local(folder):
+            make_folder(folder)  # by this machine: NFS remembers for a while that a folder was not there
         tasks = (FitTask(batch_of(ledger, chosen[index], features), parts[index]) for index in missing)
         done = len(rows) - sum(len(chosen[index]) for index in missing)
         with progress_line(len(rows), done, "fitting the basis", ledger.refused) as advance:
@@ -106,7 +108,20 @@ def fitted_basis(
                 if learn is not None:
                     learn(chosen[missing[index]], [one.examined for one in result.seen])
                 refused = sum(not one.is_stored for one in result.seen)
+                if not refused:
+                    _check_is_here(parts[missing[index]])
                 log("basis part", part=missing[index], **advance(len(result.seen), result.seconds, refused))
+
+
+def _check_is_here(part: Path) -> None:
+    """Raises UserError for a part that a worker wrote where this process can't see it; it would be fitted again for ever."""
+    # A listing asks the server anew, while NFS remembers that a file was not there.
+    is_here = part in part.parent.iterdir() if is_local(part) else part.is_file()
+    if not is_here:
+        raise UserError(
+            f"{part} was written by a worker and is not here; every worker must reach it by this path: give --out on a file "
+            "system that all of them share, or in a bucket."
+        )
 
 
 def by_hash(keys: list[str]) -> list[int]:

@@ -103,7 +103,8 @@ def load_views(
     import torch
 
     device, views = device_of_worker(), batch.features.views
-    rows = views_per_batch(device, INNER_BATCH, len(batch.images) * views) // views
+    side = max(spec.side for spec in inputs)
+    rows = views_per_batch(device, INNER_BATCH, len(batch.images) * views, side) // views
     x: list[Tensor] = []
     taken = 0
     for left in _load_crops(batch, inputs, device, clock, seen):

@@ -6,6 +6,9 @@ import json
 import math
 import tempfile
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +24,7 @@ from featurize.extraction.fit import with_stored_basis_rows
 from featurize.extraction.loader import INNER_BATCH
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.extraction.targets import base_channels
-from featurize.io.files import is_local, resolve_path
+from featurize.io.files import is_local, remove_folder, resolve_path
 from featurize.recipe import OWN_BASIS, Features, Request
 from featurize.sources import SourceImage, list_images
 from featurize.sources.class_lists import read_classes
@@ -210,13 +213,11 @@ def measured_speed(
     """
     workers = default_workers() if workers is None and scheduler is None else workers
     count = 2 * max(1, workers or 1) * INNER_BATCH
-    out = resolve_path(request.features.out)
-    beside = next(folder for folder in out.parents if folder.is_dir()) if is_local(out) else None
     smaller = None
-    with tempfile.TemporaryDirectory(prefix=".featurize-plan-", dir=beside) as folder:
+    with _trial_folder(resolve_path(request.features.out), scheduler) as folder:
         while True:
             count = min(rows, count)
-            root = Path(folder) / str(count)
+            root = folder / str(count)
             changes = {
                 "out": str(root),
                 "limit": count,
@@ -233,6 +234,23 @@ def measured_speed(
                 return speed
             smaller = speed
             count = max(2 * count, math.ceil(TRIAL / speed.block))
+
+
+@contextmanager
+def _trial_folder(root: Path, scheduler: str | None) -> Iterator[Path]:
+    """A folder that is removed again: beside a store root, or for one in a bucket among this machine's temporary ones, which
+    the workers of a cluster don't reach; theirs is beside it as well."""
+    prefix = ".featurize-plan-"
+    if is_local(root) or scheduler is None:
+        beside = next(folder for folder in root.parents if folder.is_dir()) if is_local(root) else None
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as name:
+            yield Path(name)
+        return
+    folder = root.parent / f"{prefix}{uuid.uuid4().hex[:12]}"
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
 
 
 def _speed_of(journal: Path, pictures: int, wall: float) -> Speed:

@@ -32,7 +32,8 @@ def resolve_path(address: str | Path) -> Path:
 
     protocol = text.partition("://")[0]
     try:
-        path = UPath(text)
+        # Without s3fs's cache of listings, which does not see what other processes write.
+        path = UPath(text, use_listings_cache=False)
         _ = path.fs  # fsspec imports the protocol's library here
     except (ValueError, ImportError) as error:
         raise UserError(

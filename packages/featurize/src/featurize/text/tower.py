@@ -12,8 +12,10 @@ import numpy as np
 
 from featurize.checkpoints.clip import ACTIVATIONS, activation_layer, prove_activation, read_clip
 from featurize.checkpoints.downloads import PUBLISHED, find_weights
-from featurize.checkpoints.files import fit, sha256_of, sidecar
+from featurize.checkpoints.files import fit, sha256_of, sidecar, sidecar_path
 from featurize.errors import UserError
+from featurize.execution.precision import inference
+from featurize.io.files import json_sha256
 from featurize.recipe import Features
 
 REMOTE = PUBLISHED["clip-vit_l14"]
@@ -67,7 +69,7 @@ def describe_text_encoder(spec: TextSpec) -> TextDescription:
     changes = sidecar(weights).get("model_args") or {}
     if changes.keys() - NETWORK.keys():
         raise UserError(
-            f"{weights.with_suffix('.json')} describes what no text tower has: {min(changes.keys() - NETWORK.keys())}."
+            f"{sidecar_path(weights)} describes what no text tower has: {min(changes.keys() - NETWORK.keys())}."
         )
     network: dict[str, Any] = {**NETWORK, **changes}
     if network["activation"] not in ACTIVATIONS:
@@ -84,17 +86,28 @@ def describe_text_encoder(spec: TextSpec) -> TextDescription:
     return TextDescription(weights, network, identity)
 
 
-@lru_cache(maxsize=1)
 def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
     """`clip`: the text tower of CLIP ViT-L/14, whose last hidden states after the final layer norm condition Stable
-    Diffusion and U-ViT (transformers' `CLIPTextModel`). Raises UserError for weights that are missing or don't fit."""
+    Diffusion and U-ViT (transformers' `CLIPTextModel`). It is kept in memory as long as its weights file stays the same.
+
+    Raises UserError for weights that are missing or don't fit.
+    """
+    return _load_identified(spec, json_sha256(describe_text_encoder(spec).identity), device)
+
+
+@lru_cache(maxsize=1)
+def _load_identified(spec: TextSpec, identity: str, device: str) -> TextEncoder:
+    """`load_text_encoder`, kept by the digest of the identity as well: a file may be overwritten by another training."""
     import torch
     from open_clip.transformer import LayerNorm, TextTransformer
 
     description = describe_text_encoder(spec)
     network, weights = description.network, description.weights
     file = read_clip(weights)
-    prove_activation(file, network["activation"], weights, WHAT)
+    prove_activation(
+        file, network["activation"], weights, WHAT,
+        f'write {{"model_args": {{"activation": "{file.activation}"}}}} into {sidecar_path(weights)}',
+    )  # fmt: skip
     model = TextTransformer(
         context_length=network["context_length"],
         vocab_size=network["vocab_size"],
@@ -111,7 +124,7 @@ def load_text_encoder(spec: TextSpec, device: str) -> TextEncoder:
 
     def encode(captions: Sequence[str]) -> np.ndarray:
         ids_BT = torch.tensor([token_ids(caption, description.tokens) for caption in captions], device=device)
-        with torch.inference_mode():
+        with inference(device, "float32"):
             x_BTD = model.token_embedding(ids_BT) + model.positional_embedding
             x_BTD = model.ln_final(model.transformer(x_BTD, attn_mask=model.attn_mask))
         return x_BTD.float().cpu().numpy()
