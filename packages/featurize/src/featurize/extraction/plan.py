@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -214,7 +213,7 @@ def measured_speed(
     workers = default_workers() if workers is None and scheduler is None else workers
     count = 2 * max(1, workers or 1) * INNER_BATCH
     smaller = None
-    with _trial_folder(resolve_path(request.features.out), scheduler) as folder:
+    with _trial_folder(resolve_path(request.features.out)) as folder:
         while True:
             count = min(rows, count)
             root = folder / str(count)
@@ -237,16 +236,10 @@ def measured_speed(
 
 
 @contextmanager
-def _trial_folder(root: Path, scheduler: str | None) -> Iterator[Path]:
-    """A folder that is removed again: beside a store root, or for one in a bucket among this machine's temporary ones, which
-    the workers of a cluster don't reach; theirs is beside it as well."""
-    prefix = ".featurize-plan-"
-    if is_local(root) or scheduler is None:
-        beside = next(folder for folder in root.parents if folder.is_dir()) if is_local(root) else None
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as name:
-            yield Path(name)
-        return
-    folder = root.parent / f"{prefix}{uuid.uuid4().hex[:12]}"
+def _trial_folder(root: Path) -> Iterator[Path]:
+    """A folder beside a store root, which all workers reach; it is removed again."""
+    beside = next(folder for folder in root.parents if folder.is_dir()) if is_local(root) else root.parent
+    folder = beside / f".featurize-plan-{uuid.uuid4().hex[:12]}"
     try:
         yield folder
     finally:
