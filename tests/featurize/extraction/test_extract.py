@@ -25,10 +25,8 @@ from safetensors.torch import load_file, save_file
 from featurize.basis.svd import load_basis
 from featurize.errors import UserError
 from featurize.execution import devices
-from featurize.execution.tasks import run_here
 from featurize.extraction import loader
 from featurize.extraction.extract import extract
-from featurize.images.crop import SQUARE
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, MODEL_ARGS, as_words, chunks, options, random_picture
 
@@ -333,16 +331,14 @@ def test_relative_paths_are_those_of_the_folder_they_were_given_in(
 def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit_weights: Path, tmp_path: Path) -> None:
     from featurize.extraction.block import BlockTask, encode_batch
     from featurize.extraction.loader import Clock, batch_of
-    from featurize.extraction.scan import make_ledger
-    from featurize.sources import list_images
+    from featurize.store.ledger import read_ledger
 
-    folder = shutil.copytree(picture_folder, tmp_path / "pictures")
-    features = read_request(None, options(folder, vit_weights, tmp_path / "out"), "1x1x4").features
-    ledger = make_ledger(
-        tmp_path / "out", "folder", list_images(f"folder:{folder}", "train", None), SQUARE, 0, run_here
-    )
+    folder, root = shutil.copytree(picture_folder, tmp_path / "pictures"), tmp_path / "out"
+    request = read_request(None, options(folder, vit_weights, root), "1x1x4")
+    extract(request, workers=0, scheduler=None)
+    ledger = read_ledger(root)
     random_picture(99).save(ledger.images[3].source)
-    task = BlockTask(0, batch_of(ledger, range(8), features), None, 4, tmp_path / "z0.zarr")
+    task = BlockTask(0, batch_of(ledger, range(8), request.features), None, 4, root / "pixels" / "16x16x3.zarr")
     with pytest.raises(UserError, match="has changed since the ledger was made"):
         encode_batch(task, Clock())
 
