@@ -80,6 +80,10 @@ def test_a_trial_measures_the_extraction_itself_and_leaves_nothing(
     )
     assert re.search(r"hours: [\d.e-]+ \(100 pictures are encoded once more, for the basis: [\d.e-]+\)", text)
     assert not list(tmp_path.iterdir())
+    no_weights = read_request(None, options | {"encoder": "clip", "weights": str(tmp_path / "none.pt")}, "2x2x4")
+    with pytest.raises(UserError, match=r"none\.pt"):
+        plan.measured_speed(no_weights, 100, 0, None)
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(plan, "TRIAL", 1000.0)
     assert "worker(s) on 100 pictures" in estimate(request, None, None, True, workers=0)  # more are not there
 

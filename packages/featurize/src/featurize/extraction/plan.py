@@ -240,6 +240,8 @@ def _trial_folder(root: Path) -> Iterator[Path]:
     """A folder beside a store root, which all workers reach; it is removed again."""
     beside = next(folder for folder in root.parents if folder.is_dir()) if is_local(root) else root.parent
     folder = beside / f".featurize-plan-{uuid.uuid4().hex[:12]}"
+    if is_local(folder):
+        folder.mkdir()
     try:
         yield folder
     finally:
