@@ -27,7 +27,7 @@ from featurize.images.crop import InputSpec
 from featurize.recipe import Features
 from featurize.store.layout import basis_path, block_moments_path, is_sealed, moments_path
 from featurize.store.ledger import Ledger
-from featurize.store.metadata import ArraySpec, read_metadata
+from featurize.store.metadata import ArraySpec, changed_keys, read_metadata
 from featurize.store.write import prepare, write_block
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ def _with_gaps(values: np.ndarray | None, seen: tuple[Seen, ...], array: Path) -
 
 def _check_same(array: Path, network: str, identity: dict[str, Any]) -> None:
     """Raises UserError where an array was begun with other weights, as where their file was overwritten during the run."""
-    begun_with = read_metadata(array).attributes["provenance"][network]
-    if any(identity.get(key) != value for key, value in begun_with.items()):
+    if changed_keys(read_metadata(array).attributes["provenance"][network], identity):
         raise UserError(
             f"{array} was begun with other weights of its {network}; put those back and run the same command again."
         )

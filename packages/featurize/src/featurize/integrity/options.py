@@ -14,7 +14,7 @@ from featurize.execution.progress import last_request
 from featurize.extraction.networks import codec_spec, encoder_spec
 from featurize.recipe import Features
 from featurize.store.layout import log_path, root_of
-from featurize.store.metadata import ArraySpec
+from featurize.store.metadata import ArraySpec, changed_keys
 from featurize.text.tower import TextSpec, describe_text_encoder
 
 
@@ -50,9 +50,7 @@ def text_encoder_of(spec: ArraySpec) -> TextSpec:
 
 
 def _check_same(spec: ArraySpec, kind: str, identity: dict[str, Any], network: str, weights: str | None) -> None:
-    stored = spec.provenance[kind]
-    changed = [key for key in sorted(stored) if identity.get(key) != stored[key]]
-    if changed:
+    if changed := changed_keys(spec.provenance[kind], identity):
         raise UserError(
             f"{spec.path} was made with another {network} (differs in: {', '.join(changed)}); put those weights back to "
             f"{weights or 'where they were'} to make blocks again."

@@ -102,6 +102,14 @@ def existing_metadata(array: Path) -> ArrayMetadata | None:
         return None
 
 
+def changed_keys(begun_with: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """What is another in a network's identity than in that of the network which an array was begun with, by its provenance.
+
+    Keys that later versions added to the identity do not count.
+    """
+    return [key for key in sorted(begun_with) if identity.get(key) != begun_with[key]]
+
+
 def _metadata_of(document: dict[str, Any]) -> ArrayMetadata:
     chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
     return ArrayMetadata(

@@ -105,10 +105,10 @@ def sample(
 
     Example: nestgen sample --count 64 --out samples
     """
+    from nestgen.recipe.locations import store_root
     from nestgen.sampling.captions import embed_prompts
     from nestgen.sampling.conditions import Request
     from nestgen.sampling.frozen import FrozenSource
-    from nestgen.sampling.real import training_root
     from nestgen.sampling.sample import sample
     from nestgen.sampling.trained import find_levels
 
@@ -127,7 +127,7 @@ def sample(
     frozen = None
     if like is not None:
         row = None if like == "each" else int(like)
-        frozen = FrozenSource(1 if freeze_from is None else freeze_from, store or training_root(recipe), row)
+        frozen = FrozenSource(1 if freeze_from is None else freeze_from, store or store_root(recipe), row)
     elif freeze_from is not None:
         frozen = FrozenSource(freeze_from)
     request = Request(
@@ -212,7 +212,7 @@ def hierarchy(
 
     Example: nestgen hierarchy --like 17 --out like-17.png
     """
-    from nestgen.sampling.real import training_root
+    from nestgen.recipe.locations import store_root
     from nestgen.scoring.hierarchy_sheet import SheetOptions, hierarchy_sheet
 
     if sum((like is not None, interpolate is not None, over_depth)) > 1:
@@ -230,7 +230,7 @@ def hierarchy(
         recipe, levels = exported.recipe, exported.levels
     else:
         recipe = recipe_of(recipe_file, depth, sigmas, settings)
-    options = SheetOptions(freeze_from, store or training_root(recipe), like, interpolate, over_depth)
+    options = SheetOptions(freeze_from, store or store_root(recipe), like, interpolate, over_depth)
     hierarchy_sheet(recipe, out, columns, recipe.seed if seed is None else seed, options, vae, preservation, levels)
 
 
@@ -302,13 +302,13 @@ def decode(
 
     Example: nestgen decode --store stores/scenes-val --count 10 --out decoded
     """
+    from nestgen.recipe.locations import store_root
     from nestgen.recipe.recipe import load_recipe
-    from nestgen.sampling.real import training_root
     from nestgen.scoring.decoded import write_decoded
 
     if pretrained is not None:
         recipe = _exported(pretrained, recipe_file, None, None, {}, True, store).recipe
     else:
         recipe = load_recipe(recipe_file)
-    where = store or training_root(recipe)
+    where = store or store_root(recipe)
     print(f"{write_decoded(recipe, where, out, count, vae)} images of {where}, decoded, in {out}")

@@ -12,9 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from nestgen.errors import UserError
+from nestgen.recipe.locations import store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.featurize_command import find_featurize
-from nestgen.sampling.real import open_real, real_latents, training_root
+from nestgen.sampling.real import open_real, real_latents
 from nestgen.sharing.features import extraction_recipe
 from nestgen.stores.store import Store
 
@@ -52,7 +53,7 @@ def encode_image(recipe: Recipe, image: bytes) -> dict[int, Tensor]:
         folder = Path(name)
         (folder / "images").mkdir()
         (folder / "images" / f"image{suffix}").write_bytes(image)
-        root = training_root(recipe).absolute()
+        root = store_root(recipe).absolute()
         settings = root / "nested.yaml"  # of an export
         if not settings.is_file():
             settings = folder / "nested.yaml"

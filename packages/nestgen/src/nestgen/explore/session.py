@@ -19,9 +19,10 @@ from torch import Tensor
 from nestgen.errors import UserError
 from nestgen.explore.encode import cannot_encode, encode_image
 from nestgen.pipeline import NestedPipeline
+from nestgen.recipe.locations import store_root
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.arguments import whole_number
-from nestgen.sampling.real import open_real, real_latents, training_root
+from nestgen.sampling.real import open_real, real_latents
 from nestgen.scoring.hierarchy_sheet import slerp
 from nestgen.scoring.memorisation import nearest_rows
 from nestgen.stores.store import Store
@@ -152,7 +153,7 @@ class Session:
         try:
             for sampler in self.pipe.samplers:
                 fingerprint = sampler.trained.meta["stores"][f"z{sampler.level}"]
-                stores[sampler.level] = open_real(recipe, sampler.level, training_root(recipe), fingerprint)
+                stores[sampler.level] = open_real(recipe, sampler.level, store_root(recipe), fingerprint)
         except UserError:
             return {}
         if not all(store.rows for store in stores.values()):  # an exported hierarchy has the stores' metadata alone

@@ -19,17 +19,12 @@ from nestgen.stores.latent import to_latent
 from nestgen.stores.store import Store, open_store
 
 
-def training_root(recipe: Recipe) -> Path | UPath:
-    """The store root that the denoisers are trained on."""
-    return store_root(recipe)
-
-
 def reference_root(recipe: Recipe, reference: Path | UPath | None) -> Path | UPath:
     """The store root to score against: `reference`, else the recipe's evaluation.reference, else the training rows'."""
     if reference is not None:
         return reference
     own = recipe.evaluation.reference
-    return training_root(recipe) if own is None else resolve_path(recipe.root, own)
+    return store_root(recipe) if own is None else resolve_path(recipe.root, own)
 
 
 def open_real(recipe: Recipe, level: int, root: Path | UPath, fingerprint: str | None = None) -> Store:
@@ -38,13 +33,13 @@ def open_real(recipe: Recipe, level: int, root: Path | UPath, fingerprint: str |
     `fingerprint` is that of the store that the level's denoiser was trained on, if it was recorded. Raises UserError
     where the two differ, and where the training store was extracted again since.
     """
-    trained_on = open_store(store_path(recipe, level, training_root(recipe)))
+    trained_on = open_store(store_path(recipe, level, store_root(recipe)))
     if fingerprint is not None and trained_on.attributes["fingerprint"] != fingerprint:
         raise UserError(
             f"{trained_on.path} is not the store that z_{level}'s denoiser was trained on: it was extracted again; "
             "train and sample again"
         )
-    if root.resolve() == training_root(recipe).resolve():
+    if root.resolve() == store_root(recipe).resolve():
         return trained_on
     real = open_store(store_path(recipe, level, root))
     check_comparable(real, trained_on)

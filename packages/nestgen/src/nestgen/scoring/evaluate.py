@@ -12,12 +12,12 @@ from upath import UPath
 
 from nestgen.errors import UserError
 from nestgen.files import write_json
-from nestgen.recipe.locations import expand_home
+from nestgen.recipe.locations import expand_home, store_root
 from nestgen.recipe.protocols import PROTOCOLS
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import parse_shape
 from nestgen.sampling.card import read_card
-from nestgen.sampling.real import reference_root, training_root
+from nestgen.sampling.real import reference_root
 from nestgen.scoring.inception import find_weights
 from nestgen.scoring.preservation import ASPECTS, preservation
 from nestgen.scoring.spaces import EncodedSamples, Space, encoder_space, inception_space, level_space
@@ -82,7 +82,7 @@ def _protocol(recipe: Recipe, samples: Path, card: dict[str, Any], reference: Pa
     name = recipe.evaluation.protocol
     if name is None or "frozen" in card["levels"][-1]:
         return None
-    held_out = reference.resolve() != training_root(recipe).resolve()
+    held_out = reference.resolve() != store_root(recipe).resolve()
     if violation := PROTOCOLS[name].violation(card, held_out):
         raise UserError(f"{samples} does not follow evaluation.protocol {name}: {violation}")
     return name

@@ -12,12 +12,13 @@ from upath import UPath
 
 from nestgen.files import write_json
 from nestgen.images import draw_sheet, read_images, write_image
+from nestgen.recipe.locations import store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.card import read_card
 from nestgen.sampling.decoder import load_decoder
 from nestgen.sampling.descent import default_device
 from nestgen.sampling.latents import open_latents
-from nestgen.sampling.real import open_real, real_latents, reference_root, training_root
+from nestgen.sampling.real import open_real, real_latents, reference_root
 from nestgen.stores.store import Store
 
 BLOCK = 4096  # training rows compared at a time
@@ -49,7 +50,7 @@ def memorisation(
     """
     card = read_card(recipe, samples)
     recipe = recipe.depth(card["depth"])
-    training, held_out = training_root(recipe), reference_root(recipe, reference)
+    training, held_out = store_root(recipe), reference_root(recipe, reference)
     shown = min(count, card["count"])
     images, titles = [read_images(samples, shown)], ["samples"]
     levels: list[dict[str, Any]] = []

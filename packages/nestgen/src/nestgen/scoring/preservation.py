@@ -14,11 +14,11 @@ from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import read_json
 from nestgen.images import read_images
-from nestgen.recipe.locations import resolve_path
+from nestgen.recipe.locations import resolve_path, store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.sampling.card import check_same_settings
 from nestgen.sampling.decoder import load_decoder
-from nestgen.sampling.real import open_real, real_latents, training_root
+from nestgen.sampling.real import open_real, real_latents
 from nestgen.scoring.spaces import EncodedSamples, features, open_encoded
 from nestgen.stores.store import open_store
 
@@ -93,7 +93,7 @@ def _class(
     recipe: Recipe, root: Path | UPath, encoded: EncodedSamples, samples_ND: np.ndarray, rows: np.ndarray
 ) -> tuple[float | None, float | None]:
     """Share of samples whose neighbours' most frequent class is that of their row, of rows with a class; and by chance."""
-    training = training_root(recipe)
+    training = store_root(recipe)
     _, training_store, _ = open_encoded(recipe, encoded, training)
     labels = open_store(training / "labels.zarr").load()
     own = open_store(root / "labels.zarr").load()[rows]

@@ -17,11 +17,11 @@ from nestgen import randomness
 from nestgen.errors import UserError
 from nestgen.files import sha256_of
 from nestgen.images import read_images
-from nestgen.recipe.locations import named_store_path
+from nestgen.recipe.locations import named_store_path, store_root
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import shape_name
 from nestgen.sampling.latents import open_latents
-from nestgen.sampling.real import check_comparable, open_real, real_latents, training_root
+from nestgen.sampling.real import check_comparable, open_real, real_latents
 from nestgen.scoring.inception import digest_of, folder_features, load_inception, published_moments
 from nestgen.scoring.statistics import MOST, Statistics, cached_statistics
 from nestgen.stores.store import Store, open_store, read_seal
@@ -87,8 +87,8 @@ def level_space(recipe: Recipe, level: int, reference: Path | UPath, card: dict[
         return pool(real_latents(store, rows.tolist(), recipe.seed).permute(0, 2, 3, 1).numpy())
 
     real = open_real(recipe, level, reference, fingerprint)
-    same = reference.resolve() == training_root(recipe).resolve()
-    training = None if same else open_real(recipe, level, training_root(recipe), fingerprint)
+    same = reference.resolve() == store_root(recipe).resolve()
+    training = None if same else open_real(recipe, level, store_root(recipe), fingerprint)
     samples_ND = pool(open_latents(samples, level).read_all())
     return _stores_space(recipe, f"z_{level}", samples_ND, real, training, vectors)
 
@@ -113,7 +113,7 @@ def open_encoded(recipe: Recipe, encoded: EncodedSamples, reference: Path | UPat
     """
     store, real = open_store(encoded.store_in(encoded.root)), open_store(encoded.store_in(reference))
     check_comparable(store, real)
-    root, training = training_root(recipe), None
+    root, training = store_root(recipe), None
     if reference.resolve() != root.resolve() and encoded.store_in(root).is_dir():
         training = open_store(encoded.store_in(root))
         check_comparable(training, real)
