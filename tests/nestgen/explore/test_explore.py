@@ -9,9 +9,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from nestgen.pipeline import NestedPipeline
 from nestgen.recipe.recipe import load_recipe
 from nestgen.sampling.trained import with_settings
 from tests.browser import browsing, needs_browser
+from tests.nestgen.training_runs import SHRINK
 
 Trained = Callable[..., Path]
 
@@ -217,19 +217,18 @@ def test_a_phone_s_photo_goes_to_featurize_whose_reason_is_told(
 
 
 @needs_browser
-def test_in_a_browser(run: Path, tmp_path: Path) -> None:
+def test_in_a_browser(run: Path, tmp_path: Path, begin: Callable) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    script = Path(sys.executable).with_name("nestgen")
-    command = subprocess.Popen(
-        [script, "explore", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    command = begin(tmp_path, "nestgen", "explore", run, before=SHRINK)
     try:
-        assert command.stdout is not None
-        address = command.stdout.readline().strip()
+        while not (command.out.is_file() and command.out.read_text().count("\n") > 0):
+            assert command.process.is_alive(), command.errors.read_text()
+            time.sleep(0.05)
+        address = command.out.read_text().splitlines()[0]
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]+", address), address
         with browsing(1200, 1500) as browser:
             first = NestedPipeline.from_run(run, device="cpu")(num_images=12, progress=False).images
@@ -237,11 +236,11 @@ def test_in_a_browser(run: Path, tmp_path: Path) -> None:
             expected = ("favicon", "400 (Bad Request)")  # the last is the wrong seed's
             messages = [line["message"] for line in browser.get_log("browser")]
             assert [text for text in messages if not any(part in text for part in expected)] == []
-        command.send_signal(signal.SIGINT)
-        _, errors = command.communicate(timeout=60)
-        assert (command.returncode, errors.strip().splitlines()[-1:]) == (130, ["interrupted"])
+        os.kill(command.process.pid, signal.SIGINT)
+        code, _, errors = command.ended()
+        assert (code, errors.strip().splitlines()[-1:]) == (130, ["interrupted"])
     finally:
-        command.kill()
+        command.process.kill()
 
 
 def _play(
