@@ -1,7 +1,7 @@
-"""Draws what each lever alone is worth: the figure of docs/levers.md, and prints its table.
+"""Draws what each lever alone is worth, on scenes or on photos: the figures of docs/levers.md, and prints their tables.
 
     python -m benchmarks.levers scenes --seconds 120 --count 1000
-    python docs/figures/levers.py levers/scenes
+    python docs/figures/levers.py scenes levers/scenes
 
 Without a folder of results the figure is drawn anew from the numbers beside it.
 """
@@ -16,17 +16,15 @@ from typing import Any
 import click
 from matplotlib.figure import Figure
 
-FILE = Path(__file__).with_suffix(".json")
-SPACES = {
-    "tiny": "tiny 1x1x64",
-    "z_0": "decoded and encoded again, without bias",
-}
-LABELS = {"tiny": "Fréchet distance, tiny's features", "z_0": "Fréchet distance, z_0 without bias"}
+ENCODERS = {"scenes": "tiny", "photos": "ViT"}  # as the tables call them
+RECIPES = {"scenes": "mini", "photos": "mini-photos"}
+UNBIASED = "decoded and encoded again, without bias"  # benchmarks/levers.py
 TICKS = (3, 5, 7, 10, 12, 15, 20, 25, 30, 50, 100)
 # The names of benchmarks/lever_arms.py, as a recipe writes them.
 NAMES = {
-    "today": "as mini was",
+    "today": "as {recipe} was",
     "scenes' best": "the best together",
+    "photos' best": "the best together",
     "codec": "codec scenes",
     "linear part": "gaussian: true",
     "positions": "positions: sinusoids",
@@ -41,11 +39,22 @@ NAMES = {
     "cosine decay": "lr_decay: cosine",
     "inverse-sqrt decay": "lr_decay: inverse-sqrt",
 }
-Row = dict[str, Any]  # {"arm", "depth", "seeds", "steps", space: one distance of each seed}
+Row = dict[str, Any]  # {"arm", "depth", "seeds", "steps", and a distance of each seed for each space}
 
 
-def read(folders: tuple[Path, ...], seconds: float, count: int) -> list[Row]:
+def file_of(data: str) -> Path:
+    """The numbers of a figure, which lies beside them."""
+    return Path(__file__).with_name(f"levers-{data}.json")
+
+
+def spaces_of(data: str) -> tuple[str, str]:
+    """The encoder's space, which makes the levels, and z_0's, which makes none."""
+    return ENCODERS[data], "z_0"
+
+
+def read(data: str, folders: tuple[Path, ...], seconds: float, count: int) -> list[Row]:
     """One row for each named arm and depth."""
+    encoder, z_0 = spaces_of(data)
     runs = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.glob("*-seed*.json"))]
     runs = [run for run in runs if run["arm"] in NAMES and (run["seconds"], run.get("count")) == (seconds, count)]
     rows: dict[tuple[str, int], Row] = {}
@@ -53,25 +62,29 @@ def read(folders: tuple[Path, ...], seconds: float, count: int) -> list[Row]:
         row = rows.setdefault(
             (run["arm"], run["depth"]),
             {"arm": run["arm"], "depth": run["depth"], "seconds": run["seconds"], "seeds": [], "steps": run["steps"]}
-            | {space: [] for space in SPACES},
+            | {encoder: [], z_0: []},
         )
         row["seeds"].append(run["seed"])
-        for space, name in SPACES.items():
-            row[space].append(round(run["frechet_distances"][name], 2))
+        distances = run["frechet_distances"]
+        row[encoder].append(
+            round(next(distances[name] for name in distances if not name.startswith(("z_", "decoded"))), 2)
+        )
+        row[z_0].append(round(distances[UNBIASED], 2))
     return [rows[key] for key in sorted(rows, key=lambda key: (list(NAMES).index(key[0]), key[1]))]
 
 
-def table(rows: list[Row]) -> str:
+def table(data: str, rows: list[Row]) -> str:
     """In Markdown: the mean of the seeds, and the least and the largest."""
+    spaces = spaces_of(data)
     by = {(row["arm"], row["depth"]): row for row in rows}
     depths = sorted({row["depth"] for row in rows})
-    heads = ["arm", *(f"L = {depth}, {what}" for depth in depths for what in ("steps", *SPACES))]
+    heads = ["arm", *(f"L = {depth}, {what}" for depth in depths for what in ("steps", *spaces))]
     lines = [heads, ["---"] * len(heads)]
     for arm in (arm for arm in NAMES if any((arm, depth) in by for depth in depths)):
-        cells = [NAMES[arm]]
+        cells = [name_of(data, arm)]
         for depth in depths:
             row = by.get((arm, depth))
-            cells += [", ".join(map(str, row["steps"])), *(_span(row[space]) for space in SPACES)] if row else [""] * 3
+            cells += [", ".join(map(str, row["steps"])), *(_span(row[space]) for space in spaces)] if row else [""] * 3
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -81,13 +94,20 @@ def _span(values: list[float]) -> str:
     return f"{mean(values):.1f}" + (f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else "")
 
 
-def draw(rows: list[Row], out: Path) -> None:
+def name_of(data: str, arm: str) -> str:
+    """What a recipe writes for an arm."""
+    return NAMES[arm].format(recipe=RECIPES[data])
+
+
+def draw(data: str, rows: list[Row], out: Path) -> None:
     """A line for each arm: a dot for each seed, L = 1 and L = 3, in both spaces."""
+    encoder, z_0 = spaces_of(data)
+    labels = {encoder: f"Fréchet distance, {encoder}'s features", z_0: f"Fréchet distance, {z_0} without bias"}
     by = {(row["arm"], row["depth"]): row for row in rows}
     arms = [arm for arm in NAMES if (arm, 1) in by or (arm, 3) in by]
     figure = Figure(figsize=(9, 5.6), layout="constrained")
-    panels = figure.subplots(1, len(SPACES), sharey=True)
-    for axes, (space, label) in zip(panels, LABELS.items()):
+    panels = figure.subplots(1, len(labels), sharey=True)
+    for axes, (space, label) in zip(panels, labels.items()):
         for depth, marker, color, shift in ((1, "o", "tab:orange", -0.15), (3, "s", "tab:blue", 0.15)):
             dots = [
                 (value, place + shift)
@@ -104,26 +124,28 @@ def draw(rows: list[Row], out: Path) -> None:
         axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    panels[0].set_yticks(range(len(arms)), [NAMES[arm] for arm in arms])
+    panels[0].set_yticks(range(len(arms)), [name_of(data, arm) for arm in arms])
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(out, dpi=110)
 
 
 @click.command()
+@click.argument("data", type=click.Choice(list(ENCODERS)))
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--seconds", default=120.0, show_default=True, help="Of the runs that are taken.")
 @click.option("--count", default=1000, show_default=True, help="Samples of the runs that are taken.")
-def main(folders: tuple[Path, ...], seconds: float, count: int) -> None:
+def main(data: str, folders: tuple[Path, ...], seconds: float, count: int) -> None:
     """Draws the results of FOLDERS, and writes their numbers beside the figure."""
+    file = file_of(data)
     if folders:
-        rows = read(folders, seconds, count)
+        rows = read(data, folders, seconds, count)
         if not rows:
             raise click.ClickException(f"no run there took {seconds:g} seconds and has {count} samples")
-        FILE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    rows = json.loads(FILE.read_text())
-    draw(rows, FILE.with_suffix(".png"))
-    click.echo(table(rows))
+        file.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    rows = json.loads(file.read_text())
+    draw(data, rows, file.with_suffix(".png"))
+    click.echo(table(data, rows))
 
 
 if __name__ == "__main__":
