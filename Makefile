@@ -17,7 +17,7 @@ EXPERIMENT = $(BIN)/python pipelines/run.py
 help:
 	@echo "make demo                    scenes, features, three levels, samples, report: minutes on two cores"
 	@echo "make run RECIPE=NAME         a recipe of pipelines/recipes; CONFIG='source=imagenet:DIR gpus=1', ARGS=-n lists its jobs"
-	@echo "make rehearse RECIPE=NAME    all of its jobs in small"
+	@echo "make rehearse RECIPE=NAME    all of its jobs on a small scale"
 	@echo "make test                    every test, with lint and types; make lint alone"
 	@echo "make lowest                  both packages with the lowest versions that they allow"
 	@echo "make .venv, make clean       the environment; remove what demo and rehearsals wrote"

@@ -136,7 +136,7 @@ def test_an_extraction_by_jobs_of_dask_as_the_page_has_it(slurm: None, tmp_path:
     (tmp_path / "cluster.py").write_text(script)
     lines = [line for line in commands.splitlines() if not line.startswith("pip ")]
     told = re.sub(
-        r"imagenet:\S+ --encoder \S+ --out \S+", "scenes:16 --limit 200 --encoder tiny --out root", "\n".join(lines)
+        r"imagenet:\S+ --recipe \S+ --out \S+", "scenes:16 --limit 200 --encoder tiny --out root", "\n".join(lines)
     )
     assert "scenes:16" in told and "kill %1" in told
     # `set -m`: jobs have numbers, as in a terminal. The page's reader types the second line once the first has begun.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pretrained_option = click.option(
     "--pretrained",
     metavar="NAME",
-    help="An exported folder or a hierarchy that ships with nestgen, instead of a recipe.",
+    help="An exported folder, a hierarchy that ships with nestgen, or a repository of the Hugging Face Hub, instead of a recipe.",
 )
 freeze_option = click.option(
     "--freeze-from", type=int, metavar="K", help="Keep levels K and above; 1 by default with --like."
@@ -101,7 +101,8 @@ def sample(
     OUT gets 000000.png, ..., their latents and the card sample.json; the first 64 are together in OUT-sheet.png.
     Interrupted, the same command goes on; with more --count, to more images; with other settings or denoisers and
     --overwrite, it samples again the levels they change. Begun several times at once, on several machines too, it shares
-    the work. Image i is the same for any batch size and number of processes.
+    the work. Image i does not depend on batch size or number of processes, up to
+    rounding.
 
     Example: nestgen sample --count 64 --out samples
     """

@@ -144,7 +144,7 @@ def explore(
 ) -> None:
     """Opens a local page to play with a hierarchy.
 
-    FOLDER is runs/<name>, or an exported hierarchy.
+    FOLDER is runs/<name>, an exported folder, a hierarchy that ships (scenes), or a repository of the Hugging Face Hub.
 
     Click a sample to see what each level holds, take levels from two, walk from one to another, move noise and guidance.
     Only this machine can open the page, by the address that is printed. Ctrl-C ends it.

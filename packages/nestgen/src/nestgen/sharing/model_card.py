@@ -44,9 +44,12 @@ def _conditions(config: Mapping[str, Any]) -> str:
 def _summary(config: Mapping[str, Any]) -> str:
     depth, side, given = len(config["levels"]), _side(config), _conditions(config)
     chain = " -> ".join(f"z_{level}" for level in reversed(range(depth)))
+    images = f"Generates images of {side}x{side} pixels{f', given {given},' if given else ''}"
+    if depth == 1:
+        return f"{images} by one denoiser, of the image's own latent z_0: an ordinary latent diffusion model."
     return (
-        f"Generates images of {side}x{side} pixels{f', given {given},' if given else ''} through a hierarchy of {depth} "
-        f"level(s) of latents: {chain} -> image. Each level has a denoiser of its own, conditioned on the level above it."
+        f"{images} through a hierarchy of {depth} levels of latents: {chain} -> image. "
+        "Each level has a denoiser of its own, conditioned on the level above it."
     )
 
 
