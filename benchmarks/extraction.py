@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -186,9 +187,9 @@ def main(
 
 def _ready(source: str, count: int, spec: InputSpec) -> np.ndarray:
     """The images' centred squares, uint8 (count, side, side, 3)."""
-    crops = []
-    for source_image in list_images(source, "train", count).images:
-        crops.append(crop(decode(read(source_image)), SQUARE, spec))
+    with ThreadPoolExecutor() as pool:  # a GPU waits for them
+        images = list_images(source, "train", count).images
+        crops = list(pool.map(lambda image: crop(decode(read(image)), SQUARE, spec), images))
     if len(crops) < count:
         raise click.ClickException(f"{source} holds {len(crops)} pictures; give a smaller --pictures.")
     return np.stack(crops)

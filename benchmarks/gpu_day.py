@@ -72,7 +72,7 @@ STAGES = (
         "precision",
         "errors of bfloat16, and of the GPU, against float32 on the processor",
         "precision",
-        "--pictures 64",
+        "--pictures 16",  # the processor computes them too, with one thread
         "--pictures 2 --model test_vit --batch 2",
     ),
     Stage("resume", "a training that goes on from a checkpoint", "resume", "--steps 200 --size small", "--steps 4"),

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.photos import random_vit
 from benchmarks.side_by_side import out_option, report, table, take_turns
-from featurize.codecs import load_codec, parse_codec
+from featurize.codecs import Codec, load_codec, parse_codec
 from featurize.encoders import EncoderSpec, encode, load_encoder
 from featurize.execution.precision import device_name
 from featurize.scenes import draw_scene
@@ -84,7 +84,11 @@ def _of_codec(text: str, weights: str, pictures: int, batch: int, arms: list[tup
     }
     first = codecs[arms[0]]
     x_NHWC = _scenes(pictures, first.size)
-    moments, seconds = _measured({arm: codec.encode for arm, codec in codecs.items()}, x_NHWC, batch)
+
+    def encode_by(codec: Codec) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda x_BHWC: codec.encode(x_BHWC).cpu().numpy()
+
+    moments, seconds = _measured({arm: encode_by(codec) for arm, codec in codecs.items()}, x_NHWC, batch)
     decode = load_decoder(first.attributes)
 
     def decoded(z_NHWC: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.plain_uvit import PlainUViT
 from benchmarks.side_by_side import out_option, ratio, report, rounds_option, table, take_turns
 from benchmarks.train_step import recipe_of
+from nestgen.compiler import compile_in_place
 from nestgen.denoiser.config import SIZES, denoiser_config
 from nestgen.denoiser.flops import count
 from nestgen.denoiser.uvit import Denoiser
@@ -30,7 +31,7 @@ def random_samplers(recipe: Recipe) -> tuple[LevelSampler, ...]:
     for level in range(len(recipe.levels)):
         denoiser = Denoiser(denoiser_config(recipe, level)).requires_grad_(False).eval().to(default_device())
         if default_device().type == "cuda":
-            denoiser.compile()  # as `nestgen sample` does for many images
+            compile_in_place(denoiser)  # as `nestgen sample` does for many images
         trained = TrainedDenoiser(denoiser, level_process(recipe, level), {}, "")
         samplers.append(LevelSampler(level, trained, level_sampling(recipe, level)))
     return tuple(samplers)

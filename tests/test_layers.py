@@ -16,7 +16,7 @@ MOST_LINES, MOST_MODULES = 400, 14
 # package's own `__init__` and `__main__`.
 ORDER = {
     "nestgen": (
-        "errors text memory files locks tensors randomness philox images recipe stores denoiser diffusion runs sampling sharing "
+        "errors text memory cores compiler files locks tensors randomness philox images recipe stores denoiser diffusion runs sampling sharing "
         "pipeline scoring training explore cli"
     ),
     "featurize": (

@@ -7,9 +7,11 @@ So a workflow that is started again knows which steps of a killed one are still 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 STATE = Path(".snakemake")
@@ -30,7 +32,10 @@ def main(words: list[str]) -> None:
 
 
 def hold(file: Path) -> int | None:
-    """Lock a file for as long as this process lives, whatever it becomes: the descriptor, or None where another holds it."""
+    """Lock a file for as long as this process lives, whatever it becomes: the descriptor, or None where another holds it.
+
+    None as well on a file system without locks.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
@@ -46,8 +51,11 @@ def take_gpu(count: int) -> None:
     """Let this process see the first GPU that no other step holds. Snakemake runs no more such steps than there are GPUs."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = given.split(",") if given else [str(number) for number in range(count)]
+    # On a disk of this machine, whose GPUs they are: that of the workflow may be a network's, and have no locks.
+    workflow = hashlib.sha256(os.fsencode(os.getcwd())).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"nested-gpus-{os.getuid()}" / workflow
     for gpu in gpus[:count]:
-        if hold(STATE / "gpus" / gpu.replace("/", "-")) is not None:
+        if hold(folder / gpu.replace("/", "-")) is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -80,6 +81,20 @@ def test_without_fsync_the_same_cut_loses_everything(tmp_path: Path, monkeypatch
             return False
 
     assert not all(map(survives, disk.states()))
+
+
+def test_an_old_checkpoint_that_stays_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS while a process has one of its files open."""
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr("nestgen.runs.checkpoint.shutil.rmtree", rmtree)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, {"weights": {"w": torch.ones(2)}}, {"step": step}, keep=1)
+        checkpoint = newest(tmp_path)
+        assert checkpoint is not None and checkpoint.step == step
 
 
 @pytest.mark.parametrize(

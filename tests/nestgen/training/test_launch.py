@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 
 from nestgen.errors import LostProcess, UserError
 from nestgen.recipe.locations import run_dir
-from nestgen.recipe.recipe import Recipe
+from nestgen.recipe.recipe import Recipe, load_recipe
 from nestgen.runs.checkpoint import newest
 from nestgen.training.accelerator import lost_processes
 from nestgen.training.launch import LOST, PARENT_PIPE, _exit_code, launch, process_environment
@@ -84,6 +85,21 @@ def test_two_processes_agree_with_one_and_with_themselves(
     AcceleratorState._reset_state(reset_partial_state=True)
     train(mixed, 0)
     assert 0 < apart(one, mixed) < 1e-3
+
+
+def test_processes_that_see_other_folders_are_refused(toy: Callable[..., Recipe], fork: Fork, tmp_path: Path) -> None:
+    """As where runs/ is on the disk of each machine: from another checkpoint each would train weights of its own."""
+    recipe = toy("apart", steps=20)
+    train(toy("apart", steps=10), 0)
+    other = shutil.copytree(recipe.root, tmp_path / "other")
+    shutil.rmtree(other / "runs")
+    roots = (recipe, load_recipe(other / recipe.file.name))
+    store = tmp_path / "store"
+    started = [fork(TRAIN, process_environment(rank, 2, store), recipe=one) for rank, one in enumerate(roots)]
+    for process in started:
+        process.join(200)
+    assert [process.exitcode for process in started] == [1, 1]
+    assert [checkpoint and checkpoint.step for checkpoint in (newest(run_dir(one, 0)) for one in roots)] == [10, None]
 
 
 def test_shards_agree_with_the_whole(toy: Callable[..., Recipe], together: Callable[..., list[BaseProcess]]) -> None:
@@ -155,6 +171,17 @@ def test_a_killed_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="process 1 of the training was ended by SIGKILL"):
         launch(2, ["train"])
     assert not [child for child in psutil.Process().children() if program in child.cmdline()]
+
+
+def test_a_signal_before_the_first_step_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preemption while the processes still import: no word of memory."""
+    program = (
+        f"import os, time; os.environ['RANK'] == '0' and os.kill({os.getpid()}, {signal.SIGTERM:d}); time.sleep(10**6)"
+    )
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: real([sys.executable, "-c", program], **options))
+    with pytest.raises(KeyboardInterrupt):
+        launch(2, ["train"])
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -172,6 +172,8 @@ def test_the_best_checkpoint_survives_a_kill_before_its_preview(
         patch.setattr(preview.Preview, "sample", killed)
         with pytest.raises(ConnectionAbortedError):
             train(recipe, 0)
+    with (run_dir(recipe, 0) / "scores.jsonl").open("a") as scores:
+        scores.write('{"step": 8, "freche')  # cut off by a full disk
     train(recipe, 0)  # complete, but for the preview of its last checkpoint
     assert best_step(run_dir(recipe, 0)) == 8
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from typing import BinaryIO
 from nestgen.errors import UserError
 from nestgen.files import writing
 
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # from a file system that has none
+
 
 @contextmanager
 def folder_lock(folder: Path, use: str) -> Iterator[None]:
     """Holds the lock of a folder, FOLDER/.lock; the system releases it however the process ends.
 
-    Raises UserError if another process holds it; `use` says what that one does there, such as "is being trained".
+    Raises UserError if another process holds it; `use` says what that one does there, such as "is being trained". Prints a
+    warning where the file system has no locks.
     """
     with _lock_file(folder) as file:
         try:
@@ -29,6 +33,10 @@ def folder_lock(folder: Path, use: str) -> Iterator[None]:
             raise UserError(
                 f"{folder} {use} by another process ({_owner(file)}); wait for it, or stop it with Ctrl-C"
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"warning: the file system of {folder} has no locks; start no second command on it", file=sys.stderr)
         _sign(file, folder)
         yield
 

@@ -9,13 +9,14 @@ own normal numbers and permutations may be others in another version.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nestgen.compiler import missing_compiler
 from nestgen.randomness import key_of
 
 MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
@@ -33,8 +34,7 @@ def words(seed: int, stream: str, rows: range, blocks: int, device: torch.device
         return torch.from_numpy(raw.view(np.int64)).view(len(rows), -1)
     # numpy counts before it computes: its first block is that of counter + 1
     counter_N = torch.arange(count, device=device) + (first + 1)
-    halves = torch.tensor([_signed(key & 2**64 - 1), _signed(key >> 64)], device=device)
-    return _compiled()(counter_N, halves).view(len(rows), -1)
+    return _compiled()(counter_N, _halves(seed, stream, str(device))).view(len(rows), -1)
 
 
 def uniform(seed: int, stream: str, rows: range, count: int) -> Tensor:
@@ -118,7 +118,14 @@ def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
+@lru_cache(256)
+def _halves(seed: int, stream: str, device: str) -> Tensor:
+    """The key's two words, int64. Kept, as a copy to a GPU waits for all that the GPU has to do."""
+    key = key_of(seed, stream)
+    return torch.tensor([_signed(key & 2**64 - 1), _signed(key >> 64)], device=device)
+
+
 @cache
 def _compiled() -> Any:
-    """`philox` as one kernel instead of some hundred."""
-    return torch.compile(philox, dynamic=True)
+    """`philox` as one kernel instead of some hundred, where there is a compiler."""
+    return philox if missing_compiler("cuda") else torch.compile(philox, dynamic=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,11 @@ def save_checkpoint(
     write_checkpoint(run_dir, parts, meta)
     for old in checkpoint_folders(run_dir)[:-keep]:
         if int(old.name) != best:
-            # Under another name first: a checkpoint of which half is removed is none.
-            os.replace(old, removed := old.with_suffix(".tmp"))
-            shutil.rmtree(removed)
+            # Under another name first: a checkpoint of which half is removed is none. What a network file system does not
+            # remove, as somebody reads it, must not end a training: the next checkpoint tries again.
+            with suppress(OSError):
+                os.replace(old, removed := old.with_suffix(".old.tmp"))
+                shutil.rmtree(removed, ignore_errors=True)
 
 
 def write_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> None:
@@ -93,7 +96,7 @@ def write_checkpoint(run_dir: Path, parts: dict[str, dict[str, Tensor]], meta: d
     try:
         make_folder(folder)
         for leftover in folder.glob("*.tmp"):  # of a process that was killed
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         draft.mkdir()
         for name, part in parts.items():
             tensors = {key: value.detach().cpu().contiguous() for key, value in part.items()}

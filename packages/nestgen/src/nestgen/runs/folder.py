@@ -123,6 +123,8 @@ def prepare_folder(folder: Path, recipe_file: Path, meta: dict[str, Any], parame
     for name in ("log.jsonl", "held-out.jsonl"):
         loss_log.truncate(folder / name, step)
     scores.truncate(folder, step)
+    for leftover in (folder / "snapshots").glob(".*.part"):  # of killed trainings, each as large as the model
+        leftover.unlink()
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nestgen.compiler import compile_in_place, missing_compiler
+from nestgen.cores import cores
 from nestgen.denoiser.memory import sampling_memory
 from nestgen.errors import UserError
 from nestgen.images import image_path, is_whole, write_image
@@ -61,9 +63,9 @@ class BlockSampler:
     def samplers(self) -> tuple[LevelSampler, ...]:
         """The denoisers, z_0's first; compiled where that pays."""
         samplers = load_samplers(self.recipe, self.device, self.levels)
-        if self.device.type == "cuda" and self.request.count >= COMPILED:
+        if self.device.type == "cuda" and self.request.count >= COMPILED and not missing_compiler(self.device):
             for sampler in samplers:
-                sampler.trained.denoiser.compile()
+                compile_in_place(sampler.trained.denoiser)
         return samplers
 
     @cached_property
@@ -157,7 +159,7 @@ def open_workers(block_sampler: BlockSampler, processes: int) -> Iterator[Worker
     numbers: Queue[int] = context.Queue()
     for number in range(processes):
         numbers.put(number)
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, cores() // processes)
     # The levels as they were found here: a training may write a newer checkpoint meanwhile.
     start = (block_sampler.recipe, block_sampler.request, block_sampler.out, block_sampler.levels, numbers, threads)
     already = set(active_children())

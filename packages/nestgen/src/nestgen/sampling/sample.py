@@ -146,5 +146,6 @@ def _finish(out: Path, card: dict[str, Any]) -> None:
     if not sheet.is_file() or not (out / "sample.json").is_file():
         images = read_images(out, shown)
         write_image(draw_sheet([images[first : first + 8] for first in range(0, shown, 8)]), sheet)
+        os.sync()  # the images are on the disk before the card that vouches for them
         write_json(out / "sample.json", card)
     print(f"{card['count']} samples of {card['depth']} level(s) in {out}, the first {shown} in {sheet}")

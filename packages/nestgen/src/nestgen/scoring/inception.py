@@ -11,7 +11,9 @@ import importlib.util
 import os
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from nestgen.cores import cores
 from nestgen.errors import UserError
 from nestgen.files import atomic_write, sha256_of
 from nestgen.recipe.protocols import Inception
@@ -154,15 +157,16 @@ def folder_features(folder: Path, features: Features, side: int | None = None) -
     if not paths:
         raise UserError(f"{folder} has no images ({', '.join(sorted(ENDINGS))})")
     parts = []
-    for first in tqdm(range(0, len(paths), BATCH), desc=f"Inception, {folder.name}", unit=" batches"):
-        images = [_read(path, side) for path in paths[first : first + BATCH]]
-        if any(image.shape != images[0].shape for image in images):
-            raise UserError(f"{folder} holds images of different sizes")
-        parts.append(features(np.stack(images)))
+    with ThreadPoolExecutor(cores()) as pool:  # a GPU would wait for one thread that decodes
+        for first in tqdm(range(0, len(paths), BATCH), desc=f"Inception, {folder.name}", unit=" batches"):
+            images = list(pool.map(partial(_read, side=side), paths[first : first + BATCH]))
+            if any(image.shape != images[0].shape for image in images):
+                raise UserError(f"{folder} holds images of different sizes")
+            parts.append(features(np.stack(images)))
     return np.concatenate(parts)
 
 
-def _read(path: Path, side: int | None) -> np.ndarray:
+def _read(path: Path, *, side: int | None) -> np.ndarray:
     try:
         with Image.open(path) as file:
             file.verify()  # the checksums of a PNG, which decoding does not look at

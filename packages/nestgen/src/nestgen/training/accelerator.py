@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed import Backend, DistNetworkError, DistStoreError, FileStore
 
+from nestgen.compiler import missing_compiler
 from nestgen.denoiser.cpu_linear import is_intel
 from nestgen.denoiser.memory import is_out_of_memory
 from nestgen.errors import LostProcess, UserError
@@ -65,11 +64,16 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
         ) from None
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("training.precision fp16 needs a GPU; set bf16 or no")
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch takes
-    if options.compile and accelerator.device.type == "cpu" and shutil.which(compiler) is None:
+    if options.compile and (compiler := missing_compiler(accelerator.device)):
+        variable = "CXX" if accelerator.device.type == "cpu" else "CC"
         raise UserError(
-            f"training.compile needs a C++ compiler on a CPU, and {compiler} is not there; install it, name another one in the "
-            "environment variable CXX, or leave training.compile out"
+            f"training.compile needs a compiler, and {compiler} is not there; install it, name another one in the environment "
+            f"variable {variable}, or leave training.compile out"
+        )
+    if accelerator.device.type == "cuda" and torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+        raise UserError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes of this machine need as many GPUs, and it has "
+            f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
         )
     if options.batch % accelerator.num_processes:
         raise UserError(
@@ -130,6 +134,26 @@ def out_of_memory(options: TrainingOptions, samples: int) -> Iterator[None]:
             f"a training step does not fit into the memory of the {'GPU' if gpu else 'machine'}, with {samples} sample(s) in "
             f"one forward pass; {less}{recompute}: the same command goes on from the last checkpoint"
         ) from None
+
+
+def check_alike(accelerator: Accelerator, folder: Path, step: int, digest: str) -> None:
+    """Raises UserError in every process unless all go on from one checkpoint, by one recipe and on the same stores.
+
+    `digest`, in hex, is of what decides a training. Otherwise each would train weights of its own, and none would notice.
+    """
+    mine = torch.tensor([[step, int(digest[:15], 16)]], device=accelerator.device)
+    found = accelerator.gather(mine).tolist()
+    steps = sorted({step for step, _ in found})
+    if len(steps) > 1:
+        raise UserError(
+            f"the processes of this training find different checkpoints in {folder} (steps {', '.join(map(str, steps))}); "
+            "put the folder runs/ on a disk that all machines share, and look whether all of them see it as it is"
+        )
+    if len({digest for _, digest in found}) > 1:
+        raise UserError(
+            f"the processes of the training {folder} differ in recipe, stores, checkpoint or `precision: auto`; give all "
+            "machines the same files, and name the precision"
+        )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from nestgen.cores import cores
 from nestgen.errors import UserError
 
 LOST = 75  # exit code of a process that ended because another one did
@@ -71,7 +72,7 @@ def process_environment(rank: int, processes: int, store: Path) -> dict[str, str
     They find each other by a file in a folder of this user's, where torch's TCPStore would listen at every address of
     the machine and let anybody write, and they listen on the loopback alone unless the environment names an interface.
     """
-    defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores() // processes))}
     if sys.platform == "linux":
         defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -81,7 +82,7 @@ def process_environment(rank: int, processes: int, store: Path) -> dict[str, str
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     """Exit codes of all; once one has failed, the others have GRACE to end by themselves and then count as LOST.
 
-    Raises KeyboardInterrupt at a second signal, and STOP after the first one.
+    Raises KeyboardInterrupt at a second signal, STOP after the first one, and where that one ended a process.
     """
     signalled: list[float] = []
 
@@ -107,6 +108,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if signalled and any(process.returncode in (-signal.SIGINT, -signal.SIGTERM) for process in started):
+        raise KeyboardInterrupt  # it ended before its first step, from which on it hears signals
     return [process.returncode if process.returncode is not None else LOST for process in started]
 
 
@@ -123,9 +126,10 @@ def _exit_code(codes: Sequence[int], errors: Sequence[IO[str]]) -> int:
         errors[culprit - 1].seek(0)
         sys.stderr.write(errors[culprit - 1].read())
     if (code := codes[culprit]) < 0:
+        perhaps = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
         raise UserError(
-            f"process {culprit} of the training was ended by {signal.Signals(-code).name}, perhaps for want of "
-            "memory; the same command goes on from the last checkpoint"
+            f"process {culprit} of the training was ended by {signal.Signals(-code).name}{perhaps}; the same command goes on "
+            "from the last checkpoint"
         )
     return code
 

@@ -41,7 +41,7 @@ class Optimizer:
             before = {name: tensor.clone() for name, tensor in self._moving().items()}
             self.optimizer.step()
             for name, tensor in self._moving().items():
-                tensor.copy_(tensor.where(finite, before.get(name, torch.zeros_like(tensor))))
+                tensor.copy_(tensor.where(finite, before[name] if name in before else torch.zeros_like(tensor)))
         self.optimizer.zero_grad()
 
     def _moving(self) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class Preview:
             return PreviewResult({})
         distance = frechet_distance(_vectors(z_BCHW), self.reference_ND)
         scores.append(folder, step, distance)
-        decode = _decoder(self.codec)
+        decode = _decoder(self.codec, device)
         rows = [decode(one[:SHOWN]) for one in (self.real_BCHW, z_BCHW)]
         sheet = draw_sheet(rows, ["real", f"step {step}"])
         write_image(sheet, folder / "previews" / f"{step:08d}.png")
@@ -211,12 +211,12 @@ def _vectors(z_BCHW: Tensor) -> np.ndarray:
     return pool(z_BCHW.permute(0, 2, 3, 1).numpy())
 
 
-def _decoder(codec: dict[str, Any] | None) -> Callable[[Tensor], np.ndarray]:
+def _decoder(codec: dict[str, Any] | None, device: torch.device) -> Callable[[Tensor], np.ndarray]:
     """From latents to images: the codec's where its weights are there, else the first three channels as colours."""
     if codec is None:
         return _channels_as_colours
     try:
-        return load_decoder(codec)
+        return load_decoder(codec, device=str(device))
     except (UserError, KeyError):  # its weights are elsewhere; sampling will say so
         return _channels_as_colours
 

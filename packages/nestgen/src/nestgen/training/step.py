@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from nestgen.compiler import compile_in_place, missing_compiler
 from nestgen.denoiser.half_weights import HalfWeights
 from nestgen.denoiser.uvit import Denoiser, Outputs
 from nestgen.diffusion.linear_part import with_linear_part
@@ -79,11 +80,13 @@ class Trainer:
         self.sharded = options.shard and accelerator.num_processes > 1
         if self.sharded:
             shard(self.denoiser)
-        compiled = options.compile or (options.compile is None and accelerator.device.type == "cuda")
+        on_gpu = accelerator.device.type == "cuda"
+        compiled = options.compile or (options.compile is None and on_gpu and not missing_compiler(accelerator.device))
         if compiled:
-            few = math.prod(denoiser.config.grid) <= GRAPHED and accelerator.device.type == "cuda"
-            # in place: the weights keep their names
-            self.denoiser.compile(mode="reduce-overhead" if few and accelerator.num_processes == 1 else None)
+            few = on_gpu and math.prod(denoiser.config.grid) <= GRAPHED and accelerator.num_processes == 1
+            # A second part of the batch would run in the memory of the first one's graph, where the gradients are.
+            whole = micro_batch is None or micro_batch >= options.batch
+            compile_in_place(self.denoiser, "reduce-overhead" if few and whole else None)
         self.weights: dict[str, Tensor] = dict(self.denoiser.named_parameters())
         lengths = ema.LENGTHS if self.options.ema_snapshots else ()
         self.average = self._copy()

@@ -21,11 +21,11 @@ from nestgen.denoiser.pretrained import read_weights
 from nestgen.denoiser.uvit import Denoiser, initial_denoiser
 from nestgen.diffusion.process import level_process
 from nestgen.errors import UserError
-from nestgen.files import atomic_write, sha256_of
+from nestgen.files import atomic_write, json_sha256, sha256_of
 from nestgen.recipe.locations import run_dir
 from nestgen.recipe.recipe import Recipe
 from nestgen.recipe.sections import TrainingOptions
-from nestgen.runs import loss_log
+from nestgen.runs import loss_log, scores
 from nestgen.runs.checkpoint import Checkpoint
 from nestgen.runs.folder import (
     describe_run,
@@ -35,7 +35,7 @@ from nestgen.runs.folder import (
     training_lock,
     write_status,
 )
-from nestgen.training.accelerator import lost_processes, start_accelerator, with_actual_precision
+from nestgen.training.accelerator import check_alike, lost_processes, start_accelerator, with_actual_precision
 from nestgen.training.batches import TrainingData, open_training_data
 from nestgen.training.loop import run_steps
 from nestgen.training.moments import fit_gaussian
@@ -67,6 +67,9 @@ def _train(
     recipe, level = data.recipe, data.level
     meta = describe_run(recipe, level, data.stores, sha256_of(init) if init else None)
     checkpoint = find_checkpoint(folder, meta, requested)
+    decisive = {key: value for key, value in meta.items() if key != "versions"}
+    digest = json_sha256([decisive, checkpoint.meta if checkpoint else None])
+    check_alike(accelerator, folder, checkpoint.step if checkpoint else 0, digest)
     # A run goes on with the random numbers it was started with. Those of earlier commits are numpy's and have no name.
     meta["numbers"] = checkpoint.meta.get("numbers", "numpy") if checkpoint else NEWEST
     if meta["numbers"] not in NUMBERS:
@@ -79,6 +82,7 @@ def _train(
     if first >= last:
         accelerator.print(f"{folder} is complete at step {first}; nothing to do")
         if accelerator.is_main_process:  # killed after the last checkpoint
+            scores.truncate(folder, first)  # which also removes a line that was cut off
             if recipe.training.preview and not is_scored(folder, first):
                 open_preview(recipe, level, data.stores).sample(folder, first, accelerator.device)
             if not (folder / "loss.png").is_file():
