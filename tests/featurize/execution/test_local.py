@@ -19,7 +19,7 @@ import pytest
 from featurize.errors import UserError
 from featurize.execution.devices import cores, device_of_worker
 from featurize.execution.engine import engine
-from featurize.execution.interrupt import finishing_tasks
+from featurize.execution.interrupt import SAME, finishing_tasks
 from featurize.execution.local import MAX_DEATHS, _serve
 from featurize.execution.tasks import Run, in_order, ordered_map, run_here
 from tests.featurize.execution.pids import left_once_killed
@@ -121,20 +121,25 @@ def test_an_error_in_a_task_is_the_runs_with_its_traceback() -> None:
 def test_ctrl_c_finishes_what_is_under_way_and_the_second_stops_at_once() -> None:
     found: list[float] = []
 
-    def interrupted(signals: int, run: Run, tasks: list[float]) -> None:
+    def interrupted(signals: int, run: Run, tasks: list[float], pause: float = 0.0) -> None:
         with finishing_tasks():
             for _, seconds in run(sleeps, tasks):
                 for _ in range(0 if found else signals):
                     os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(pause)
                 found.append(seconds)
 
     with engine(2, None) as run, pytest.raises(KeyboardInterrupt):
         interrupted(1, run, [0.1] * 50)
     assert 1 <= len(found) <= 4
+    found.clear()
+    with engine(2, None) as run, pytest.raises(KeyboardInterrupt):
+        interrupted(2, run, [0.1] * 50)  # within a moment, as SLURM sends them
+    assert found
     begun = time.monotonic()
     found.clear()
     with engine(1, None) as run, pytest.raises(KeyboardInterrupt):
-        interrupted(2, run, [0.0, 60.0])
+        interrupted(2, run, [0.0, 60.0], pause=1.1 * SAME)
     assert time.monotonic() - begun < 30
 
 

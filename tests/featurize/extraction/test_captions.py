@@ -85,7 +85,9 @@ def test_workers_elsewhere_get_absolute_paths(weights: Path, tmp_path: Path, mon
         return run_here(function, tasks)
 
     embed_prompts(Path("prompts.txt"), Path("out"), TextSpec("clip", weights.name), run)
-    assert [(task.path, task.encoder.weights) for task in sent] == [(tmp_path / "out/text/77x32.zarr", str(weights))]
+    assert [(task.spec.path, task.encoder.weights) for task in sent] == [
+        (tmp_path / "out/text/77x32.zarr", str(weights))
+    ]
 
 
 def test_prompts_go_to_a_bucket(

@@ -332,13 +332,14 @@ def test_a_picture_changed_after_the_ledger_is_noticed(picture_folder: Path, vit
     from featurize.extraction.block import BlockTask, encode_batch
     from featurize.extraction.loader import Clock, batch_of
     from featurize.store.ledger import read_ledger
+    from featurize.store.metadata import spec_of
 
     folder, root = shutil.copytree(picture_folder, tmp_path / "pictures"), tmp_path / "out"
     request = read_request(None, options(folder, vit_weights, root), "1x1x4")
     extract(request, workers=0, scheduler=None)
     ledger = read_ledger(root)
     random_picture(99).save(ledger.images[3].source)
-    task = BlockTask(0, batch_of(ledger, range(8), request.features), None, 4, root / "pixels" / "16x16x3.zarr")
+    task = BlockTask(0, batch_of(ledger, range(8), request.features), None, spec_of(root / "pixels" / "16x16x3.zarr"))
     with pytest.raises(UserError, match="has changed since the ledger was made"):
         encode_batch(task, Clock())
 

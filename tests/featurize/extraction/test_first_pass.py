@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from upath import UPath
 
 from featurize.encoders import onednn, registry
 from featurize.errors import UserError
@@ -20,9 +21,10 @@ from featurize.extraction import block, first_pass, fit, reading, targets
 from featurize.extraction.scan import make_ledger
 from featurize.images.crop import SQUARE
 from featurize.io import addresses
+from featurize.io.files import move
 from featurize.sources import list_images
 from featurize.store.layout import draft_ledger_path, first_pass_folder
-from tests.featurize.conftest import random_picture
+from tests.featurize.conftest import chunks, random_picture
 from tests.featurize.extraction import refused
 from tests.featurize.extraction.refused import CASES, PICTURES, ROWS_PER_BLOCK, extract_source, write_source
 
@@ -170,6 +172,56 @@ def test_changed_pictures_begin_the_first_pass_anew(
     assert "begins anew" in caplog.text
     extract_source(source, tmp_path / "other", 48)
     assert files(tmp_path / "root") == files(tmp_path / "other")
+
+
+def test_a_late_task_of_other_pictures_writes_nothing_into_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a cluster does it though its command has ended, when the next command has begun the draft anew."""
+    source, root = tmp_path / "source", tmp_path / "root"
+    write_source(source, 0)
+    late: list[block.BlockTask] = []
+    write = block._write_block
+    with monkeypatch.context() as patch:
+        patch.setattr(block, "_write_block", late.append)
+        with pytest.raises(AttributeError):
+            extract_source(source, root, 48)
+    random_picture(1, 20, 18).save(source / "005.ppm")
+
+    def after_the_late_one(task: block.BlockTask) -> block.Done:
+        with pytest.raises(UserError, match="was begun anew by another command"):
+            write(late[0])
+        return write(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block, "_write_block", after_the_late_one)
+        extract_source(source, root, 48)
+    extract_source(source, tmp_path / "other", 48)
+    assert files(root) == files(tmp_path / "other")
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_kill_between_the_move_of_a_chunk_and_of_its_record_is_gone_on_after(
+    on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    write_source(source, 0)
+    root = tmp_path / "root" if on_disk else UPath("memory://first-pass/killed")
+    kept = iter(range(1))
+
+    def killed(old: Path, new: Path) -> None:
+        if next(kept, None) is None:
+            raise KeyboardInterrupt
+        move(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first_pass, "move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract_source(source, root, 48)
+    extract_source(source, root, 48)
+    extract_source(source, tmp_path / "undisturbed", 48)
+    assert not first_pass_folder(root).exists()
+    assert chunks(root) == chunks(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("left_out", [False, True])

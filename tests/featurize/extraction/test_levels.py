@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import zarr
 from featurize.encoders import registry
 from featurize.extraction import levels
 from featurize.extraction.extract import extract
+from featurize.io.lock import root_lock
 from featurize.recipe import read_request
 from tests.featurize.conftest import MODEL, options
 
@@ -42,6 +46,37 @@ def test_a_further_level_needs_no_encoder(
     outcome = featurize("levels", "3x3x4", "--out", root, "--encoder", f"timm:{MODEL}")
     assert outcome.code == 0, outcome.err
     assert zarr.open(str(root / ENCODER / "3x3x4.zarr"), mode="r").shape == (60, 2, 3, 3, 4)
+
+
+def test_levels_wait_for_the_run_that_writes_the_base_store(
+    extraction: Path,
+    tmp_path: Path,
+    featurize: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("featurize.io.lock.POLL", 0.01)
+    root = shutil.copytree(extraction, tmp_path / "root")
+    seal = root / ENCODER / "base.seal.json"
+    unsealed = seal.rename(tmp_path / "seal")
+    held, over = threading.Event(), threading.Event()
+
+    def seal_it() -> None:
+        with root_lock(root, wait=False):
+            held.set()
+            while not (over.is_set() or "waiting for it to end" in caplog.text):
+                time.sleep(0.01)
+            unsealed.rename(seal)
+
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(seal_it)
+        held.wait()
+        outcome = featurize("levels", "3x3x4", "--out", root, "--encoder", f"timm:{MODEL}", "--wait")
+        over.set()
+        other.result()
+    assert outcome.code == 0, outcome.err
+    nowhere = featurize("levels", "3x3x4", "--out", tmp_path / "nowhere")
+    assert f"no store root at {tmp_path / 'nowhere'}" in nowhere.err and not (tmp_path / "nowhere").exists()
 
 
 def test_the_base_store_is_read_once_for_all_levels(

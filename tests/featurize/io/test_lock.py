@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from featurize.errors import UserError
@@ -155,16 +158,76 @@ def test_a_run_whose_bucket_lock_was_taken_stops() -> None:
     assert json.loads((root / ".lock").read_text())["token"] == "another"
 
 
-def test_a_file_system_without_locks_is_used_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("quick")
+def test_a_bucket_lock_that_cannot_be_read_for_a_while_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = UPath("memory://locks/slow")
+    read, answers = MemoryFileSystem._open, iter(["SlowDown: Please reduce your request rate", "Internal Server Error"])
+    read_again = threading.Event()
+
+    def fails(system: MemoryFileSystem, path: str, mode: str = "rb", **options: object) -> object:
+        if mode == "rb" and (answer := next(answers, None)):
+            raise OSError(errno.EIO, answer)
+        read_again.set()
+        return read(system, path, mode, **options)
+
+    with root_lock(root, False):
+        monkeypatch.setattr(MemoryFileSystem, "_open", fails)
+        assert read_again.wait(30)
+        (root / ".lock").write_bytes(b"damaged")
+        while "token" not in (bucket_lock.read_mark(root / ".lock") or {}):  # it is renewed
+            time.sleep(0.01)
+    assert not (root / ".lock").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_living_run_is_left_alone_where_a_bucket_overwrites_what_is_only_to_be_made(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As stores with S3's interface do that don't know If-None-Match."""
+    write = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "pipe_file", lambda self, path, value, mode="create": write(self, path, value)
+    )
+    root = UPath("memory://locks/overwritten")
+    with root_lock(root, False):
+        mine = json.loads((root / ".lock").read_text())["token"]
+        with pytest.raises(UserError, match="held by process"), root_lock(root, False):
+            pass
+        assert json.loads((root / ".lock").read_text())["token"] == mine
+    assert holder(root) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a run that was killed has left its lock file."""
+
     def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
+    (tmp_path / ".lock").write_text(json.dumps(mark_of(None)))
     with root_lock(tmp_path, False):
         assert "has no locks; start no second run on it" in caplog.text
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_file_that_its_holder_removes_after_another_run_opened_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run would else make one of its own, and lock that."""
+    lock = fcntl.flock
+    removed = iter([tmp_path / ".lock"])
+
+    def removes_it_first(*arguments: Any) -> None:
+        if path := next(removed, None):
+            path.unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", removes_it_first)
+    with root_lock(tmp_path, False):
+        assert read_json(tmp_path / ".lock")["pid"] == os.getpid()
 
 
 def test_a_file_system_that_cannot_sync_folders_is_used_with_a_warning(

@@ -42,7 +42,7 @@ def spec_of(path: Path, rows: int = 10, rows_per_block: int = 4, **provenance: o
 def write_all(spec: ArraySpec) -> None:
     for block in prepare(spec):
         rows = spec.rows_of(block)
-        write_block(spec.path, block, VALUES[rows.start : rows.stop])
+        write_block(spec, block, VALUES[rows.start : rows.stop])
     seal(spec)
 
 
@@ -79,7 +79,7 @@ def test_the_seal_holds_the_digest_of_every_chunk_file(tmp_path: Path) -> None:
 def test_a_block_without_record_is_done_again_and_a_sealed_array_not(tmp_path: Path) -> None:
     spec = spec_of(tmp_path / "a.zarr")
     assert prepare(spec) == [0, 1, 2]
-    write_block(spec.path, 1, VALUES[4:8])
+    write_block(spec, 1, VALUES[4:8])
     assert prepare(spec) == [0, 2]
     with pytest.raises(UserError, match="unfinished"):
         open_sealed(spec.path)
@@ -93,7 +93,7 @@ def test_a_block_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     prepare(spec)
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
-    write_block(spec.path, 0, VALUES[:4])
+    write_block(spec, 0, VALUES[:4])
     chunk = chunk_path(spec.path, 0, 5)
     assert synced == [str(chunk)]
     write_all(spec)
@@ -117,6 +117,18 @@ def test_something_else_at_the_path_is_refused_naming_the_difference_and_what_to
     assert open_sealed(other.path).attrs["provenance"] == other.provenance
 
 
+def test_a_late_task_of_an_ended_command_writes_nothing_into_the_next_ones_array(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path / "a.zarr")
+    prepare(spec)
+    for path in (spec.path, spec.path.with_suffix(".blocks")):
+        shutil.rmtree(path)
+    other = spec_of(spec.path, images="others")
+    prepare(other)
+    with pytest.raises(UserError, match=r"a\.zarr was begun anew by another command while a block of it was made; run"):
+        write_block(spec, 0, VALUES[:4])
+    assert prepare(other) == [0, 1, 2] and not chunk_path(other.path, 0, 5).exists()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
 def test_values_that_no_store_may_hold_are_refused(tmp_path: Path, bad: float) -> None:
     spec = spec_of(tmp_path / "a.zarr")
@@ -124,7 +136,7 @@ def test_values_that_no_store_may_hold_are_refused(tmp_path: Path, bad: float) -
     values = VALUES[:4].astype(np.float32)
     values[1, 0, 0, 0, 0] = bad
     with pytest.raises(UserError, match="NaN, infinite or too large"):
-        write_block(spec.path, 0, values)
+        write_block(spec, 0, values)
     assert 0 in prepare(spec)
 
 
@@ -142,7 +154,7 @@ def test_a_damaged_chunk_is_found_at_sealing_and_at_opening(tmp_path: Path, dama
     spec = spec_of(tmp_path / "a.zarr")
     for block in prepare(spec):
         rows = spec.rows_of(block)
-        write_block(spec.path, block, VALUES[rows.start : rows.stop])
+        write_block(spec, block, VALUES[rows.start : rows.stop])
     spoil(chunk_path(spec.path, 1, 5))
     with pytest.raises(UserError, match="they are redone"):
         seal(spec)
@@ -161,14 +173,14 @@ def test_an_unsealed_array_lacks_its_bad_blocks_and_those_that_nothing_vouches_f
     records = json.loads(sealed)["blocks"]
     assert unseal(spec, {1}) == dict(enumerate(records))
     assert prepare(spec) == [1]
-    write_block(spec.path, 1, VALUES[4:8])
+    write_block(spec, 1, VALUES[4:8])
     seal(spec)
     assert seal_path(spec.path).read_bytes() == sealed
 
     seal_path(spec.path).write_bytes(sealed.replace(records[2]["sha256"].encode(), b"0" * 64))
     assert unseal(spec, {2}) == {}
     assert prepare(spec) == [2]
-    write_block(spec.path, 2, VALUES[8:])
+    write_block(spec, 2, VALUES[8:])
     seal(spec)
     seal_path(spec.path).write_bytes(sealed[:-9])
     assert unseal(spec, set()) == {}

@@ -160,11 +160,14 @@ def levels(
         raise UserError("Which levels? Give SHAPES like 4x4x16,2x2x8, or a recipe (nested.yaml) with levels.")
     root = resolve_path(request.features.out)
     base = base_path(encoder_folder(root, request.features.encoder))
-    # A small base store is pooled sooner than workers start.
-    few = workers is None and scheduler is None and read_sealed_metadata(base).nbytes < SMALL_STORE
-    with engine(0 if few else workers, scheduler) as run, root_lock(root, wait), finishing_tasks():
-        for level in derive_levels(base, request.levels, other_basis(request.features), run):
-            click.echo(f"{level} is sealed")
+    if not root.exists():  # which the lock would make
+        raise UserError(f"There is no store root at {root}; `featurize extract` makes one.")
+    with root_lock(root, wait):  # first, as the run that holds it may be writing the base store
+        # A small base store is pooled sooner than workers start.
+        few = workers is None and scheduler is None and read_sealed_metadata(base).nbytes < SMALL_STORE
+        with engine(0 if few else workers, scheduler) as run, finishing_tasks():
+            for level in derive_levels(base, request.levels, other_basis(request.features), run):
+                click.echo(f"{level} is sealed")
 
 
 @click.command("embed-text")

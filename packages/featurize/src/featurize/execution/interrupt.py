@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME = 1.0  # seconds within which several signals are one: SLURM sends them to all processes of a job, and again to this one
 _stop = threading.Event()
 
 
@@ -25,9 +27,15 @@ def finishing_tasks() -> Iterator[None]:
         yield
         return
 
+    requested: float | None = None
+
     def request_stop(number: int, frame: Any) -> None:
-        if _stop.is_set():
-            raise KeyboardInterrupt
+        nonlocal requested
+        if requested is not None:
+            if time.monotonic() - requested > SAME:
+                raise KeyboardInterrupt
+            return
+        requested = time.monotonic()
         _stop.set()
         sys.stderr.write("\nstopping: the tasks under way are finished first; Ctrl-C again stops at once.\n")
 

@@ -28,7 +28,7 @@ from featurize.recipe import Features
 from featurize.store.layout import basis_path, block_moments_path, is_sealed, moments_path
 from featurize.store.ledger import Ledger
 from featurize.store.metadata import ArraySpec, changed_keys, read_metadata
-from featurize.store.write import prepare, write_block
+from featurize.store.write import check_same_array, prepare, write_block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,13 +43,12 @@ _LOADING = threading.Lock()  # of networks, which two tasks of a worker would el
 
 @dataclass(frozen=True)
 class BlockTask:
-    """One block of rows of the base store (its path and channels), of `z_0`, or of both."""
+    """One block of rows of the base store, of `z_0`, or of both."""
 
     block: int
     batch: Batch
-    base: Path | None
-    channels: int
-    z0: Path | None
+    base: ArraySpec | None
+    z0: ArraySpec | None
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,8 @@ def write_images(
         return BlockTask(
             block,
             batch_of(ledger, either.rows_of(block), features),
-            base.path if base is not None and block in missing[base.path] else None,
-            base.shape[-1] if base is not None else 0,
-            z0.path if z0 is not None and block in missing[z0.path] else None,
+            base if base is not None and block in missing[base.path] else None,
+            z0 if z0 is not None and block in missing[z0.path] else None,
         )
 
     written = ledger.rows - sum(len(either.rows_of(block)) for block in blocks)
@@ -127,12 +125,13 @@ def _write_block(task: BlockTask) -> Done:
     encoded = encode_batch(task, clock)
     with clock.during("write"):
         if task.z0 is not None:
-            write_block(task.z0, task.block, _with_gaps(encoded.z0, encoded.seen, task.z0))
+            write_block(task.z0, task.block, _with_gaps(encoded.z0, encoded.seen, task.z0.path))
         if task.base is not None:
             if encoded.moments is not None:
-                path = block_moments_path(task.base, task.block)
+                check_same_array(task.base)
+                path = block_moments_path(task.base.path, task.block)
                 save_moments(path, encoded.moments, encoded.outliers, wait_for_name=False)
-            write_block(task.base, task.block, _with_gaps(encoded.base, encoded.seen, task.base))
+            write_block(task.base, task.block, _with_gaps(encoded.base, encoded.seen, task.base.path))
     return Done(encoded.seen, clock.seconds)
 
 
@@ -167,19 +166,20 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     with _LOADING:
         if task.z0 is not None:
             codec = load_codec(replace(codec_spec(features), device=device))
-            _check_same(task.z0, "codec", codec.identity)
+            _check_same(task.z0.path, "codec", codec.identity)
             takers.append((codec.input, lambda x_BHWC, n: z0.append(codec.encode(x_BHWC)[:n].half())))
         if task.base is not None:
             encoder = load_encoder(encoder_spec(features), device)
-            _check_same(task.base, "encoder", encoder.identity)
-            basis = load_basis(basis_path(task.base.parent)).on(device)
+            _check_same(task.base.path, "encoder", encoder.identity)
+            basis = load_basis(basis_path(task.base.path.parent)).on(device)
+            channels = task.base.shape[-1]
 
             def take_features(x_BHWC: Tensor, count: int) -> None:
                 f_BHWD = encode(encoder, x_BHWC, device, features.precision)[:count]
                 tokens_ND = f_BHWD.flatten(0, 2)
                 moments[:] = [reduce(merge, [*moments, moments_of(tokens_ND)])]
                 distances.append(distances_of(basis, tokens_ND))
-                base.append(basis.project(f_BHWD, task.channels).half())
+                base.append(basis.project(f_BHWD, channels).half())
 
             takers.append((task.batch.input_of(encoder), take_features))
     with closing(load_views(task.batch, tuple(input_spec for input_spec, _ in takers), clock, seen)) as batches:

@@ -38,7 +38,7 @@ BATCH = 32  # captions a forward pass: fixed and padded, so that no setting chan
 class TextTask:
     """One block of text rows."""
 
-    path: Path
+    spec: ArraySpec
     block: int
     captions: tuple[str, ...]
     encoder: TextSpec
@@ -142,7 +142,7 @@ def write_text(spec: ArraySpec, captions: Sequence[str], encoder: TextSpec, run:
     if missing:
         _warn_of_cuts(captions, spec.shape[1])
     texts = ["", *captions]
-    tasks = [TextTask(spec.path, block, tuple(texts[row] for row in spec.rows_of(block)), encoder) for block in missing]
+    tasks = [TextTask(spec, block, tuple(texts[row] for row in spec.rows_of(block)), encoder) for block in missing]
     with tqdm(total=spec.rows, desc="embedding captions", unit=" captions", smoothing=0.1) as progress:
         progress.update(spec.rows - sum(len(task.captions) for task in tasks))
         for _, count in run(_write_text_block, tasks):
@@ -156,7 +156,7 @@ def _write_text_block(task: TextTask) -> int:
     for start in range(0, len(task.captions), BATCH):
         batch = task.captions[start : start + BATCH]
         parts.append(encoder.encode([*batch, *[""] * (BATCH - len(batch))])[: len(batch)])
-    write_block(task.path, task.block, np.concatenate(parts))
+    write_block(task.spec, task.block, np.concatenate(parts))
     return len(task.captions)
 
 

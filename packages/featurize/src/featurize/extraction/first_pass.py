@@ -28,7 +28,7 @@ from featurize.extraction.networks import Networks
 from featurize.extraction.reading import Examined
 from featurize.extraction.scan import Scan, check_bad, examine, finished_table, learn, recall, table_of
 from featurize.extraction.space import check_space
-from featurize.extraction.targets import targets_of, with_basis
+from featurize.extraction.targets import Targets, targets_of, with_basis
 from featurize.images.crop import CropRule
 from featurize.io.files import is_local, move, read_json, remove_folder, to_disk, write_json
 from featurize.recipe import Features, Request
@@ -79,7 +79,7 @@ def first_pass(
             log.warning("Pictures could not be read that can be read now; the first pass over all of them begins anew.")
             remove_draft(root)
             left_out = _begin(folder, listing, scan, features.decoder)
-    draft = targets_of(request, folder, networks, _as_known(scan, {}, features, listing)[0])
+    draft = _draft_targets(request, folder, networks, _as_known(scan, {}, features, listing)[0], listing)
     check_space(draft, root)
     base, z0 = (not _exists(spec, root) for spec in (draft.base, draft.z0))
     if base:
@@ -88,7 +88,7 @@ def first_pass(
         left_out = _leave_out(folder, _without_row(scan))
     if base or z0:
         ledger, positions = _as_known(scan, dict.fromkeys(left_out, LEFT_OUT), features, listing)
-        draft = noting_device(targets_of(request, folder, networks, ledger), features, device)
+        draft = noting_device(_draft_targets(request, folder, networks, ledger, listing), features, device)
         write_images(
             with_basis(draft.base, load_basis(basis_path(draft.base.path.parent))) if base else None,
             draft.z0 if z0 else None,
@@ -104,6 +104,16 @@ def first_pass(
     examine(scan, run, range(len(scan.images)))
     table = finished_table(scan)
     return table.replace_schema_metadata({UNJUDGED: features.decoder}) if features.decoder == "nvjpeg" else table
+
+
+def _draft_targets(request: Request, folder: Path, networks: Networks, ledger: Ledger, listing: Listing) -> Targets:
+    """The arrays of a draft. Of their images the listing's digest is known: those of one listing are no other one's."""
+    targets = targets_of(request, folder, networks, ledger)
+    base, z0 = (
+        replace(spec, provenance=spec.provenance | {"pictures_sha256": listing.sha256})
+        for spec in (targets.base, targets.z0)
+    )
+    return replace(targets, base=base, z0=z0)
 
 
 def _exists(draft: ArraySpec, root: Path) -> bool:
@@ -256,7 +266,7 @@ def _place(task: _Placing) -> None:
         else:
             write_json(new, record, wait_for_name=False, wait_for_content=False)
     else:
-        write_block(spec.path, block, read_rows(open_array(draft.path), task.rows))
+        write_block(spec, block, read_rows(open_array(draft.path), task.rows))
 
 
 def _draft_of(spec: ArraySpec) -> ArraySpec | None:

@@ -42,7 +42,7 @@ class Pooling:
 class LevelTask:
     """One block of a level: a block of the base store pooled, then standardised with mean (C) and std (C)."""
 
-    path: Path
+    spec: ArraySpec
     base: Path
     block: int
     pooling: Pooling
@@ -164,7 +164,7 @@ def level_task(spec: ArraySpec, block: int) -> LevelTask:
         np.array(attributes["pooling"]["rows"]), np.array(attributes["pooling"]["columns"]), spec.shape[-1]
     )
     mean, std = np.array(attributes["mean"]), np.array(attributes["std"])
-    return LevelTask(spec.path, base_path(spec.path.parent), block, pooling, mean, std)
+    return LevelTask(spec, base_path(spec.path.parent), block, pooling, mean, std)
 
 
 def _check_fits(base: ArrayMetadata, path: Path, shape: Shape) -> None:
@@ -219,5 +219,5 @@ def _write_block_of_levels(tasks: Sequence[LevelTask]) -> int:
     """Write one block of several levels; its number of rows."""
     chunk = read_block(open_array(tasks[0].base), tasks[0].block)
     for task in tasks:
-        write_block(task.path, task.block, (pooled(chunk, task.pooling) - task.mean) / task.std)
+        write_block(task.spec, task.block, (pooled(chunk, task.pooling) - task.mean) / task.std)
     return len(chunk)

@@ -40,13 +40,7 @@ def _check(spec: ArraySpec, ledger: Ledger, rows: list[int], run: Run) -> Iterat
         features = features_of(spec)
         tasks = (
             (
-                BlockTask(
-                    0,
-                    batch_of(ledger, part, features),
-                    spec.path if is_base else None,
-                    spec.shape[-1],
-                    None if is_base else spec.path,
-                ),
+                BlockTask(0, batch_of(ledger, part, features), spec if is_base else None, None if is_base else spec),
                 part,
             )
             for part in parts
@@ -70,8 +64,8 @@ def _distances(task: tuple[BlockTask, list[int]]) -> list[float]:
     """For each row |again - stored| / |stored|."""
     block, rows = task
     encoded = encode_batch(block, Clock())
-    again, path = (encoded.base, block.base) if block.base is not None else (encoded.z0, block.z0)
-    assert again is not None and path is not None
-    stored = read_rows(open_array(path), np.array(rows)).astype(np.float64).reshape(len(rows), -1)
+    again, spec = (encoded.base, block.base) if block.base is not None else (encoded.z0, block.z0)
+    assert again is not None and spec is not None
+    stored = read_rows(open_array(spec.path), np.array(rows)).astype(np.float64).reshape(len(rows), -1)
     again = again.reshape(len(rows), -1)
     return (np.linalg.norm(again - stored, axis=1) / np.maximum(np.linalg.norm(stored, axis=1), 1e-12)).tolist()

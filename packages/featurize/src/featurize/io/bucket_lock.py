@@ -15,6 +15,7 @@ from threading import Event, Thread, main_thread
 from typing import Any
 
 from featurize.errors import UserError
+from featurize.io.addresses import with_retries
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,12 @@ def acquire(path: Path, about: Mark) -> Callable[[], None] | None:
     releases raises UserError if the lock was taken from this run, which was interrupted when it noticed.
     """
     mark = about | {"token": secrets.token_hex(16)}
-    while not _create(path, _renewed(mark)):
-        holder = read_mark(path)
+    while True:
+        holder = read_mark(path)  # first: some stores with S3's interface overwrite what `_create` is to leave alone
         if holder is None:
-            continue  # it was released in between
+            if _create(path, _renewed(mark)):
+                break
+            continue  # another run was quicker
         if "token" not in holder:
             return None  # of an earlier version, which gives no signs
         later = _watch(path, holder)
@@ -50,12 +53,19 @@ def acquire(path: Path, about: Mark) -> Callable[[], None] | None:
 
 
 def read_mark(path: Path) -> Mark | None:
-    """What the object says of the holder; None where there is none, {} where it can't be understood."""
+    """What the object says of the holder; None where there is none, {} where it can't be understood.
+
+    Raises UserError where it can't be read for a minute.
+    """
+    return with_retries(str(path), lambda: _read_once(path))
+
+
+def _read_once(path: Path) -> Mark | None:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -110,10 +120,12 @@ def _keep(path: Path, mark: Mark) -> Callable[[], None]:
     def renew() -> None:
         while not ended.wait(RENEWAL):
             with suppress(Exception):  # each file system has exceptions of its own; the next renewal may succeed
-                found = read_mark(path)
+                found = _read_once(path)
                 if found is None:
+                    # Somebody removed it, and nobody holds the root: this run still does. If another one is quicker, its
+                    # token is found next time.
                     _create(path, _renewed(mark))
-                elif found.get("token") == mark["token"]:
+                elif found.get("token", mark["token"]) == mark["token"]:  # one without a token is no other run's
                     path.write_bytes(json.dumps(_renewed(mark)).encode())
                 else:
                     lost.set()

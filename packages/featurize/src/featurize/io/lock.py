@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def holder(root: Path) -> str | None:
         return None
     if not is_local(root):
         return _holder(path)
-    with path.open() as file:  # a shared lock needs no right to write, and filelock has none
+    with path.open() as file:  # a shared lock, which needs no right to write
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -73,26 +74,36 @@ def holder(root: Path) -> str | None:
 
 def _lock_file(path: Path) -> Callable[[], None] | None:
     """What releases the lock, of which the file says who holds it; None when another process has it."""
-    from filelock import FileLock, Timeout
-
     make_folder(path.parent)
-    lock = FileLock(path)
+    file = path.open("a+b", buffering=0)  # not emptied: it may name the run that holds the lock
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            return None
         if error.errno not in NO_LOCKS:
             raise
         log.warning("The file system of %s has no locks; start no second run on it.", path.parent)
         return lambda: path.unlink(missing_ok=True)
-    path.write_text(json.dumps(_myself()))
+    if not _is_at(path, file):  # its holder removed it after it was opened here
+        file.close()
+        return _lock_file(path)
+    file.truncate(0)
+    file.write(json.dumps(_myself()).encode())
 
     def release() -> None:
         path.unlink(missing_ok=True)
-        lock.release()
+        file.close()
 
     return release
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _myself() -> dict[str, Any]:

@@ -46,7 +46,7 @@ def read_sealed_metadata(path: Path) -> ArrayMetadata:
     metadata = read_metadata(path)
     if metadata.attributes.get("format") != FORMAT:
         raise UserError(f"{path} is not in the format {FORMAT}; make it again with this version of featurize.")
-    sizes = dict(_chunk_sizes(path))
+    sizes = dict(chunk_sizes(path))
     for block, record in enumerate(read_json(seal_path(path))["blocks"]):
         chunk = chunk_path(path, block, len(metadata.shape)).relative_to(path).as_posix()
         if sizes.get(chunk, 0) != record["bytes"]:
@@ -73,7 +73,7 @@ def _from_fine_to_coarse(level: Path) -> tuple[int, int]:
     return -height * width, -channels
 
 
-def _chunk_sizes(path: Path) -> Iterator[tuple[str, int]]:
+def chunk_sizes(path: Path) -> Iterator[tuple[str, int]]:
     """(name below the array, bytes) of each of its files; of a bucket in one listing."""
     if is_local(path):
         yield from (

@@ -27,9 +27,10 @@ from featurize.store.metadata import (
     existing_metadata,
     is_as_copied,
     metadata_copy,
+    read_metadata,
     rows_of_block,
 )
-from featurize.store.read import open_array
+from featurize.store.read import chunk_sizes, open_array
 from featurize.store.seal import copy_metadata, read_record
 
 
@@ -76,10 +77,12 @@ def _create(spec: ArraySpec) -> None:
 
 
 def whole_blocks(spec: ArraySpec) -> set[int]:
-    """The blocks that have a record; those are dropped here that a power cut left without content, or without a chunk."""
+    """The blocks that have a record, but for those whose record a power cut left without content, and those that a power cut or a
+    kill left without a chunk; on a disk the records of these are dropped here."""
     written = written_blocks(spec.path)
-    if not is_local(spec.path):
-        return written
+    if not is_local(spec.path):  # where objects are whole: one listing says which chunks are there
+        chunks = dict(chunk_sizes(spec.path)) if written else {}
+        return {block for block in written if _chunk_name(spec, block) in chunks}
     whole = set()
     for block in written:
         chunk = chunk_path(spec.path, block, len(spec.shape))
@@ -88,6 +91,10 @@ def whole_blocks(spec: ArraySpec) -> set[int]:
         else:
             record_path(spec.path, block).unlink()
     return whole
+
+
+def _chunk_name(spec: ArraySpec, block: int) -> str:
+    return chunk_path(spec.path, block, len(spec.shape)).relative_to(spec.path).as_posix()
 
 
 def restore_metadata(array: Path, document: dict[str, Any]) -> None:
@@ -131,16 +138,27 @@ def write_array(spec: ArraySpec, values: np.ndarray) -> None:
     """Write the blocks that an array lacks whose values (rows, ...) are all in memory."""
     for block in prepare(spec):
         rows = spec.rows_of(block)
-        write_block(spec.path, block, values[rows.start : rows.stop])
+        write_block(spec, block, values[rows.start : rows.stop])
 
 
-def write_block(path: Path, block: int, values: np.ndarray) -> None:
+def check_same_array(spec: ArraySpec) -> None:
+    """Raises UserError where another array lies at the path now: a worker of a cluster may still do a task of a command that has
+    ended, when the next command has begun the array anew, of other images or otherwise."""
+    if read_metadata(spec.path).attributes.get("fingerprint") != spec.fingerprint:
+        raise UserError(
+            f"{spec.path} was begun anew by another command while a block of it was made; run the same command again."
+        )
+
+
+def write_block(spec: ArraySpec, block: int, values: np.ndarray) -> None:
     """Write one whole chunk in one assignment, then its record: a block without a record does not exist.
 
-    Raises UserError for NaN or infinite values and for values that the dtype can't hold.
+    Raises UserError for NaN or infinite values, for values that the dtype can't hold, and as `check_same_array` does.
     """
     import zarr
 
+    check_same_array(spec)
+    path = spec.path
     # Without this zarr would leave out a chunk that holds nothing but fill values.
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = open_array(path, mode="r+")
