@@ -38,7 +38,7 @@ Learn = Callable[
     [Sequence[int], Sequence[Examined | None]], None
 ]  # takes rows, and what was found out about their images
 
-_LOADING = threading.Lock()  # of networks, which two tasks of a worker would else load twice
+LOADING = threading.Lock()  # of networks, which two tasks of a worker would else load twice
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def encode_batch(task: BlockTask, clock: Clock) -> Encoded:
     moments: list[Moments] = []  # at most one: those of all batches so far
     distances: list[tuple[Tensor, Tensor]] = []
     seen: list[Seen] = []
-    with _LOADING:
+    with LOADING:
         if task.z0 is not None:
             codec = load_codec(replace(codec_spec(features), device=device))
             _check_same(task.z0.path, "codec", codec.identity)

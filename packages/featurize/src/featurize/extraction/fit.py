@@ -26,7 +26,7 @@ from featurize.errors import UserError
 from featurize.execution.devices import device_of_worker
 from featurize.execution.progress import progress_line
 from featurize.execution.tasks import Run
-from featurize.extraction.block import Done, Learn, Log
+from featurize.extraction.block import LOADING, Done, Learn, Log
 from featurize.extraction.loader import Batch, Clock, Seen, batch_of, load_views
 from featurize.extraction.networks import encoder_spec
 from featurize.io.files import is_local, json_sha256, make_folder, remove_folder
@@ -133,7 +133,8 @@ def _write_part(task: FitTask) -> Done:
     """Write the moments of a part's tokens, unless one of its images is refused."""
     clock, batch = Clock(), task.batch
     device = device_of_worker()
-    encoder = load_encoder(encoder_spec(batch.features), device)
+    with LOADING:
+        encoder = load_encoder(encoder_spec(batch.features), device)
     seen: list[Seen] = []
     views = list(load_views(batch, (batch.input_of(encoder),), clock, seen))  # all, as the last may be refused
     if all(one.is_stored for one in seen):
