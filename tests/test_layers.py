@@ -16,8 +16,8 @@ MOST_LINES, MOST_MODULES = 400, 14
 # package's own `__init__` and `__main__`.
 ORDER = {
     "nestgen": (
-        "errors text memory cores compiler files locks tensors randomness philox images recipe stores denoiser diffusion runs sampling sharing "
-        "pipeline scoring training explore cli"
+        "errors text memory cores compiler files locks tensors randomness philox images recipe stores denoiser diffusion "
+        "runs sampling sharing pipeline scoring training explore cli"
     ),
     "featurize": (
         "errors versions plugins io execution images scenes checkpoints sources recipe encoders codecs text basis store "
