@@ -110,7 +110,7 @@ def write_store(folder: Path, rows: int) -> Path:
         part = spec.rows_of(block)
         values = random.standard_normal((len(part), *spec.shape[1:]), dtype=np.float32).astype(np.float16)
         flat[part.start : part.stop] = values
-        write_block(spec.path, block, values)
+        write_block(spec, block, values)
     seal(spec)
     flat.flush()
     return spec.path

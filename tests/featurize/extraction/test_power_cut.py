@@ -16,7 +16,7 @@ from featurize.extraction import block
 from featurize.extraction.extract import extract
 from featurize.integrity.verify import verify
 from featurize.recipe import read_request
-from featurize.store.metadata import spec_of
+from featurize.store.metadata import ArraySpec, spec_of
 from featurize.store.seal import unseal
 from tests.featurize.conftest import chunks, options
 
@@ -173,10 +173,10 @@ def test_whole_blocks_are_kept_where_the_file_system_wrote_the_records(
     written: list[int] = []
     write = block.write_block
 
-    def counted(path: Path, number: int, values: Any) -> None:
-        if path.name == "base.zarr":
+    def counted(spec: ArraySpec, number: int, values: Any) -> None:
+        if spec.path.name == "base.zarr":
             written.append(number)
-        write(path, number, values)
+        write(spec, number, values)
 
     monkeypatch.setattr(block, "write_block", counted)
     extract(read_request(None, options(picture_folder, vit_weights, left), "2x2x8,1x1x16"), workers=0, scheduler=None)

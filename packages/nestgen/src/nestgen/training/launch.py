@@ -13,8 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -42,26 +42,29 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nestgen-")))
         errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(1, processes)]
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "nestgen", *arguments],
-                env=process_environment(rank, processes, folder / "store") | {PARENT_PIPE: str(read_end)},
-                stderr=errors[rank - 1] if rank else None,
-                stdout=subprocess.DEVNULL if rank else None,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[read_end],
-                start_new_session=True,  # so that Ctrl-C reaches them once, through this process
-            )
-            for rank in range(processes)
-        ]
-        os.close(read_end)
+        started: list[subprocess.Popen[bytes]] = []
         try:
-            codes = _wait(started)
+            with _passing_on(started) as signalled:
+                for rank in range(processes):
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "nestgen", *arguments],
+                        env=process_environment(rank, processes, folder / "store") | {PARENT_PIPE: str(read_end)},
+                        stderr=errors[rank - 1] if rank else None,
+                        stdout=subprocess.DEVNULL if rank else None,
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[read_end],
+                        start_new_session=True,  # so that Ctrl-C reaches them once, through this process
+                    )
+                    started.append(process)
+                if signalled:
+                    raise KeyboardInterrupt
+                codes = _wait(started, signalled)
         finally:
             for process in started:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
+            os.close(read_end)
             os.close(write_end)
         return _exit_code(codes, errors)
 
@@ -79,11 +82,9 @@ def process_environment(rank: int, processes: int, store: Path) -> dict[str, str
     return {**defaults, **os.environ, **{name: str(number) for name, number in numbers.items()}, STORE_FILE: str(store)}
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes of all; once one has failed, the others have GRACE to end by themselves and then count as LOST.
-
-    Raises KeyboardInterrupt at a second signal, STOP after the first one, and where that one ended a process.
-    """
+@contextmanager
+def _passing_on(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[float]]:
+    """Within it SIGINT and SIGTERM go to the processes instead of this one; when each came, by time.monotonic()."""
     signalled: list[float] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -94,20 +95,28 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed_at: float | None = None
-        while None in (codes := [process.poll() for process in started]):
-            if failed_at is None and any(codes):
-                failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > GRACE:
-                break
-            if signalled and (signalled[-1] - signalled[0] > SAME or time.monotonic() - signalled[0] > STOP):
-                raise KeyboardInterrupt(
-                    "stopped at once, without a checkpoint of the step under way: the same command goes on from the last one"
-                )
-            time.sleep(0.05)
+        yield signalled
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]], signalled: Sequence[float]) -> list[int]:
+    """Exit codes of all; once one has failed, the others have GRACE to end by themselves and then count as LOST.
+
+    Raises KeyboardInterrupt at a second signal, STOP after the first one, and where that one ended a process.
+    """
+    failed_at: float | None = None
+    while None in (codes := [process.poll() for process in started]):
+        if failed_at is None and any(codes):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > GRACE:
+            break
+        if signalled and (signalled[-1] - signalled[0] > SAME or time.monotonic() - signalled[0] > STOP):
+            raise KeyboardInterrupt(
+                "stopped at once, without a checkpoint of the step under way: the same command goes on from the last one"
+            )
+        time.sleep(0.05)
     if signalled and any(process.returncode in (-signal.SIGINT, -signal.SIGTERM) for process in started):
         raise KeyboardInterrupt  # it ended before its first step, from which on it hears signals
     return [process.returncode if process.returncode is not None else LOST for process in started]
