@@ -98,7 +98,7 @@ def sure(recipe: Recipe, query_ND: np.ndarray) -> float:
 
 
 @click.command()
-@click.option("--recipe", "file", type=click.Path(path_type=Path), required=True)
+@click.option("--recipe", "file", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--depth", "depths", type=int, multiple=True, default=(1, 3))
 @click.option("--count", type=int, default=1000)

@@ -60,7 +60,7 @@ extract --recipe deep.yaml                                      | is nested too 
 extract --recipe words.yaml                                     | holds no keys
 extract --recipe bytes.yaml                                     | is not UTF-8 text
 extract --recipe typo.yaml                                      | did you mean 'features'?
-levels 4x4x4 --out nowhere                                      | There is no store root at
+levels 4x4x4 --out nowhere                                      | There is no store at
 levels 9x9x9 --out ROOT --encoder timm:vit_tiny_patch16_224     | is larger than the 4x4 grid
 info nowhere                                                    | is not a store root
 verify nowhere                                                  | is not a store root

@@ -76,7 +76,7 @@ def test_levels_wait_for_the_run_that_writes_the_base_store(
         other.result()
     assert outcome.code == 0, outcome.err
     nowhere = featurize("levels", "3x3x4", "--out", tmp_path / "nowhere")
-    assert f"no store root at {tmp_path / 'nowhere'}" in nowhere.err and not (tmp_path / "nowhere").exists()
+    assert f"no store at {tmp_path / 'nowhere'}" in nowhere.err and not (tmp_path / "nowhere").exists()
 
 
 def test_the_base_store_is_read_once_for_all_levels(

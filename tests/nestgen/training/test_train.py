@@ -222,7 +222,7 @@ def test_bfloat16_trains_like_float32(toy: Callable[..., Recipe]) -> None:
 
 def test_compiling_on_a_cpu_needs_a_compiler(toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"needs a compiler, and no-such-compiler is not there"):
+    with pytest.raises(UserError, match=r"C\+\+ compiler on a CPU, and no-such-compiler is not there"):
         train(toy("compiled", steps=1, compile=True), 0)
 
 

@@ -28,9 +28,9 @@ LOW = 0xFFFFFFFF
 
 def words(seed: int, stream: str, rows: range, blocks: int, device: torch.device | str = "cpu") -> Tensor:
     """64 random bits each, int64 (len(rows), 4 blocks)."""
-    key, first, count = key_of(seed, stream), rows.start * blocks, len(rows) * blocks
+    first, count = rows.start * blocks, len(rows) * blocks
     if torch.device(device).type == "cpu":
-        raw = np.random.Philox(key=key, counter=first).random_raw(4 * count)
+        raw = np.random.Philox(key=key_of(seed, stream), counter=first).random_raw(4 * count)
         return torch.from_numpy(raw.view(np.int64)).view(len(rows), -1)
     # numpy counts before it computes: its first block is that of counter + 1
     counter_N = torch.arange(count, device=device) + (first + 1)

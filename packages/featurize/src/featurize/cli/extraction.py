@@ -161,7 +161,7 @@ def levels(
     root = resolve_path(request.features.out)
     base = base_path(encoder_folder(root, request.features.encoder))
     if not root.exists():  # which the lock would make
-        raise UserError(f"There is no store root at {root}; `featurize extract` makes one.")
+        raise UserError(f"There is no store at {base}; `featurize extract` makes it.")
     with root_lock(root, wait):  # first, as the run that holds it may be writing the base store
         # A small base store is pooled sooner than workers start.
         few = workers is None and scheduler is None and read_sealed_metadata(base).nbytes < SMALL_STORE

@@ -65,9 +65,10 @@ def start_accelerator(options: TrainingOptions, folder: Path) -> Accelerator:
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("training.precision fp16 needs a GPU; set bf16 or no")
     if options.compile and (compiler := missing_compiler(accelerator.device)):
-        variable = "CXX" if accelerator.device.type == "cpu" else "CC"
+        of_cpu, of_gpu = ("C++ compiler on a CPU", "CXX"), ("C compiler on a GPU", "CC")
+        kind, variable = of_cpu if accelerator.device.type == "cpu" else of_gpu
         raise UserError(
-            f"training.compile needs a compiler, and {compiler} is not there; install it, name another one in the environment "
+            f"training.compile needs a {kind}, and {compiler} is not there; install it, name another one in the environment "
             f"variable {variable}, or leave training.compile out"
         )
     if accelerator.device.type == "cuda" and torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
